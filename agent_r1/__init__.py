@@ -1,0 +1,61 @@
+"""Agent-R1: train language-model agents on their own tools by reinforcement learning.
+
+Importing this package is light; torch is imported by the first name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Agent": "agent_r1.api",
+    "Env": "agent_r1.env",
+    "Message": "agent_r1.types",
+    "Outcome": "agent_r1.types",
+    "Task": "agent_r1.types",
+    "Tool": "agent_r1.tools",
+    "ToolEnv": "agent_r1.env",
+    "ToolResult": "agent_r1.tools",
+    "Transition": "agent_r1.env",
+    "check_env": "agent_r1.env_check",
+    "load": "agent_r1.api",
+    "resume": "agent_r1.api",
+    "tool": "agent_r1.tools",
+    "train": "agent_r1.api",
+}
+__all__ = [
+    "Agent",
+    "Env",
+    "Message",
+    "Outcome",
+    "Task",
+    "Tool",
+    "ToolEnv",
+    "ToolResult",
+    "Transition",
+    "check_env",
+    "load",
+    "resume",
+    "tool",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from agent_r1.api import Agent, load, resume, train
+    from agent_r1.env import Env, ToolEnv, Transition
+    from agent_r1.env_check import check_env
+    from agent_r1.tools import Tool, ToolResult, tool
+    from agent_r1.types import Message, Outcome, Task
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,69 @@
+"""GRPO, group-relative policy optimisation: DeepSeekMath, arXiv 2402.03300, eq. 3 and 4."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from agent_r1.algorithms.advantages import group_relative
+from agent_r1.algorithms.base import Advantages, Algorithm, Credit, spread
+from agent_r1.config import NamedSection
+from agent_r1.types import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GRPO(Algorithm):
+    """Advantages relative to the group, clipped ratio, optional KL to the reference in the loss.
+
+    With outcome or trajectory credit the returns of the group's trajectories are compared, and
+    every action token of a trajectory gets the same advantage. With step credit the returns of all
+    steps of the group are compared (process supervision, section 4.1.3), and a token gets its
+    step's.
+    """
+
+    class Settings(NamedSection):
+        """``aggregation``: every token alike, or every trajectory alike (the paper's eq. 3)."""
+
+        name: str = "grpo"
+        normalize_std: bool = True
+        clip_low: float = Field(0.2, gt=0)
+        clip_high: float = Field(0.2, gt=0)
+        kl_coef: float = Field(0.0, ge=0)
+        aggregation: Literal["token", "sequence"] = "token"
+
+    def advantages(self, group: Group, credit: Credit) -> Advantages:
+        returns = [
+            credit.returns([step.rewards for step in trajectory.steps], trajectory.outcome.reward)
+            for trajectory in group.scored
+            if trajectory.outcome is not None
+        ]
+        if credit.per_step:
+            flat = iter(self._relative([value for steps in returns for value in steps]))
+            return spread([[next(flat) for _ in steps] for steps in returns], group)
+        relative = self._relative([steps[0] for steps in returns])
+        per_step = [[value] * len(steps) for value, steps in zip(relative, returns, strict=True)]
+        return spread(per_step, group)
+
+    def _relative(self, returns: list[float]) -> list[float]:
+        return group_relative(returns, normalize_std=self.settings.normalize_std)
+
+    def token_weights(self, num_action_tokens: list[int]) -> list[float]:
+        if self.settings.aggregation == "token":
+            return super().token_weights(num_action_tokens)
+        return [1.0 / (len(num_action_tokens) * count) for count in num_action_tokens]
+
+    def policy_loss(
+        self, logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor
+    ) -> Tensor:
+        from agent_r1.algorithms.losses import clipped_policy_loss
+
+        return clipped_policy_loss(
+            logprobs,
+            sampling_logprobs,
+            advantages,
+            clip_low=self.settings.clip_low,
+            clip_high=self.settings.clip_high,
+        )

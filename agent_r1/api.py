@@ -1,0 +1,143 @@
+"""The same things in Python that the command line does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent_r1.checkpoint import model_folder
+from agent_r1.evaluate import Evaluation, evaluate
+from agent_r1.policy import load_policy
+from agent_r1.progress import Reporter
+from agent_r1.recipe import Recipe, load_recipe
+from agent_r1.report import write_result
+from agent_r1.rollout.episode import Rollout
+from agent_r1.run import RunFolder
+from agent_r1.run_async import run_async
+from agent_r1.trainer import Trainer, make_rollout, set_threads, tasks_of
+from agent_r1.types import Task, Trajectory, derive_seed
+
+
+@dataclass
+class Result:
+    """A finished run.
+
+    Attributes:
+        run: Its folder.
+        metrics: The rows of ``metrics.jsonl``.
+        report: The content of ``result.json``, or ``None`` when the recipe asks for no test.
+        before, after: The test evaluations ``"sampled"`` and ``"greedy"``.
+    """
+
+    run: RunFolder
+    metrics: list[dict[str, Any]]
+    report: dict[str, Any] | None = None
+    before: dict[str, Evaluation] = field(default_factory=dict)
+    after: dict[str, Evaluation] = field(default_factory=dict)
+
+
+def train(
+    recipe: str | Path | dict[str, Any] | Recipe,
+    *,
+    run: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Trains by a recipe (a file, the name of one that ships, or its content) into a new run
+    folder.
+
+    Args:
+        recipe: See ``load_recipe``.
+        run: The folder; by default ``runs/`` and the recipe's name and the time.
+        overrides: Dotted keys, e.g. ``{"train.iterations": 5}``.
+        reporter: Where progress goes; nowhere by default.
+    """
+    if not isinstance(recipe, Recipe):
+        label = recipe if isinstance(recipe, str | Path) else "run"
+        run = run or default_run(str(label))
+        recipe, _ = load_recipe(recipe, list((overrides or {}).items()))
+    return _train(recipe, RunFolder.create(run or default_run("run"), recipe), reporter)
+
+
+def resume(run: str | Path, *, reporter: Reporter | None = None) -> Result:
+    """Continues a run after its last checkpoint, with the numbers it would have had without the
+    stop.
+    """
+    folder = RunFolder.open(run)
+    recipe, _ = load_recipe(folder.recipe_data())
+    return _train(recipe, folder, reporter)
+
+
+def default_run(label: str) -> Path:
+    """``runs/<recipe>-<time>``."""
+    return Path("runs") / f"{Path(label).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _train(recipe: Recipe, run: RunFolder, reporter: Reporter | None) -> Result:
+    reporter = reporter or Reporter(num_iterations=recipe.train.iterations, quiet=True)
+    with reporter:
+        state = Trainer(recipe, run, reporter).train()
+    result = Result(run, run.metrics())
+    if recipe.evaluation.test_tasks:
+        reporter.say(f"testing before and after on {recipe.evaluation.test_tasks} fresh tasks")
+        result.before = Agent(recipe).test()
+        result.after = load(run.path).test()
+        result.report = write_result(
+            run, result.before, result.after, train_seconds=state.train_seconds
+        )
+    return result
+
+
+class Agent:
+    """A policy in its environment, to be asked and evaluated."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        set_threads(recipe)
+        self.recipe = recipe
+        self.policy = load_policy(recipe.model)
+        self.rollout: Rollout = make_rollout(
+            recipe, self.policy, concurrency=recipe.evaluation.concurrency
+        )
+
+    def tasks(self, split: str = "test") -> Sequence[Task]:
+        """The environment's tasks of a split."""
+        return tasks_of(self.recipe, split)
+
+    def play(self, task: Task | str, *, temperature: float = 0.0, seed: int = 0) -> Trajectory:
+        """One episode, greedy by default. A string is the question of a task without further
+        data.
+        """
+        if isinstance(task, str):
+            task = Task(id=task, question=task)
+        work = self.rollout.run([task], attempts=1, temperature=temperature, seed=seed)
+        return run_async(work)[0].trajectories[0]
+
+    def evaluate(
+        self, *, split: str = "test", num_tasks: int, temperature: float, seed: int | None = None
+    ) -> Evaluation:
+        """Success on the first tasks of a split."""
+        seed = derive_seed(self.recipe.seed, split) if seed is None else seed
+        tasks = self.tasks(split)[:num_tasks]
+        return evaluate(self.rollout, tasks, temperature=temperature, seed=seed)
+
+    def test(self) -> dict[str, Evaluation]:
+        """The recipe's test tasks, sampled as in training and greedy."""
+        num, temperature = self.recipe.evaluation.test_tasks, self.recipe.train.temperature
+        return {
+            "sampled": self.evaluate(num_tasks=num, temperature=temperature),
+            "greedy": self.evaluate(num_tasks=num, temperature=0.0),
+        }
+
+
+def load(run: str | Path, checkpoint: str = "best") -> Agent:
+    """The agent that a run trained: its ``best`` checkpoint, the ``last``, or an iteration's
+    number.
+    """
+    folder = RunFolder.open(run)
+    recipe, _ = load_recipe(folder.recipe_data())
+    path = model_folder(folder.path, checkpoint)
+    model = recipe.model.model_copy(update={"path": str(path)})
+    return Agent(recipe.model_copy(update={"model": model}))

@@ -1,0 +1,202 @@
+"""The command line: parse and check first, import torch second."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_r1.api import Result
+    from agent_r1.recipe import Recipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; 2 when the user's input is at fault, 130 when interrupted."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "train" and not getattr(arguments, "takes_overrides", False):
+        parser.error(f"unexpected arguments: {' '.join(rest)}")
+    from agent_r1.config import ConfigError
+    from agent_r1.env_check import EnvCheckError
+
+    try:
+        code: int = arguments.run_command(arguments, rest)
+        return code
+    except (ConfigError, EnvCheckError) as error:
+        print(f"agent-r1: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; `agent-r1 train --resume RUN` goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from agent_r1 import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="agent-r1",
+        description="Train language-model agents on their own tools by reinforcement learning.",
+        epilog="Any key of a recipe can be overridden, e.g. --train.iterations 5",
+    )
+    parser.add_argument("--version", action="version", version=f"agent-r1 {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="train by a recipe, or go on with a run", allow_abbrev=False
+    )
+    train.add_argument("recipe", nargs="?", help="a TOML file, or the name of a recipe that ships")
+    train.add_argument("--resume", metavar="RUN", help="go on with a run after its last checkpoint")
+    train.add_argument("--run", help="the run folder (default: runs/RECIPE-TIME)")
+    train.set_defaults(run_command=_train)
+
+    evaluate = commands.add_parser("eval", help="success on held-out tasks", allow_abbrev=False)
+    evaluate.add_argument(
+        "source", metavar="RUN|RECIPE", help="a run folder, or a recipe for its model as it comes"
+    )
+    evaluate.add_argument(
+        "--checkpoint", default="best", help="best, last or an iteration (default: best)"
+    )
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    evaluate.add_argument(
+        "--tasks", type=int, default=None, help="how many (default: the recipe's)"
+    )
+    evaluate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    evaluate.add_argument("--show", type=int, default=0, metavar="N", help="print N episodes")
+    evaluate.set_defaults(run_command=_eval, takes_overrides=True)
+
+    check = commands.add_parser(
+        "check", help="dry-run a recipe in seconds, without training", allow_abbrev=False
+    )
+    check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
+    check.set_defaults(run_command=_check, takes_overrides=True)
+
+    for command in (train, evaluate, check):
+        command.add_argument(
+            "--json", action="store_true", help="print figures as JSON, nothing else"
+        )
+    return parser
+
+
+def _load(source: str, rest: list[str], *, quiet: bool) -> Recipe:
+    from agent_r1.config import parse_overrides
+    from agent_r1.recipe import load_recipe
+
+    recipe, notes = load_recipe(source, parse_overrides(rest))
+    for note in notes:
+        print(note, file=sys.stderr if quiet else sys.stdout)
+    return recipe
+
+
+def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from agent_r1.config import ConfigError
+    from agent_r1.recipe import load_recipe, shipped_recipes
+    from agent_r1.run import RunFolder
+
+    if (arguments.resume is None) == (arguments.recipe is None):
+        raise ConfigError(
+            f"train needs a recipe (of ours: {', '.join(shipped_recipes())}) or --resume RUN"
+        )
+    if arguments.resume:
+        if rest or arguments.run:
+            raise ConfigError("--resume takes the run's own recipe: no overrides and no --run")
+        run = RunFolder.open(arguments.resume)
+        recipe, _ = load_recipe(run.recipe_data())
+    else:
+        recipe = _load(arguments.recipe, rest, quiet=arguments.json)
+        if arguments.run:
+            RunFolder.must_be_free(arguments.run)
+    from agent_r1 import api
+    from agent_r1.progress import Reporter
+
+    reporter = Reporter(num_iterations=recipe.train.iterations, quiet=arguments.json)
+    if arguments.resume:
+        result = api.resume(arguments.resume, reporter=reporter)
+    else:
+        folder = arguments.run or api.default_run(arguments.recipe)
+        reporter.say(f"run folder: {folder}")
+        result = api.train(recipe, run=folder, reporter=reporter)
+    if arguments.json:
+        print(
+            json.dumps(
+                {"run": str(result.run.path), "last": result.metrics[-1], "report": result.report}
+            )
+        )
+    else:
+        _print_result(result)
+    return 0
+
+
+def _print_result(result: Result) -> None:
+    from agent_r1.report import contrast, draw_curve, table, transcript
+
+    curve = draw_curve(result.run)
+    if result.report is not None:
+        before, after = contrast(result.before["sampled"].groups, result.after["sampled"].groups)
+        print(f"\nBefore training\n{transcript(before)}\n\nAfter training\n{transcript(after)}\n")
+        print(f"Success on tasks never seen in training, before -> after\n{table(result.report)}\n")
+    path = result.run.path
+    print(f"curve:        {curve or 'not drawn: pip install agent-r1[plot]'}")
+    print(f"best model:   {path / 'checkpoints' / 'best'}")
+    print(f"run folder:   {path}")
+    print(
+        "\nWhat next\n"
+        f"  agent-r1 eval {path} --show 3        more episodes of the trained agent\n"
+        "  agent-r1 check hopworld                         what the agent sees, token by token\n"
+        "  agent-r1 train hopworld --credit step           the same with process rewards\n"
+        "  examples/my_env.py                              an environment of your own in 30 lines"
+    )
+
+
+def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from pathlib import Path
+
+    is_run = (Path(arguments.source) / "recipe.json").exists()
+    recipe = None if is_run else _load(arguments.source, rest, quiet=arguments.json)
+    if is_run and rest:
+        from agent_r1.config import ConfigError
+
+        raise ConfigError(f"a run is evaluated by its own recipe; unexpected: {' '.join(rest)}")
+    from agent_r1 import api
+    from agent_r1.report import transcript
+
+    agent = api.Agent(recipe) if recipe else api.load(arguments.source, arguments.checkpoint)
+    settings = agent.recipe.evaluation
+    num = arguments.tasks or settings.test_tasks or settings.tasks
+    result = agent.evaluate(split=arguments.split, num_tasks=num, temperature=arguments.temperature)
+    figures = result.figures()
+    if arguments.json:
+        print(json.dumps(figures))
+        return 0
+    for group in result.groups[: arguments.show]:
+        print(transcript(group.trajectories[0]) + "\n")
+    print("  category  tasks  success     95 % interval  turns faults")
+    for name, scores in [*figures["categories"].items(), ("all", figures["total"])]:
+        print(_score_line(name or "-", scores))
+    return 0
+
+
+def _score_line(name: str, scores: dict[str, Any]) -> str:
+    interval = f"[{scores['low']:.3f}, {scores['high']:.3f}]"
+    metrics = "".join(f"  {key} {value:.3f}" for key, value in scores["metrics"].items())
+    return (
+        f"{name:>10} {scores['tasks']:>6} {scores['success']:>8.3f}  {interval:>16} "
+        f"{scores['turns']:>6.2f} {scores['faults']:>6}{metrics}"
+    )
+
+
+def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
+    recipe = _load(arguments.recipe, rest, quiet=arguments.json)
+    from agent_r1.dry_run import dry_run
+
+    report = dry_run(recipe)
+    print(json.dumps(report.as_dict()) if arguments.json else report.as_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Sections, names and overrides: how a TOML file becomes a checked, typed recipe. Which sections
+exist is not known here.
+
+A *section* is a pydantic model that forbids unknown keys. A *registry* maps the names of one kind
+of thing (environments, algorithms, ...) to classes; a class brings its own section as
+``Settings``. So a key that the chosen class does not have is an error before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ConfigError(ValueError):
+    """The user's input cannot be used; the message says where, what and how to mend it."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NamedSection(Section):
+    """A section whose ``name`` chose the class that it configures."""
+
+    name: str
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``; did you mean 'x'?`` when something known is close, else all that is known."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Names of one kind of thing, resolved to classes on first use.
+
+    A name is a key of ``table``, an installed entry point of group ``agent_r1.<kind>``, or
+    ``path/to/file.py:Class`` / ``package.module:Class``.
+    """
+
+    kind: str
+    table: dict[str, str] = field(default_factory=dict)
+
+    def resolve(self, name: str, *, base: Path | None = None) -> Any:
+        """The class behind ``name``. Relative file names are looked up from ``base``, then from
+        here.
+        """
+        if ":" in name:
+            return load_object(name, what=self.kind, base=base)
+        if name in self.table:
+            return load_object(self.table[name], what=self.kind)
+        entry_points = importlib.metadata.entry_points(group=f"agent_r1.{self.kind}")
+        for entry_point in entry_points:
+            if entry_point.name == name:
+                return entry_point.load()
+        known = [*self.table, *(e.name for e in entry_points)]
+        raise ConfigError(
+            f"unknown {self.kind} {name!r}{nearest(name, known)} "
+            f"(one of your own is named as 'file.py:Class')"
+        )
+
+    def section(self, value: Any, *, base: Path | None = None) -> NamedSection:
+        """A checked section from its raw value: ``"grpo"`` or ``{"name": "grpo", ...}``."""
+        if isinstance(value, NamedSection):
+            return value
+        data = {"name": value} if isinstance(value, str) else value
+        if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+            raise ConfigError(f"[{self.kind}] needs a name{nearest('', [*self.table])}")
+        name = data["name"]
+        settings: type[NamedSection] = self.resolve(name, base=base).Settings
+        if ":" in name and name.partition(":")[0].endswith(".py"):  # found again from any directory
+            path, _, attribute = name.rpartition(":")
+            data = {**data, "name": f"{_find(path, base)}:{attribute}"}
+        return settings.model_validate(data)
+
+
+def load_object(reference: str, *, what: str, base: Path | None = None) -> Any:
+    """The object named ``module:attribute`` or ``file.py:attribute``."""
+    module_name, _, attribute = reference.rpartition(":")
+    if module_name.endswith(".py"):
+        path = _find(module_name, base)
+        if not path.exists():
+            raise ConfigError(f"{what} {reference!r}: there is no file {path}")
+        module = _load_file(path)
+    else:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"{what} {reference!r}: {error}") from error
+    if not hasattr(module, attribute):
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise ConfigError(
+            f"{what} {reference!r}: no {attribute!r} there{nearest(attribute, public)}"
+        )
+    return getattr(module, attribute)
+
+
+def _find(path: str, base: Path | None) -> Path:
+    beside = (base or Path()) / path
+    return (beside if beside.exists() else Path(path)).resolve()
+
+
+@functools.cache
+def _load_file(path: Path) -> Any:
+    digest = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{digest}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The raw content of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no recipe {path}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
+    """``["--a.b", "1", "--c=x"]`` to ``[("a.b", 1), ("c", "x")]``.
+
+    Values are TOML; what is not TOML is a string.
+    """
+    pairs: list[tuple[str, Any]] = []
+    rest = list(arguments)
+    while rest:
+        key = rest.pop(0)
+        if not key.startswith("--") or len(key) < 3:
+            raise ConfigError(
+                f"unexpected argument {key!r}; overrides look like --section.key value"
+            )
+        key, separator, text = key[2:].partition("=")
+        if not separator:
+            if not rest:
+                raise ConfigError(f"--{key} needs a value")
+            text = rest.pop(0)
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        pairs.append((key, value))
+    return pairs
+
+
+def override(data: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key in nested dictionaries; a section given as a bare name becomes a table
+    first.
+    """
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = data.get(section, {})
+        if isinstance(inner, str):
+            inner = {"name": inner}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--{key}: {section!r} is not a section but {inner!r}")
+        data[section] = inner = dict(inner)
+        data = inner
+    data[last] = value
+
+
+def explain(
+    error: ValidationError, source: str, known_keys: Callable[[tuple[int | str, ...]], list[str]]
+) -> ConfigError:
+    """A pydantic error as lines that name the source, the field, the value and the cure.
+
+    ``known_keys`` gives the keys of the section at a location, to suggest the nearest.
+    """
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(map(str, item["loc"]))
+        if item["type"] == "extra_forbidden":
+            key = str(item["loc"][-1])
+            lines.append(f"{where}: no such key{nearest(key, known_keys(item['loc'][:-1]))}")
+        elif item["type"] == "missing":
+            lines.append(f"{where}: missing")
+        elif item["type"] == "value_error":  # a message of ours, which names the value itself
+            lines.append(
+                ": ".join(filter(None, [where, item["msg"].removeprefix("Value error, ")]))
+            )
+        else:
+            lines.append(f"{where} = {item['input']!r}: {item['msg']}")
+    return ConfigError(f"{source}: " + f"\n{source}: ".join(lines))
+
+
+def keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at a location below ``model``."""
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return list(model.model_fields)

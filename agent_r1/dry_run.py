@@ -1,0 +1,143 @@
+"""``agent-r1 check``: what a recipe would do, in seconds and without the model's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from agent_r1.env_check import check_env
+from agent_r1.policy import local_path
+from agent_r1.recipe import Recipe
+from agent_r1.render import RENDERERS
+from agent_r1.render.chatml import parse_hermes
+from agent_r1.run_async import run_async
+from agent_r1.tasks import ENVS
+from agent_r1.types import Action, Kind, derive_seed
+
+
+@dataclass
+class DryRun:
+    """What ``agent-r1 check`` found.
+
+    Attributes:
+        segments: ``(kind, text, number of tokens)`` of one scripted episode, in order.
+        rewards: Process rewards of the script's steps.
+        num_tokens: The whole episode's.
+        notes: What was checked.
+        warnings: What would go wrong or surprise.
+        memory: Estimated bytes by use.
+    """
+
+    task: str
+    segments: list[tuple[str, str, int]] = field(default_factory=list)
+    rewards: list[dict[str, float]] = field(default_factory=list)
+    num_tokens: int = 0
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.__dict__}
+
+    def as_text(self) -> str:
+        lines = [f"one episode of task {self.task}, scripted with the gold actions:"]
+        for kind, text, count in self.segments:
+            lines.append(f"--- {kind}, {count} tokens")
+            lines.append(text)
+        lines.append(f"--- {self.num_tokens} tokens in all")
+        lines += [f"process rewards of step {n}: {r}" for n, r in enumerate(self.rewards, 1) if r]
+        lines += [
+            f"memory, estimated: {use} {size / 2**20:,.0f} MiB" for use, size in self.memory.items()
+        ]
+        lines += [f"ok: {note}" for note in self.notes]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+
+def dry_run(recipe: Recipe) -> DryRun:
+    """Checks the environment, plays one task with its gold actions through the real tokenizer,
+    estimates memory.
+    """
+    env_class = ENVS.resolve(recipe.env.name)
+    notes = check_env(env_class, recipe.env)
+    path = local_path(recipe.model.path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer.backend_tokenizer)
+    task = env_class.tasks(recipe.env, "train")[0]
+    report = DryRun(task.id, notes=notes)
+    run_async(_play(report, recipe, env_class(recipe.env), task, renderer, tokenizer))
+    _warn(report, recipe)
+    report.memory = estimate_memory(recipe, AutoConfig.from_pretrained(path))
+    return report
+
+
+async def _play(
+    report: DryRun, recipe: Recipe, env: Any, task: Any, renderer: Any, tokenizer: Any
+) -> None:
+    def add(kind: Kind, ids: tuple[int, ...]) -> None:
+        report.segments.append((kind.name.lower(), tokenizer.decode(list(ids)), len(ids)))
+        report.num_tokens += len(ids)
+
+    messages = await env.reset(task, derive_seed(recipe.seed, task.id))
+    add(Kind.OBSERVATION, renderer.prompt(messages, env.schemas))
+    for text in env.gold() if hasattr(env, "gold") else []:
+        ids = renderer.encode_action(text)
+        if len(ids) > recipe.limits.tokens_per_turn:
+            report.warnings.append(
+                f"a gold action has {len(ids)} tokens, "
+                f"limits.tokens_per_turn is {recipe.limits.tokens_per_turn}"
+            )
+        add(Kind.ACTION, ids)
+        transition = await env.step(parse_hermes(text))
+        report.rewards.append(transition.rewards)
+        if transition.done:
+            break
+        zeros = (0.0,) * len(ids)
+        add(
+            Kind.OBSERVATION,
+            renderer.observation(transition.messages, Action(ids, zeros, zeros, 0, "stop")),
+        )
+    await env.close()
+    num_turns = sum(kind == "action" for kind, _, _ in report.segments)
+    if num_turns > recipe.limits.turns:
+        report.warnings.append(
+            f"the gold actions need {num_turns} turns, limits.turns is {recipe.limits.turns}"
+        )
+
+
+def _warn(report: DryRun, recipe: Recipe) -> None:
+    if report.num_tokens > recipe.limits.tokens:
+        report.warnings.append(
+            f"the gold episode has {report.num_tokens} tokens, "
+            f"limits.tokens is {recipe.limits.tokens}"
+        )
+    parts = getattr(ENVS.resolve(recipe.env.name), "reward_parts", ())
+    if parts and recipe.credit.name == "outcome":
+        report.notes.append(
+            f"process rewards ({', '.join(parts)}) are recorded, not trained on; "
+            "[credit] name = 'step' would use them"
+        )
+
+
+def estimate_memory(recipe: Recipe, config: Any) -> dict[str, int]:
+    """Bytes, float32: weights, gradients and Adam's moments; logits of a micro-batch; caches of
+    all episodes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * 4
+    rows = max(recipe.learner.micro_batch_tokens, recipe.limits.tokens)
+    episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)
+    copies = 4 + bool(recipe.algorithm.model_dump().get("kl_coef"))
+    return {
+        "weights, gradients, optimiser": copies * 4 * parameters,
+        "logits of a micro-batch, at most": 3 * 4 * rows * config.vocab_size,
+        "key-value caches, at most": episodes * recipe.limits.tokens * per_token,
+    }

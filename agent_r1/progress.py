@@ -1,0 +1,94 @@
+"""What a person sees while a run goes on: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Prints rows of metrics. With ``quiet`` nothing but warnings is shown (``--json``, Python)."""
+
+    def __init__(self, *, num_iterations: int, quiet: bool = False) -> None:
+        self.console = Console(stderr=quiet, highlight=False)
+        self.quiet = quiet
+        self._total = num_iterations
+        self._seen = 0
+        self._spent = 0.0
+        self._progress: Progress | None = None
+        if not quiet and sys.stdout.isatty():
+            self._progress = Progress(
+                TextColumn("iteration"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("", total=num_iterations)
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", markup=False, style="yellow")
+
+    def iteration(self, row: dict[str, Any]) -> None:
+        """One line for an iteration's row of ``metrics.jsonl``."""
+        figures, seconds = row["figures"], row["seconds"]["total"]
+        self._seen += 1
+        self._spent += seconds
+        left = (self._total - row["iteration"]) * self._spent / self._seen
+        num_groups = figures["groups_used"] + figures["groups_without_signal"]
+        line = (
+            f"{row['iteration']:4d}/{self._total}  success {figures['success']:.3f}  "
+            f"reward {figures['reward']:+.3f}{_parts(figures)}  entropy {figures['entropy']:.3f}  "
+            f"tokens {figures['action_tokens']:.0f}  turns {figures['turns']:.1f}  "
+            f"groups {figures['groups_used']}/{num_groups}  "
+            f"{row['tokens_per_second']['generated']:,.0f} tok/s  {seconds:.1f} s  "
+            f"left {_clock(left)}"
+        )
+        self.say(line)
+        if self._progress is not None:
+            description = f"success {figures['success']:.3f}"
+            self._progress.update(self._task, completed=row["iteration"], description=description)
+
+    def validation(self, iteration: int, figures: dict[str, Any]) -> None:
+        by_category = "  ".join(
+            f"{name or 'all'}: {score['success']:.3f}"
+            for name, score in figures["categories"].items()
+        )
+        total = figures["total"]
+        self.say(
+            f"{iteration:4d}/{self._total}  validation success {total['success']:.3f} "
+            f"[{total['low']:.2f}, {total['high']:.2f}]  "
+            f"by category {by_category}  {figures['seconds']:.1f} s"
+        )
+
+
+def _parts(figures: dict[str, Any]) -> str:
+    parts = {k.removeprefix("process/"): v for k, v in figures.items() if k.startswith("process/")}
+    return "".join(f"  {name} {value:.2f}" for name, value in parts.items())
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

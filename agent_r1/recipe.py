@@ -1,0 +1,213 @@
+"""The recipe: every setting of a run, in sections. TOML in, checked object out; no torch.
+
+``env``, ``algorithm``, ``credit``, ``renderer`` and ``engine`` are named sections: ``name``
+chooses a class, and the other keys are that class's own. A bare string stands for a section with
+that name alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+
+from agent_r1.algorithms import ALGORITHMS, CREDITS
+from agent_r1.config import (
+    ConfigError,
+    NamedSection,
+    Registry,
+    Section,
+    explain,
+    keys_at,
+    load_toml,
+    nearest,
+    override,
+)
+from agent_r1.render import RENDERERS
+from agent_r1.rollout import ENGINES
+from agent_r1.rollout.episode import Limits
+from agent_r1.sections import LearnerSettings, ModelSettings
+from agent_r1.tasks import ENVS
+
+REGISTRIES = {
+    "env": ENVS,
+    "algorithm": ALGORITHMS,
+    "credit": CREDITS,
+    "renderer": RENDERERS,
+    "engine": ENGINES,
+}
+_BASE: ContextVar[Path | None] = ContextVar("recipe_folder", default=None)
+
+
+def _choose(registry: Registry) -> Callable[[Any], NamedSection]:
+    return lambda value: registry.section(value, base=_BASE.get())
+
+
+class TrainSettings(Section):
+    """The loop.
+
+    Attributes:
+        iterations: Rounds of rollout and update.
+        tasks: Task instances per iteration.
+        attempts: Episodes per task instance (the group's size).
+        temperature: Of sampling in training and sampled evaluation.
+        concurrency: Episodes at once.
+        seconds: Stop after this much training time, evaluations not counted; none by default.
+    """
+
+    iterations: int = Field(100, ge=1)
+    tasks: int = Field(8, ge=1)
+    attempts: int = Field(8, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    concurrency: int = Field(256, ge=1)
+    seconds: float | None = Field(None, gt=0)
+
+
+class EvaluationSettings(Section):
+    """Evaluation on tasks that training never sees.
+
+    Attributes:
+        every: Iterations between validations, which choose the best checkpoint; 0 for none.
+        tasks: Validation tasks.
+        test_tasks: Tasks of the test split for the report before and after training; 0 for none.
+        concurrency: Episodes at once.
+    """
+
+    every: int = Field(5, ge=0)
+    tasks: int = Field(64, ge=1)
+    test_tasks: int = Field(0, ge=0)
+    concurrency: int = Field(400, ge=1)
+
+
+class CheckpointSettings(Section):
+    """``every`` how many iterations, the last ``keep`` and the best by ``metric`` of the
+    validation.
+    """
+
+    every: int = Field(1, ge=1)
+    keep: int = Field(2, ge=1)
+    metric: str = "success"
+
+
+class Recipe(Section):
+    """A whole run. ``threads``: CPU threads of torch, part of what a run depends on; 0 means all
+    cores.
+    """
+
+    seed: int = 0
+    threads: int = Field(0, ge=0)
+    model: ModelSettings = ModelSettings()
+    env: Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ENVS))]
+    limits: Limits = Limits()
+    renderer: Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(RENDERERS))] = Field(
+        "chatml", validate_default=True
+    )
+    engine: Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ENGINES))] = Field(
+        "native", validate_default=True
+    )
+    algorithm: Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ALGORITHMS))] = (
+        Field("grpo", validate_default=True)
+    )
+    credit: Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(CREDITS))] = Field(
+        "outcome", validate_default=True
+    )
+    train: TrainSettings = TrainSettings()
+    learner: LearnerSettings = LearnerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        parts: tuple[str, ...] = getattr(ENVS.resolve(self.env.name), "reward_parts", ())
+        for part in getattr(self.credit, "weights", {}):
+            if part not in parts:
+                raise ValueError(
+                    f"credit.weights.{part}: env {self.env.name!r} gives no such reward"
+                    f"{nearest(part, list(parts))}"
+                )
+        if self.train.attempts < 2 and self.algorithm.name == "grpo":
+            raise ValueError(
+                "train.attempts = 1: GRPO compares attempts at the same task; use 2 or more"
+            )
+        return self
+
+
+def load_recipe(
+    source: str | Path | dict[str, Any], overrides: list[tuple[str, Any]] | None = None
+) -> tuple[Recipe, list[str]]:
+    """A checked recipe, and notes on what the overrides changed besides.
+
+    Args:
+        source: A TOML file, the name of a recipe that ships, or the content as a dictionary.
+        overrides: Dotted keys and values. One that changes a section's name drops the keys that
+            the newly named class does not have; the notes say which.
+
+    Raises:
+        ConfigError: What is wrong, where, and how to mend it.
+    """
+    if isinstance(source, dict):
+        data, label, folder = dict(source), "recipe", Path()
+    else:
+        path = _recipe_path(source)
+        data, label, folder = load_toml(path), str(path), path.parent
+    token = _BASE.set(folder)
+    try:
+        notes = _apply(data, overrides or [], folder)
+        return Recipe.model_validate(data), notes
+    except ValidationError as error:
+        raise explain(error, label, functools.partial(_keys_at, data, folder)) from error
+    finally:
+        _BASE.reset(token)
+
+
+def _keys_at(data: dict[str, Any], folder: Path, location: tuple[int | str, ...]) -> list[str]:
+    if location and location[0] in REGISTRIES:
+        section = data[str(location[0])]
+        settings = REGISTRIES[str(location[0])].resolve(section["name"], base=folder).Settings
+        return keys_at(settings, location[1:])
+    return keys_at(Recipe, location)
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    names = [entry.name for entry in (files("agent_r1") / "recipes").iterdir()]
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def _recipe_path(source: str | Path) -> Path:
+    path = Path(source)
+    if path.exists() or path.suffix == ".toml":
+        return path
+    if str(source) in shipped_recipes():
+        return Path(str(files("agent_r1") / "recipes" / f"{source}.toml"))
+    raise ConfigError(
+        f"there is no recipe file {str(source)!r} and none of that name"
+        f"{nearest(str(source), shipped_recipes())}"
+    )
+
+
+def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]], folder: Path) -> list[str]:
+    """Overrides in their order, names first, because they decide which keys there are."""
+    notes = []
+    for key, value in sorted(overrides, key=lambda pair: not _is_name(pair[0])):
+        section = key.removesuffix(".name")
+        old = data.get(section)
+        if _is_name(key) and isinstance(old, dict) and old.get("name") != value:
+            known = REGISTRIES[section].resolve(str(value), base=folder).Settings.model_fields
+            dropped = {k: v for k, v in old.items() if k != "name" and k not in known}
+            data[section] = {k: v for k, v in old.items() if k in known}
+            notes += [
+                f"dropped {section}.{k} = {v!r}: {value!r} has no such key"
+                for k, v in dropped.items()
+            ]
+        override(data, f"{section}.name" if _is_name(key) else key, value)
+    return notes
+
+
+def _is_name(key: str) -> bool:
+    return key.removesuffix(".name") in REGISTRIES

@@ -1,0 +1,43 @@
+"""Messages to tokens and back, one file per chat format. Only these files know control tokens and
+call tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from agent_r1.config import Registry
+from agent_r1.types import Action, Message
+
+RENDERERS = Registry("renderer", {"chatml": "agent_r1.render.chatml:ChatML"})
+
+
+class Renderer(Protocol):
+    """One chat format over one tokenizer. Works incrementally: what was sampled is never rendered
+    again.
+    """
+
+    stop_token_ids: tuple[int, ...]
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    ) -> tuple[int, ...]:
+        """The opening of an episode, up to where the assistant starts to write."""
+        ...
+
+    def observation(self, messages: Sequence[Message], action: Action) -> tuple[int, ...]:
+        """The tokens that come after ``action``: its turn's end if not sampled, the messages, the
+        next opening.
+        """
+        ...
+
+    def parse(self, action: Action) -> Message:
+        """The sampled tokens as the assistant's message, tool calls read."""
+        ...
+
+    def encode_action(self, text: str) -> tuple[int, ...]:
+        """The tokens of an assistant's turn with this text, its end included: for scripts and
+        supervised data.
+        """
+        ...

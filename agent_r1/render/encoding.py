@@ -1,0 +1,70 @@
+"""Text to token ids such that text of users and tools can never become a control token."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """Text of the chat format itself: added tokens in it are meant as such."""
+
+    text: str
+
+
+class Encoder:
+    """Encodes pieces of markup (``Markup``) and of plain text (``str``) as one string.
+
+    The result equals what the tokenizer gives for the joined text, except that an added token,
+    special or not, can come out of markup only. Runs of text between added tokens are encoded in
+    one go, because a tokenizer may merge across the joint of two pieces.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        spec = json.loads(tokenizer.to_str())
+        self._added = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
+        self._control_ids = frozenset(self._added.values())
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        # The same tokenizer without its added tokens: `encode_special_tokens` alone would still
+        # let the added tokens through that are not special, such as Qwen's <tool_call>.
+        self._plain = Tokenizer.from_str(
+            json.dumps({**spec, "added_tokens": [], "post_processor": None})
+        )
+        self._tokenizer = tokenizer
+
+    def id_of(self, control: str) -> int | None:
+        """The id of an added token, or ``None`` if this tokenizer has none of that name."""
+        return self._added.get(control)
+
+    def encode(self, pieces: Iterable[str | Markup]) -> tuple[int, ...]:
+        runs: list[str | int] = [""]
+        for piece in pieces:
+            parts = self._pattern.split(piece.text) if isinstance(piece, Markup) else [piece]
+            for part in parts:
+                if isinstance(piece, Markup) and part in self._added:
+                    runs += [self._added[part], ""]
+                else:
+                    runs[-1] = str(runs[-1]) + part
+        ids: list[int] = []
+        for run in runs:
+            ids.extend([run] if isinstance(run, int) else self._text(run))
+        return tuple(ids)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def _text(self, text: str) -> list[int]:
+        if not text:
+            return []
+        text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no encoding
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        assert self._control_ids.isdisjoint(ids), (
+            f"a control token came out of plain text {text!r:.200}"
+        )
+        return ids

@@ -1,0 +1,132 @@
+"""The report at the end of a run: before and after on the test split, an episode of each, the
+curve.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from agent_r1.evaluate import Evaluation
+from agent_r1.run import RunFolder, write_atomically
+from agent_r1.types import Group, Trajectory
+
+
+def write_result(
+    run: RunFolder,
+    before: dict[str, Evaluation],
+    after: dict[str, Evaluation],
+    *,
+    train_seconds: float,
+) -> dict[str, Any]:
+    """Writes ``result.json``: success by category, before and after, sampled; the greedy figures
+    beside it.
+
+    ``before`` and ``after`` hold the evaluations ``"sampled"`` and ``"greedy"``.
+    """
+
+    def success(evaluation: Evaluation) -> dict[str, float]:
+        return {name: score.success for name, score in evaluation.categories.items()}
+
+    sampled = before["sampled"]
+    result = {
+        "before": success(sampled),
+        "after": success(after["sampled"]),
+        "greedy": {"before": success(before["greedy"]), "after": success(after["greedy"])},
+        "tasks": min(score.tasks for score in sampled.categories.values()),
+        "seconds": {
+            "train": train_seconds,
+            "eval": sum(e.seconds for e in [*before.values(), *after.values()]),
+        },
+        "details": {
+            f"{when} {how}": evaluation.figures()
+            for when, evaluations in (("before", before), ("after", after))
+            for how, evaluation in evaluations.items()
+        },
+    }
+    write_atomically(run.path / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def draw_curve(run: RunFolder) -> Path | None:
+    """Success over the iterations as ``curve.png``; ``None`` without matplotlib (the extra
+    ``plot``).
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        return None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    rows = run.metrics()
+    trained = [(row["iteration"], row["figures"]["success"]) for row in rows if "figures" in row]
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(*zip(*trained, strict=True), color="0.7", label="training episodes")
+    validated = [
+        (row["iteration"], row["validation"]["categories"]) for row in rows if "validation" in row
+    ]
+    for category in validated[0][1] if validated else []:
+        points = [(iteration, scores[category]["success"]) for iteration, scores in validated]
+        axes.plot(
+            *zip(*points, strict=True),
+            marker="o",
+            label=f"validation, category {category or 'all'}",
+        )
+    axes.set(xlabel="iteration", ylabel="success", ylim=(0, 1.02), title=run.path.name)
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    path = run.path / "curve.png"
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def table(result: dict[str, Any]) -> str:
+    """The before/after table as plain text."""
+    lines = [f"{'category':>10}  {'sampled':>17}  {'greedy':>17}   ({result['tasks']} tasks each)"]
+    for name in result["before"]:
+        sampled = f"{result['before'][name]:.3f} -> {result['after'][name]:.3f}"
+        greedy = f"{result['greedy']['before'][name]:.3f} -> {result['greedy']['after'][name]:.3f}"
+        lines.append(f"{name or 'all':>10}  {sampled:>17}  {greedy:>17}")
+    return "\n".join(lines)
+
+
+def contrast(before: list[Group], after: list[Group]) -> tuple[Trajectory, Trajectory]:
+    """The same task before and after: the first that was failed before and is solved now, longest
+    category first.
+    """
+    pairs = [(b.trajectories[0], a.trajectories[0]) for b, a in zip(before, after, strict=True)]
+    learned = [p for p in pairs if not _solved(p[0]) and _solved(p[1])]
+    return max(learned or pairs, key=lambda pair: (pair[0].category == "2", pair[0].category))
+
+
+def transcript(trajectory: Trajectory, *, max_chars: int = 600) -> str:
+    """An episode as text: who said what, process rewards, how it ended."""
+    lines = []
+    for message in trajectory.prompt:
+        if message.role != "system":
+            lines.append(f"[{message.role}] {message.content}")
+    for step in trajectory.steps:
+        said = [step.message.content]
+        for call in step.message.tool_calls:
+            said.append(
+                f"-> {getattr(call, 'name', 'malformed call')} {getattr(call, 'arguments', '')}"
+            )
+        lines.append("[agent] " + "\n        ".join(part for part in said if part)[:max_chars])
+        lines += [
+            f"[{message.role}] " + message.content[:max_chars].replace("\n", "\n       ")
+            for message in step.observation
+        ]
+    outcome = trajectory.outcome
+    ending = (
+        f"reward {outcome.reward:g}, {'solved' if outcome.success else 'not solved'}"
+        if outcome
+        else trajectory.fault
+    )
+    return "\n".join([*lines, f"({trajectory.stop}: {ending})"])
+
+
+def _solved(trajectory: Trajectory) -> bool:
+    return trajectory.outcome is not None and trajectory.outcome.success

@@ -1,0 +1,5 @@
+"""Rollout: engines that sample tokens, and the episode loop between environment and engine."""
+
+from agent_r1.config import Registry
+
+ENGINES = Registry("engine", {"native": "agent_r1.rollout.native:NativeEngine"})

@@ -1,0 +1,58 @@
+"""Sections of the recipe whose owners need torch, kept apart so that a recipe is checked without
+it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from agent_r1.config import Section
+
+
+class ModelSettings(Section):
+    """Which model is trained, and where it runs.
+
+    Attributes:
+        path: A folder in Hugging Face format, a name on the hub, or one of ours: ``hopworld-base``
+            (in the package), ``smollm2-135m`` (from the extra ``agent-r1[smollm2]``).
+    """
+
+    path: str = "hopworld-base"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class LearnerSettings(Section):
+    """AdamW, its schedule over the iterations, and how often a rollout is used.
+
+    Attributes:
+        warmup: Iterations of linear warm-up.
+        schedule: What follows: constant, or down to 0 at the last iteration.
+        max_grad_norm: Gradients are scaled down to this norm.
+        epochs: Passes over the same rollout.
+        minibatches: Optimiser steps a pass.
+        micro_batch_tokens: Positions per forward pass; memory, not results, depends on it.
+    """
+
+    lr: float = Field(1e-6, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: float = Field(1.0, gt=0)
+    epochs: int = Field(1, ge=1)
+    minibatches: int = Field(1, ge=1)
+    micro_batch_tokens: int = Field(8192, ge=1)
+
+    def rate(self, iteration: int, num_iterations: int) -> float:
+        """Learning rate of an iteration, counted from 1."""
+        if iteration <= self.warmup:
+            return self.lr * iteration / self.warmup
+        done = (iteration - 1 - self.warmup) / max(1, num_iterations - self.warmup)
+        if self.schedule == "linear":
+            return self.lr * (1.0 - done)
+        if self.schedule == "cosine":
+            return self.lr * (1.0 + math.cos(math.pi * done)) / 2
+        return self.lr

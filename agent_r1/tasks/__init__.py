@@ -1,0 +1,14 @@
+"""The environments that ship, by name. Your own: ``name = "my_env.py:MyEnv"``, or an entry point
+``agent_r1.env``.
+"""
+
+from agent_r1.config import Registry
+
+ENVS = Registry(
+    "env",
+    {
+        "hopworld": "agent_r1.tasks.hopworld:HopWorld",
+        "multihop": "agent_r1.tasks.multihop:MultiHop",
+        "tools": "agent_r1.tasks.tools:Tools",
+    },
+)

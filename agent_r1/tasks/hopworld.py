@@ -1,0 +1,252 @@
+"""HopWorld: invented people, facts about them, and questions that need one search per hop.
+
+A world has 20 people and 5 relations, hence 100 one-sentence documents ("The rival of Bana Dont is
+Miri Teck."). First and last names come from pools of 96 and 96, of which a world uses 10 and 10, so
+that names overlap and distract. A question of two hops, "Who is the friend of the rival of Bana
+Dont?", cannot be answered by one search. Worlds are built from the task's seed; no world is in two
+splits.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from pydantic import Field
+
+from agent_r1.config import NamedSection
+from agent_r1.env import ToolEnv, Transition
+from agent_r1.tools import ToolResult, tool
+from agent_r1.types import Task, derive_seed
+
+_ONSETS = "BDFGHKLMNPRT"
+_FIRST_RIMES = ("ana", "elo", "iri", "omu", "uke", "avi", "eda", "ost")
+_LAST_RIMES = ("arn", "eck", "ild", "ont", "ush", "amp", "erg", "iff")
+FIRST_NAMES = [onset + rime for onset in _ONSETS for rime in _FIRST_RIMES]
+LAST_NAMES = [onset + rime for onset in _ONSETS for rime in _LAST_RIMES]
+RELATIONS = ["mentor", "rival", "cousin", "friend", "neighbor"]
+NUM_PEOPLE = 20
+NUM_NAMES = 10
+NUM_TASKS = 100_000
+"""Tasks in a split; worlds are built when asked for, so this costs nothing."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One document: the ``relation`` of ``subject`` is ``object``."""
+
+    subject: str
+    relation: str
+    object: str
+
+    @property
+    def text(self) -> str:
+        return f"The {self.relation} of {self.subject} is {self.object}."
+
+    @functools.cached_property
+    def weights(self) -> dict[str, float]:
+        """What a match of each word counts: the subject's and the relation double."""
+        own = {*self.subject.lower().split(), self.relation}
+        return {word: 2.0 if word in own else 1.0 for word in _words(self.text)}
+
+
+@dataclass(frozen=True)
+class World:
+    """All facts, in corpus order, and a question about them. ``chain`` is the facts that answer
+    it, in order.
+    """
+
+    facts: list[Fact]
+    chain: list[Fact]
+
+    @property
+    def question(self) -> str:
+        return f"Who is {self.remaining(0)}?"
+
+    @property
+    def answer(self) -> str:
+        return self.chain[-1].object
+
+    def remaining(self, hops_done: int) -> str:
+        """What is still asked after some hops: ``"the friend of the rival of Bana Dont"``."""
+        relations = [fact.relation for fact in reversed(self.chain[hops_done:])]
+        return "".join(f"the {r} of " for r in relations) + self.chain[hops_done].subject
+
+
+def build_world(seed: int, num_hops: int) -> World:
+    """The world of a seed with a question of that many hops, whose people are all different."""
+    rng = random.Random(seed)
+    firsts, lasts = rng.sample(FIRST_NAMES, NUM_NAMES), rng.sample(LAST_NAMES, NUM_NAMES)
+    people = rng.sample([f"{first} {last}" for first in firsts for last in lasts], NUM_PEOPLE)
+    facts = {
+        (subject, relation): Fact(
+            subject, relation, rng.choice([other for other in people if other != subject])
+        )
+        for subject in people
+        for relation in RELATIONS
+    }
+    chain: list[Fact] = []
+    seen = {rng.choice(people)}
+    subject = next(iter(seen))
+    while len(chain) < num_hops:
+        choices = [facts[subject, r] for r in RELATIONS if facts[subject, r].object not in seen]
+        chain.append(rng.choice(choices))
+        subject = chain[-1].object
+        seen.add(subject)
+    corpus = list(facts.values())
+    rng.shuffle(corpus)
+    return World(corpus, chain)
+
+
+def search_facts(facts: Sequence[Fact], query: str, k: int = 3) -> list[Fact]:
+    """The k best facts by idf of the shared words, the subject's counting double, in corpus order.
+
+    Corpus order, because the rank must not give the answer away.
+    """
+    idf = {}
+    for word in sorted(set(_words(query))):  # sorted: a sum of floats depends on the order
+        if frequency := sum(word in fact.weights for fact in facts):
+            idf[word] = math.log(len(facts) / frequency)
+
+    def score(index: int) -> float:
+        weights = facts[index].weights
+        return sum(value * weights[word] for word, value in idf.items() if word in weights)
+
+    best = sorted(range(len(facts)), key=lambda index: (-score(index), index))[:k]
+    return [facts[index] for index in sorted(best)]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+class _Tasks(Sequence[Task]):
+    """The endless supply of a split: task i depends on (seed, split, i) only."""
+
+    def __init__(self, seed: int, split: str, hops: Sequence[int]) -> None:
+        self._seed, self._split, self._hops = seed, split, hops
+
+    def __len__(self) -> int:
+        return NUM_TASKS
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | list[Task]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        num_hops = self._hops[index % len(self._hops)]
+        seed = derive_seed("hopworld", self._seed, self._split, index)
+        world = build_world(seed, num_hops)
+        return Task(
+            id=f"hopworld-{self._seed}-{self._split}-{index}",
+            question=world.question,
+            answer=world.answer,
+            category=str(num_hops),
+            data={"seed": seed, "hops": num_hops},
+        )
+
+
+class HopWorld(ToolEnv):
+    """One search per hop; reward 1 for the right name between answer tags.
+
+    Process rewards, each summing to at most 1 over an episode, so that more calls than the
+    question needs
+    earn nothing: ``format``, a well-formed call; ``reached``, the fact of the next hop was found.
+    """
+
+    class Settings(NamedSection):
+        """Numbers of hops that questions cycle through, per split, and the seed of all worlds."""
+
+        name: str = "hopworld"
+        train_hops: tuple[int, ...] = Field((1, 2, 2), min_length=1)
+        validation_hops: tuple[int, ...] = Field((1, 2), min_length=1)
+        test_hops: tuple[int, ...] = Field((1, 2, 3), min_length=1)
+        seed: int = 0
+
+    system = (
+        "Answer the question about people. Search for one fact at a time. "
+        "End with the name: <answer> name </answer>"
+    )
+    reward_parts = ("format", "reached")
+
+    @classmethod
+    def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
+        return _Tasks(settings.seed, split, getattr(settings, f"{split}_hops"))
+
+    def start(self) -> None:
+        self.world = build_world(self.task.data["seed"], self.task.data["hops"])
+        self._num_well_formed = 0
+        self._num_reached = 0
+
+    @tool
+    def search(self, query: str) -> list[str]:
+        """Search the facts.
+
+        Args:
+            query: words to look for
+        """
+        return [fact.text for fact in search_facts(self.world.facts, query)]
+
+    def interpret(self, results: Sequence[ToolResult]) -> Transition:
+        num_hops = len(self.world.chain)
+        well_formed = sum(result.error is None for result in results)
+        well_formed = min(well_formed, num_hops - self._num_well_formed)
+        self._num_well_formed += well_formed
+        before = self._num_reached
+        seen = {text for result in results if result.error is None for text in result.value}
+        while self._num_reached < num_hops and self.world.chain[self._num_reached].text in seen:
+            self._num_reached += 1
+        reached = (self._num_reached - before) / num_hops
+        transition = self.show(results, format=well_formed / num_hops, reached=reached)
+        return Transition(
+            transition.messages,
+            transition.rewards,
+            state_key=f"reached-{self._num_reached}",
+            faults=transition.faults,
+        )
+
+    def score(self, answer: str | None) -> float:
+        match = re.search(r"<answer>(.*?)</answer>", answer or "", re.DOTALL)
+        return float(match is not None and match[1].strip() == self.task.answer)
+
+    def gold(self) -> list[str]:
+        return gold_actions(self.world)
+
+
+def gold_actions(world: World) -> list[str]:
+    """What a perfect agent writes: it restates the fact found and what is left to ask, then
+    searches or answers.
+    """
+    actions = []
+    for hop in range(len(world.chain)):
+        found = (
+            f"{world.chain[hop - 1].text} So {world.remaining(hop)}."
+            if hop
+            else f"So {world.remaining(hop)}."
+        )
+        fact = world.chain[hop]
+        call = (
+            f'{{"name": "search", "arguments": {{"query": "{fact.relation} of {fact.subject}"}}}}'
+        )
+        actions.append(f"{found}\n<tool_call>\n{call}\n</tool_call>")
+    return [*actions, f"{world.chain[-1].text} <answer> {world.answer} </answer>"]
+
+
+@functools.cache
+def tokenizer_texts(num_worlds: int = 3000) -> list[str]:
+    """Dialogues that the tiny base's tokenizer is trained on."""
+    texts = []
+    for index in range(num_worlds):
+        world = build_world(derive_seed("tokenizer", index), 1 + index % 3)
+        results = [fact.text for fact in world.facts[:6]]
+        texts.append("\n".join([HopWorld.system, world.question, *gold_actions(world), *results]))
+    return texts

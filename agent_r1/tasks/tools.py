@@ -1,0 +1,83 @@
+"""An environment without a class: a file of questions, some tools and a reward function, named in
+the recipe.
+
+    [env]
+    name = "tools"
+    tasks = "questions.jsonl"              # id, question, answer; one object a line
+    tools = ["my_tools.py:search"]         # functions with @tool
+    reward = "my_tools.py:reward"          # reward(task, answer) -> number or Outcome; may be async
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from agent_r1.config import ConfigError, NamedSection, load_object
+from agent_r1.env import ToolEnv
+from agent_r1.tools import Tool
+from agent_r1.types import Message, Task, derive_seed
+
+
+class Tools(ToolEnv):
+    """See the module's docstring. A reward function that raises excludes the episode; it does not
+    score 0.
+    """
+
+    class Settings(NamedSection):
+        """File names are looked up from the current folder. ``holdout``: share for validation, and
+        for test.
+        """
+
+        name: str = "tools"
+        tasks: str
+        tools: tuple[str, ...] = Field(min_length=1)
+        reward: str
+        system: str = ""
+        holdout: float = Field(0.1, gt=0, lt=0.5)
+
+    def __init__(self, settings: NamedSection | None = None) -> None:
+        super().__init__(settings)
+        for reference in self.settings.tools:
+            function = load_object(reference, what="env.tools")
+            if not isinstance(function, Tool):
+                raise ConfigError(f"env.tools: {reference!r} is not a tool; decorate it with @tool")
+            self._tools[function.name] = function
+        self._reward = load_object(self.settings.reward, what="env.reward")
+
+    @classmethod
+    def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
+        bounds = {"validation": (0.0, 1.0), "test": (1.0, 2.0), "train": (2.0, float("inf"))}
+        low, high = (bound * settings.holdout for bound in bounds[split])
+        tasks = _load_tasks(settings.tasks)
+        return [t for t in tasks if low <= derive_seed("split", t.id) / 2**63 < high]
+
+    def prompt(self) -> Sequence[Message]:
+        system = [Message("system", self.settings.system)] if self.settings.system else []
+        return [*system, Message("user", self.task.question)]
+
+    def score(self, answer: str | None) -> Any:
+        return self._reward(self.task, answer)
+
+
+@functools.lru_cache(maxsize=8)
+def _load_tasks(path: str) -> list[Task]:
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise ConfigError(f"env.tasks = {path!r}: there is no such file")
+    tasks = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row: dict[str, Any] = json.loads(line)
+            known = {key: str(row.pop(key)) for key in ("id", "question", "answer")}
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"{file}, line {number}: needs an object with id, question and answer ({error!r})"
+            ) from error
+        tasks.append(Task(**known, category=str(row.pop("category", "")), data=row))
+    return tasks

@@ -1,0 +1,303 @@
+"""Tools: typed functions that a model can call. A tool says what happened; what it means is the
+environment's business.
+
+    @tool(timeout=5)
+    def search(query: str, k: int = 3) -> list[str]:
+        '''Find documents.
+
+        Args:
+            query: What to look for.
+            k: How many documents to return.
+        '''
+
+The schema the model reads comes from the signature and the Google-style docstring. Arguments are
+validated by pydantic. Nothing a tool does can raise here: every way to fail is a ``ToolResult``
+with an ``error``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import cloudpickle
+import docstring_parser
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from agent_r1.types import MalformedCall, ToolCall
+
+ToolError = Literal[
+    "malformed_call", "unknown_tool", "invalid_arguments", "exception", "timeout", "crash"
+]
+"""Every way in which a call can fail, by name."""
+
+
+@dataclass(slots=True, frozen=True)
+class ToolResult:
+    """What happened when a call was run.
+
+    Attributes:
+        call: The call as the agent wrote it.
+        value: What the tool returned; ``None`` when it failed.
+        error: How it failed, or ``None``.
+        detail: The failure in words that the agent can act on.
+    """
+
+    call: ToolCall | MalformedCall
+    value: Any = None
+    error: ToolError | None = None
+    detail: str = ""
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class Tool:
+    """A function with a schema, a time limit and a way to run it. Use the ``@tool`` decorator to
+    make one.
+
+    Attributes:
+        name: The function's name.
+        description: The docstring without its sections.
+        timeout: Seconds until a call is given up.
+        isolated: Run each call in a process of its own, which is killed on time-out.
+        num_abandoned: Calls of synchronous, not isolated tools that ran into the time limit. Their
+            threads cannot be killed and may still be running.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], *, timeout: float = 30.0, isolated: bool = False
+    ) -> None:
+        if timeout <= 0:
+            raise ValueError(f"tool {fn.__name__!r}: timeout must be > 0 seconds, got {timeout}")
+        if isolated and inspect.iscoroutinefunction(fn):
+            raise ValueError(
+                f"tool {fn.__name__!r}: isolated=True is for synchronous functions; "
+                "drop it or 'async'"
+            )
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.name = fn.__name__
+        self.timeout = timeout
+        self.isolated = isolated
+        self.num_abandoned = 0
+        self._owner: Any = None
+        doc = docstring_parser.parse(
+            inspect.getdoc(fn) or "", docstring_parser.DocstringStyle.GOOGLE
+        )
+        parts = (doc.short_description, doc.long_description)
+        self.description = "\n\n".join(part for part in parts if part)
+        if not self.description:
+            raise ValueError(f"tool {self.name!r} has no docstring; it is what the model reads")
+        self._arguments = _arguments_model(fn, {p.arg_name: p.description for p in doc.params})
+
+    def __get__(self, owner: Any, owner_type: type | None = None) -> Tool:
+        """A tool defined in a class body is bound to the instance, like a method, and counts its
+        calls apart.
+        """
+        if owner is None:
+            return self
+        bound = object.__new__(Tool)
+        bound.__dict__.update(self.__dict__)
+        bound._owner = owner
+        owner.__dict__[self.name] = bound
+        return bound
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain function, for code that is not a model."""
+        return self.fn(*self._self_args(), *args, **kwargs)
+
+    def _self_args(self) -> tuple[Any, ...]:
+        return () if self._owner is None else (self._owner,)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The function as OpenAI-style JSON schema, which chat templates expect."""
+        parameters = {"type": "object", **_strip_titles(self._arguments.model_json_schema())}
+        parameters.pop("additionalProperties", None)
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+    async def run(self, call: ToolCall) -> ToolResult:
+        """Validates the arguments and runs the function within the time limit. Never raises an
+        ``Exception``.
+        """
+        try:
+            model = self._arguments.model_validate(call.arguments)
+        except ValidationError as error:
+            return ToolResult(call, error="invalid_arguments", detail=_explain(error))
+        arguments = {name: getattr(model, name) for name in type(model).model_fields}
+        try:
+            async with asyncio.timeout(self.timeout) as limit:
+                return ToolResult(call, value=await self._call(arguments))
+        except _CrashError as error:
+            return ToolResult(call, error="crash", detail=f"{self.name} {error}")
+        except Exception as error:  # whatever the tool's author raises is an observation
+            if not limit.expired():  # a TimeoutError may also be the tool's own
+                return ToolResult(
+                    call, error="exception", detail=f"{type(error).__name__}: {error}"
+                )
+        self.num_abandoned += not (self.isolated or inspect.iscoroutinefunction(self.fn))
+        detail = f"{self.name} gave no result within {self.timeout:g} seconds"
+        return ToolResult(call, error="timeout", detail=detail)
+
+    async def _call(self, arguments: dict[str, Any]) -> Any:
+        if inspect.iscoroutinefunction(self.fn):
+            return await self.fn(*self._self_args(), **arguments)
+        call = functools.partial(self.fn, *self._self_args(), **arguments)
+        return await (_in_process(call) if self.isolated else _in_thread(call, self.name))
+
+
+class _CrashError(Exception):
+    """The process of an isolated tool ended without a result."""
+
+
+class _RemoteError(Exception):
+    """An exception raised in the process of an isolated tool; shown under its own name."""
+
+
+async def _in_thread(call: Callable[[], Any], name: str) -> Any:
+    """Runs ``call`` in a daemon thread. Cancelling abandons the thread, which a pool would wait
+    for at exit.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+            future.set_exception(error)
+        else:  # SystemExit and the like must not end the run
+            future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+
+    def target() -> None:
+        value, error = None, None
+        try:
+            value = context.run(call)
+        except BaseException as caught:  # handed over, not swallowed
+            error = caught
+        if not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(settle, value, error)
+            except RuntimeError:
+                return  # the loop closed meanwhile: nobody waits for an abandoned call
+
+    threading.Thread(target=target, name=f"tool-{name}", daemon=True).start()
+    return await future
+
+
+async def _in_process(call: Callable[[], Any]) -> Any:
+    """Runs ``call`` in a fresh Python process (``agent_r1.isolated``) that is killed when we stop
+    waiting.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "agent_r1.isolated",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        output, _ = await process.communicate(
+            cloudpickle.dumps((sys.path, cloudpickle.dumps(call)))
+        )
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise _CrashError(f"ended with exit code {process.returncode}")
+    ok, value = cloudpickle.loads(output)
+    if ok:
+        return value
+    name, text = value
+    raise type(name, (_RemoteError,), {})(text)
+
+
+@overload
+def tool(fn: Callable[..., Any], /) -> Tool: ...
+@overload
+def tool(*, timeout: float = ..., isolated: bool = ...) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(
+    fn: Callable[..., Any] | None = None, /, *, timeout: float = 30.0, isolated: bool = False
+) -> Tool | Callable[[Callable[..., Any]], Tool]:
+    """Makes a function, or a method of an environment, callable by the model; see the module's
+    docstring.
+    """
+    if fn is not None:
+        return Tool(fn)
+    return functools.partial(Tool, timeout=timeout, isolated=isolated)
+
+
+async def run_calls(
+    calls: tuple[ToolCall | MalformedCall, ...], tools: dict[str, Tool]
+) -> list[ToolResult]:
+    """Runs all calls of one action concurrently; results in the order of the calls."""
+
+    async def one(call: ToolCall | MalformedCall) -> ToolResult:
+        if isinstance(call, MalformedCall):
+            return ToolResult(call, error="malformed_call", detail=call.reason)
+        if call.name not in tools:
+            detail = f"there is no tool {call.name!r}; the tools are: {', '.join(tools)}"
+            return ToolResult(call, error="unknown_tool", detail=detail)
+        return await tools[call.name].run(call)
+
+    return list(await asyncio.gather(*(one(call) for call in calls)))
+
+
+def _arguments_model(
+    fn: Callable[..., Any], descriptions: dict[str, str | None]
+) -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    parameters = list(inspect.signature(fn, eval_str=True).parameters.values())
+    if parameters and parameters[0].name == "self":
+        parameters = parameters[1:]
+    for parameter in parameters:
+        where = f"tool {fn.__name__!r}, parameter {parameter.name!r}"
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(f"{where}: a model cannot fill *args or **kwargs; name each argument")
+        if parameter.annotation is parameter.empty:
+            raise ValueError(f"{where}: has no type annotation, so there is no schema for it")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        info: FieldInfo = FieldInfo(default=default, description=descriptions.get(parameter.name))
+        fields[parameter.name] = (parameter.annotation, info)
+    model: type[BaseModel] = create_model(fn.__name__, __base__=_Arguments, **fields)
+    return model
+
+
+def _strip_titles(schema: Any) -> Any:
+    """Drops pydantic's generated titles, which cost prompt tokens and say nothing."""
+    if isinstance(schema, list):
+        return [_strip_titles(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: {name: _strip_titles(sub) for name, sub in value.items()}
+        if key in ("properties", "$defs")
+        else _strip_titles(value)
+        for key, value in schema.items()
+        if not (key == "title" and isinstance(value, str))
+    }
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors(include_url=False):
+        where = ".".join(map(str, item["loc"]))
+        given = "" if item["type"] == "missing" else f" (got {item['input']!r:.80})"
+        problems.append(f"{where}: {item['msg']}{given}")
+    return "; ".join(problems)

@@ -1,0 +1,266 @@
+"""The loop, as a list of calls: rollout, credit, learn, hand over, record, checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from agent_r1.algorithms import ALGORITHMS, CREDITS
+from agent_r1.batch import assign_credit, informative
+from agent_r1.checkpoint import Checkpoints, State
+from agent_r1.config import ConfigError
+from agent_r1.evaluate import Evaluation, evaluate, score
+from agent_r1.learner import Learner, Update
+from agent_r1.policy import Policy, load_policy
+from agent_r1.progress import Reporter
+from agent_r1.recipe import Recipe
+from agent_r1.render import RENDERERS
+from agent_r1.rollout import ENGINES
+from agent_r1.rollout.episode import Rollout
+from agent_r1.run import RunFolder
+from agent_r1.run_async import run_async
+from agent_r1.tasks import ENVS
+from agent_r1.types import Group, Task, derive_seed
+
+
+def make_rollout(recipe: Recipe, policy: Policy, *, concurrency: int) -> Rollout:
+    """Environment, engine and renderer of a recipe, around a policy."""
+    env = ENVS.resolve(recipe.env.name)
+    renderer = RENDERERS.resolve(recipe.renderer.name)
+    engine = ENGINES.resolve(recipe.engine.name)
+    return Rollout(
+        make_env=functools.partial(env, recipe.env),
+        engine=engine(recipe.engine, policy),
+        renderer=renderer(recipe.renderer, policy.tokenizer.backend_tokenizer),
+        limits=recipe.limits,
+        concurrency=concurrency,
+    )
+
+
+def tasks_of(recipe: Recipe, split: str) -> Sequence[Task]:
+    """The environment's tasks of a split; an empty split is an error."""
+    tasks: Sequence[Task] = ENVS.resolve(recipe.env.name).tasks(recipe.env, split)
+    if len(tasks) == 0:
+        raise ConfigError(f"env {recipe.env.name!r} has no tasks in its split {split!r}")
+    return tasks
+
+
+def set_threads(recipe: Recipe) -> None:
+    """Fixes the number of CPU threads, which the last bits of matrix products depend on."""
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+
+
+class Trainer:
+    """One run, from its folder. A folder with a checkpoint is resumed, an empty one begun."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, reporter: Reporter) -> None:
+        set_threads(recipe)
+        self.recipe, self.run, self.reporter = recipe, run, reporter
+        self.tasks = tasks_of(recipe, "train")
+        self.validation = tasks_of(recipe, "validation")[: recipe.evaluation.tasks]
+        self.checkpoints = Checkpoints(run.path / "checkpoints", keep=recipe.checkpoint.keep)
+        last = self.checkpoints.last
+        model = recipe.model.model_copy(update={"path": str(last.resolve())} if last else {})
+        self.policy = load_policy(model)
+        self.algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
+        self.credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
+        self.rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
+        temperature = recipe.train.temperature
+        self.learner = Learner(
+            self.policy,
+            self.algorithm,
+            recipe.learner,
+            temperature=temperature,
+            reference=self._reference(),
+        )
+        self.state = State()
+        if last:
+            self.state = self.checkpoints.restore(self.policy, self.learner)
+            self.rollout.engine.load(self.state.iteration)
+        run.forget_after(self.state.iteration if last else -1)
+
+    def train(self) -> State:
+        """Runs the iterations that are left."""
+        if self.checkpoints.last is None:
+            self._begin()
+        while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
+            self._iterate()
+        if (last := self.checkpoints.last) and last.resolve().name != f"{self.state.iteration:06d}":
+            self.checkpoints.save(self.state, self.policy, self.learner)
+        return self.state
+
+    def _begin(self) -> None:
+        """Iteration 0: the policy as it came."""
+        row: dict[str, Any] = {"iteration": 0}
+        if self.recipe.evaluation.every:
+            row["validation"] = self._validate()
+        self.run.append_metrics(row)
+        self.checkpoints.save(self.state, self.policy, self.learner)
+
+    def _iterate(self) -> None:
+        recipe, state = self.recipe, self.state
+        iteration = state.iteration + 1
+        seed = derive_seed(recipe.seed, "iteration", iteration)
+        clock = _Clock()
+        with clock("rollout"):
+            tasks = self._draw(recipe.train.tasks)
+            groups = run_async(
+                self.rollout.run(
+                    tasks,
+                    attempts=recipe.train.attempts,
+                    temperature=recipe.train.temperature,
+                    seed=seed,
+                )
+            )
+        with clock("credit"):
+            assign_credit(groups, self.algorithm, self.credit)
+            used = informative(groups)
+        with clock("learner"):
+            lr = recipe.learner.rate(iteration, recipe.train.iterations)
+            update = self.learner.update(used, lr=lr, seed=seed)
+            self.rollout.engine.load(iteration)
+        with clock("other"):
+            self.run.write_trajectories(iteration, groups)
+        state.iteration = iteration
+        state.train_seconds += clock.total
+        for reason in update.skipped:
+            self.reporter.warn(f"iteration {iteration}: update skipped: {reason}")
+        row = {"iteration": iteration, **_figures(groups, used, update, lr, clock)}
+        self.reporter.iteration(row)
+        best = state.best_iteration
+        if recipe.evaluation.every and iteration % recipe.evaluation.every == 0:
+            row["validation"] = self._validate()
+        self.run.append_metrics(row)
+        if iteration % recipe.checkpoint.every == 0 or state.best_iteration != best:
+            self.checkpoints.save(state, self.policy, self.learner)
+
+    def _validate(self) -> dict[str, Any]:
+        """Evaluates on the validation tasks; remembers the best."""
+        recipe, state = self.recipe, self.state
+        evaluation = evaluate(
+            self.rollout,
+            self.validation,
+            temperature=recipe.train.temperature,
+            seed=derive_seed(recipe.seed, "validation"),
+        )
+        figure = _named(evaluation, recipe.checkpoint.metric)
+        if state.best is None or figure > state.best:
+            state.best, state.best_iteration = figure, state.iteration
+        figures = evaluation.figures()
+        self.reporter.validation(state.iteration, figures)
+        return figures
+
+    def _draw(self, count: int) -> list[Task]:
+        """The next training tasks: every epoch is a new permutation of all of them."""
+        drawn = []
+        for position in range(self.state.cursor, self.state.cursor + count):
+            epoch, index = divmod(position, len(self.tasks))
+            order = _permutation(len(self.tasks), derive_seed(self.recipe.seed, "epoch", epoch))
+            drawn.append(self.tasks[order[index]])
+        self.state.cursor += count
+        return drawn
+
+    def _reference(self) -> Policy | None:
+        """The policy as it came, frozen, if the loss has a KL term."""
+        return load_policy(self.recipe.model) if self.algorithm.settings.kl_coef else None
+
+    def _out_of_time(self) -> bool:
+        limit = self.recipe.train.seconds
+        return limit is not None and self.state.train_seconds >= limit
+
+
+class _Clock:
+    """Wall seconds by part of an iteration."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(length: int, seed: int) -> list[int]:
+    order = list(range(length))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _named(evaluation: Evaluation, metric: str) -> float:
+    known = {
+        "success": evaluation.total.success,
+        "reward": evaluation.total.reward,
+        **evaluation.total.metrics,
+    }
+    if metric not in known:
+        raise ConfigError(
+            f"checkpoint.metric = {metric!r}: the environment gives {', '.join(known)}"
+        )
+    return known[metric]
+
+
+def _figures(
+    groups: list[Group], used: list[Group], update: Update, lr: float, clock: _Clock
+) -> dict[str, Any]:
+    """The metrics of one iteration. What depends on the machine's speed stands apart from what
+    does not.
+    """
+    episodes = [trajectory for group in groups for trajectory in group.trajectories]
+    steps = [step for episode in episodes for step in episode.steps]
+    entropies = [entropy for step in steps for entropy in step.action.entropies]
+    total = score(episodes)
+    num = max(1, len(episodes))
+    action_tokens = sum(episode.num_action_tokens for episode in episodes)
+    figures: dict[str, Any] = {
+        "success": total.success,
+        "reward": total.reward,
+        **total.metrics,
+        "entropy": sum(entropies) / max(1, len(entropies)),
+        "action_tokens": action_tokens / num,
+        "tokens": sum(episode.num_tokens for episode in episodes) / num,
+        "turns": len(steps) / num,
+        "groups_used": len(used),
+        "groups_without_signal": len(groups) - len(used),
+        "loss": update.loss,
+        "grad_norm": update.grad_norm,
+        "kl": update.kl,
+        "clip_fraction": update.clip_fraction,
+        "logprob_error": update.logprob_error,
+        "updates": update.num_steps,
+        "updates_skipped": len(update.skipped),
+        "lr": lr,
+    }
+    for episode in episodes:
+        _count(figures, f"stop/{episode.stop}")
+        for part, value in episode.process_reward().items():
+            _count(figures, f"process/{part}", value / num)
+    for step in steps:
+        for fault in step.faults:
+            _count(figures, f"fault/{fault}")
+    return {
+        "figures": figures,
+        "skipped": update.skipped,
+        "seconds": {**clock.seconds, "total": clock.total},
+        "tokens_per_second": {
+            "generated": action_tokens / clock.seconds["rollout"],
+            "trained": update.num_tokens / clock.seconds["learner"],
+        },
+    }
+
+
+def _count(figures: dict[str, Any], key: str, amount: float = 1) -> None:
+    figures[key] = figures.get(key, 0) + amount

@@ -1,0 +1,261 @@
+"""The plain data that all other files talk in. Standard library only, no torch, serialisable.
+
+Words: a *step* is one model call and what the environment answered; a *trajectory* is the steps of
+one episode; a *group* is the trajectories of one task instance. ``None`` means "not known (yet)",
+never zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any, Literal, Protocol
+
+
+class Kind(IntEnum):
+    """Who wrote a token, and therefore whether it is trained on."""
+
+    ACTION = 0
+    """Sampled here from the policy: in the loss, once."""
+    OBSERVATION = 1
+    """Written by the environment (the prompt too): never in the loss."""
+    CONTEXT = 2
+    """Text of any author used again in a rewritten history: never in the loss."""
+
+
+class StopReason(StrEnum):
+    """Why an episode ended. Every trajectory has exactly one."""
+
+    DONE = "done"
+    """The environment said so: the only one that terminates."""
+    MAX_TURNS = "max_turns"
+    MAX_TOKENS = "max_tokens"
+    MAX_TIME = "max_time"
+    FAULT = "fault"
+    """The environment, its scorer or the engine failed: excluded from training, never scored 0."""
+
+    @property
+    def terminated(self) -> bool:
+        """The task itself ended."""
+        return self is StopReason.DONE
+
+    @property
+    def truncated(self) -> bool:
+        """A limit of ours cut the task off."""
+        return self in (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.MAX_TIME)
+
+
+@dataclass(slots=True, frozen=True)
+class ToolCall:
+    """A well-formed call: the name and arguments the agent wrote, not yet checked against any
+    tool.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(slots=True, frozen=True)
+class MalformedCall:
+    """Something that was meant as a tool call and cannot be read as one."""
+
+    text: str
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class Message:
+    """One message of the conversation, as an environment's author sees it."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: tuple[ToolCall | MalformedCall, ...] = ()
+    """What the assistant's message asks for, in its order; ``content`` is then the text around the
+    calls.
+    """
+
+
+@dataclass(slots=True, frozen=True)
+class Task:
+    """One problem to solve.
+
+    Attributes:
+        id: Unique within its environment; all randomness of an episode is keyed by it.
+        question: What the user says first.
+        answer: The gold answer, where there is one.
+        category: Evaluations report each category apart, e.g. ``"2"`` for two hops.
+        data: Whatever else the environment needs (plain JSON values).
+    """
+
+    id: str
+    question: str
+    answer: str = ""
+    category: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Outcome:
+    """The outcome reward of an episode, given once at its end.
+
+    Attributes:
+        reward: What learning maximises.
+        success: Whether the task was solved; shown apart from any reward.
+        metrics: Further named figures, e.g. ``{"f1": 0.4}``; averaged and shown.
+    """
+
+    reward: float
+    success: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Action:
+    """The tokens of one model call, exactly as sampled. All tuples have the same length.
+
+    Attributes:
+        token_ids: Sampled ids, the stop token included when one was sampled.
+        logprobs: Log-probability (nats) of each id under the distribution it was drawn from,
+            temperature included.
+        entropies: Entropy (nats) of that distribution.
+        policy_version: Number of weight updates behind the policy that sampled it.
+        stop: ``"stop"`` when a stop token was sampled, ``"length"`` when the limit of tokens was
+            reached.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    entropies: tuple[float, ...]
+    policy_version: int
+    stop: Literal["stop", "length"]
+
+
+@dataclass(slots=True)
+class Step:
+    """One model call and what the environment made of it.
+
+    Attributes:
+        action: The sampled tokens.
+        message: The same, as the environment saw it.
+        observation: What the environment answered.
+        observation_ids: The tokens that follow the action: the answer, and the opening of the next
+            turn. Empty when the episode ended with this step.
+        rewards: Process rewards by part, e.g. ``{"format": 0.1}``; kept apart until an algorithm
+            combines them.
+        state_key: What the environment calls the same state, for step-level groups.
+        faults: Tool faults seen in this step, as ``"timeout:search"``.
+        context_ids: Set when the environment rewrote the history before this step: the tokens that
+            stand between the prompt and the action instead of the earlier steps.
+        generate_seconds: Wall time waited for the engine.
+        env_seconds: Wall time waited for the environment.
+        advantages: Per action token; ``None`` until credit is assigned.
+        ratios: Importance ratio per action token, new policy over sampling policy, at the first
+            update that used it; ``None`` if no update did.
+    """
+
+    action: Action
+    message: Message
+    observation: tuple[Message, ...] = ()
+    observation_ids: tuple[int, ...] = ()
+    rewards: dict[str, float] = field(default_factory=dict)
+    state_key: str | None = None
+    faults: tuple[str, ...] = ()
+    context_ids: tuple[int, ...] | None = None
+    generate_seconds: float = 0.0
+    env_seconds: float = 0.0
+    advantages: tuple[float, ...] | None = None
+    ratios: tuple[float, ...] | None = None
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One episode: the prompt, then its steps in order."""
+
+    task_id: str
+    category: str
+    attempt: int
+    prompt: tuple[Message, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+    steps: list[Step] = field(default_factory=list)
+    stop: StopReason = StopReason.FAULT
+    outcome: Outcome | None = None
+    """``None`` only when the episode failed (``stop`` is FAULT)."""
+    fault: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def num_action_tokens(self) -> int:
+        return sum(len(step.action.token_ids) for step in self.steps)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the episode as one sequence, prompt included."""
+        return len(self.prompt_ids) + sum(
+            len(step.action.token_ids) + len(step.observation_ids) for step in self.steps
+        )
+
+    def process_reward(self) -> dict[str, float]:
+        """Process rewards by part, summed over the steps."""
+        total: dict[str, float] = {}
+        for step in self.steps:
+            for part, value in step.rewards.items():
+                total[part] = total.get(part, 0.0) + value
+        return total
+
+
+@dataclass(slots=True)
+class Group:
+    """All attempts at one task instance. Attempts that failed through no fault of the agent are
+    kept, but not used.
+    """
+
+    task: Task
+    trajectories: list[Trajectory]
+
+    @property
+    def scored(self) -> list[Trajectory]:
+        """The attempts that count: those with an outcome and at least one action."""
+        return [t for t in self.trajectories if t.outcome is not None and t.steps]
+
+
+@dataclass(slots=True, frozen=True)
+class Sampling:
+    """How to sample one action. ``temperature`` 0 is greedy."""
+
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+    temperature: float = 1.0
+
+
+class Session(Protocol):
+    """One episode's conversation with an engine, which may keep its cache from turn to turn."""
+
+    async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
+        """Samples the continuation of ``prefix`` (all token ids so far), with randomness from
+        ``seed`` alone.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the conversation and frees what it holds; a second call does nothing."""
+        ...
+
+
+class Engine(Protocol):
+    """Tokens in, tokens and log-probabilities out."""
+
+    def session(self) -> Session: ...
+
+    def load(self, version: int) -> None:
+        """Takes over the policy's present weights as that version; no session may be open."""
+        ...
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on the parts and nothing else, the same on every machine and in
+    every process.
+    """
+    digest = hashlib.blake2b("\x1f".join(map(repr, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

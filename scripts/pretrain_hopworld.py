@@ -1,0 +1,304 @@
+"""Makes the tiny base model of HopWorld from nothing: tokenizer, weights, card.
+
+    python scripts/pretrain_hopworld.py --out agent_r1/assets/hopworld-base
+
+Supervised only. Three stages, because copying does not emerge from dialogues alone:
+1. repeat random sequences of names;
+2. a mixture of repetition, recall, restating questions and one-hop dialogues;
+3. a few steps in which a small share of two-hop dialogues is complete. Elsewhere a question of two
+   or three hops is only ever seen up to its first search, so that what to do after it is the skill
+   that is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from agent_r1.render.chatml import ChatML
+from agent_r1.tasks import hopworld as hw
+from agent_r1.types import Action, Message
+
+Example = tuple[list[int], list[float]]
+"""Token ids, and for each the weight of its prediction in the loss."""
+
+VOCAB = 1024
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TAGS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+TEMPLATE = Path(__file__).parent / "hermes_template.jinja"
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE on scripted dialogues, with the added tokens that Qwen 3 has."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - len(TAGS),
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(hw.tokenizer_texts(), trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=TEMPLATE.read_text(),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model() -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=4096,
+        rope_theta=10_000.0,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():  # large embeddings: a token's identity must survive the first block
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            std = parameter.shape[1] ** -0.5
+            if "embed_tokens" in name:
+                std = 0.5
+            elif "lm_head" in name:
+                std = 0.02
+            elif "o_proj" in name or "down_proj" in name:
+                std /= math.sqrt(2 * config.num_hidden_layers)
+            parameter.normal_(0, std)
+    return model
+
+
+class Examples:
+    """Generators of supervised examples. Weights: names 5 (the rest is mostly boilerplate), given
+    text 0.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+        self.renderer = ChatML(ChatML.Settings(), tokenizer.backend_tokenizer)
+        self.rng = random.Random(seed)
+        env = hw.HopWorld(hw.HopWorld.Settings())
+        self.system, self.schemas = Message("system", env.system), env.schemas
+        vocabulary = tokenizer.backend_tokenizer.get_vocab()
+        names = {"Ġ" + name for name in hw.FIRST_NAMES + hw.LAST_NAMES}
+        self.name_ids = {index for token, index in vocabulary.items() if token in names}
+        print(f"names that are one token: {len(self.name_ids)} of {len(names)}")
+
+    def weigh(self, ids: tuple[int, ...] | list[int]) -> list[float]:
+        return [5.0 if i in self.name_ids else 1.0 for i in ids]
+
+    def text(self, given: str, wanted: str) -> Example:
+        a, b = self.renderer._encoder.encode([given]), self.renderer._encoder.encode([wanted])
+        return [*a, *b], [0.0] * len(a) + self.weigh(b)
+
+    def person(self) -> str:
+        return f"{self.rng.choice(hw.FIRST_NAMES)} {self.rng.choice(hw.LAST_NAMES)}"
+
+    def names(self, count: int) -> list[int]:
+        return self.rng.choices(sorted(self.name_ids), k=count)
+
+    def loop(self) -> Example:
+        """A short random sequence over and over. The period varies: a fixed one would teach an
+        offset, not a match.
+        """
+        period = self.rng.randint(4, 12)
+        ids = (self.names(period) * 15)[:56]
+        return ids, [0.0] * (period + 1) + [1.0] * (55 - period)
+
+    def repeat(self) -> Example:
+        """A random sequence, a gap, the sequence again."""
+        ids, gap = self.names(self.rng.randint(8, 28)), self.names(self.rng.randint(0, 8))
+        return ids + gap + ids, [0.0] * (len(ids) + len(gap) + 1) + [1.0] * (len(ids) - 1)
+
+    def pairs(self) -> Example:
+        """Eight pairs of names in random order, each several times."""
+        pairs = list(zip(self.rng.sample(sorted(self.name_ids), 8), self.names(8), strict=True))
+        seen, ids, weights = set(), [], []
+        for key, value in self.rng.choices(pairs, k=28):
+            ids += [key, value]
+            weights += [0.0, 1.0 if key in seen else 0.0]
+            seen.add(key)
+        return ids, weights
+
+    def copy(self) -> Example:
+        """Pairs of names, then the second of each asked for by the first."""
+        pairs = [(self.person(), self.person()) for _ in range(10)]
+        asked = self.rng.choices(pairs, k=10)
+        ids, weights = self.text("".join(f" {a} is {b}." for a, b in pairs), "")
+        for a, b in asked:
+            more, w = self.text(f" {a} is", f" {b}.")
+            ids, weights = ids + more, weights + w
+        return ids, weights
+
+    def recall(self) -> Example:
+        """Facts as a search shows them, then six of them asked for."""
+        world = hw.build_world(self.rng.getrandbits(62), 1)
+        subjects = self.rng.sample(sorted({f.subject for f in world.facts}), 2)
+        facts = [f for f in world.facts if f.subject in subjects]
+        ids, weights = self.text("\n".join(f.text for f in facts), "")
+        for fact in self.rng.choices(facts, k=6):
+            more, w = self.text(f"\n{fact.relation} of {fact.subject}", f"\n{fact.text}")
+            ids, weights = ids + more, weights + w
+        return ids, weights
+
+    def restate(self) -> Example:
+        """Questions and their first action."""
+        ids, weights = self.text("", "")
+        for _ in range(3):
+            world = hw.build_world(self.rng.getrandbits(62), self.rng.randint(1, 3))
+            more, w = self.text(f"{world.question}\n", hw.gold_actions(world)[0].split("\n")[0])
+            ids, weights = ids + more, weights + w
+        return ids, weights
+
+    def dialogue(self, num_hops: int, num_actions: int = 99) -> Example:
+        """A whole dialogue, or its first actions, through the very renderer that reinforcement
+        uses.
+        """
+        world = hw.build_world(self.rng.getrandbits(62), num_hops)
+        prompt = self.renderer.prompt([self.system, Message("user", world.question)], self.schemas)
+        ids, weights = list(prompt), [0.0] * len(prompt)
+        actions = hw.gold_actions(world)
+        for hop, text in enumerate(actions[:num_actions]):
+            action = self.renderer.encode_action(text)
+            ids += action
+            weights += self.weigh(action)
+            if hop < num_hops and hop + 1 < num_actions:
+                fact = world.chain[hop]
+                found = hw.search_facts(world.facts, f"{fact.relation} of {fact.subject}")
+                message = Message("tool", "\n".join(f.text for f in found))
+                observation = self.renderer.observation(
+                    [message], Action(action, (), (), 0, "stop")
+                )
+                ids += observation
+                weights += [0.0] * len(observation)
+        return ids, weights
+
+
+def fit(
+    model: Qwen3ForCausalLM,
+    draw: Callable[[], Example],
+    *,
+    steps: int,
+    lr: float,
+    decay_from: float,
+    batch: int = 32,
+    warmup: int = 50,
+    label: str = "",
+) -> None:
+    """AdamW on weighted cross-entropy; warm-up, constant, then linear decay from ``decay_from`` of
+    the steps on.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    model.train()
+    start = time.perf_counter()
+    for step in range(steps):
+        rate = min(1.0, (step + 1) / warmup, (1 - step / steps) / (1 - decay_from + 1e-9))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * rate
+        examples = sorted((draw() for _ in range(batch)), key=lambda example: len(example[0]))
+        total = sum(sum(weights[1:]) for _, weights in examples)
+        optimizer.zero_grad(set_to_none=True)
+        loss, hits = 0.0, []
+        for first in range(0, batch, 8):  # rows of like length, so that little is padding
+            part_loss, part_hits = _forward(model, examples[first : first + 8])
+            (part_loss / total).backward()
+            loss += part_loss.item() / total
+            hits += part_hits
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 49 or step == steps - 1:
+            print(
+                f"{label} {step + 1}/{steps}  loss {loss:.3f}  accuracy of names "
+                f"{sum(hits) / len(hits):.3f}  {time.perf_counter() - start:.0f}s",
+                flush=True,
+            )
+
+
+def _forward(model: Qwen3ForCausalLM, examples: list[Example]) -> tuple[torch.Tensor, list[bool]]:
+    """Summed weighted loss, and for each name whether it was predicted. Logits only where there is
+    a weight.
+    """
+    length = max(len(ids) for ids, _ in examples)
+    ids = torch.zeros(len(examples), length, dtype=torch.long)
+    weights = torch.zeros(len(examples), length)
+    for row, (tokens, w) in enumerate(examples):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        weights[row, : len(w)] = torch.tensor(w)
+    target, weights = ids[:, 1:], weights[:, 1:]
+    chosen = weights > 0
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    logits = model.lm_head(hidden[chosen])
+    losses = torch.nn.functional.cross_entropy(logits, target[chosen], reduction="none")
+    names = weights[chosen] >= weights.max()
+    hits = (logits.argmax(-1) == target[chosen])[names]
+    return (losses * weights[chosen]).sum(), hits.tolist()
+
+
+def mixture(rng: random.Random, parts: dict[Callable[[], Example], float]) -> Callable[[], Example]:
+    return lambda: rng.choices(list(parts), weights=list(parts.values()))[0]()
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    model.eval()
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--stage2", type=int, default=320)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    tokenizer = train_tokenizer()
+    make = Examples(tokenizer, arguments.seed)
+    model = build_model()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    fit(model, make.loop, steps=350, lr=3e-3, decay_from=1.0, label="loop")
+    induction = {make.loop: 1, make.repeat: 1, make.pairs: 2}
+    fit(model, mixture(make.rng, induction), steps=200, lr=3e-3, decay_from=1.0, label="match")
+    skills = {
+        make.pairs: 1,
+        make.copy: 3,
+        make.recall: 2,
+        make.restate: 1,
+        lambda: make.dialogue(1): 2,
+        lambda: make.dialogue(make.rng.randint(2, 3), num_actions=1): 0.5,
+    }
+    fit(
+        model,
+        mixture(make.rng, skills),
+        steps=arguments.stage2,
+        lr=3e-3,
+        decay_from=0.6,
+        label="skills",
+    )
+    save(model, tokenizer, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
