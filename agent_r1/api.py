@@ -17,7 +17,7 @@ from agent_r1.report import write_result
 from agent_r1.rollout.episode import Rollout
 from agent_r1.run import RunFolder
 from agent_r1.run_async import run_async
-from agent_r1.trainer import Trainer, make_rollout, set_threads, tasks_of
+from agent_r1.trainer import Trainer, make_rollout, preflight, set_threads, tasks_of
 from agent_r1.types import Task, Trajectory, derive_seed
 
 
@@ -59,6 +59,7 @@ def train(
         label = recipe if isinstance(recipe, str | Path) else "run"
         run = run or default_run(str(label))
         recipe, _ = load_recipe(recipe, list((overrides or {}).items()))
+    preflight(recipe)
     return _train(recipe, RunFolder.create(run or default_run("run"), recipe), reporter)
 
 

@@ -145,10 +145,10 @@ def _print_result(result: Result) -> None:
     print(f"run folder:   {path}")
     print(
         "\nWhat next\n"
-        f"  agent-r1 eval {path} --show 3        more episodes of the trained agent\n"
-        "  agent-r1 check hopworld                         what the agent sees, token by token\n"
-        "  agent-r1 train hopworld --credit step           the same with process rewards\n"
-        "  examples/my_env.py                              an environment of your own in 30 lines"
+        f"  agent-r1 eval {path} --show 3   more episodes of the trained agent\n"
+        "  agent-r1 check hopworld                the prompt token by token, rewards, limits\n"
+        "  agent-r1 train hopworld --credit step  the same with process rewards\n"
+        "  examples/my_env.py                     an environment of your own in 30 lines"
     )
 
 
@@ -182,6 +182,8 @@ def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _score_line(name: str, scores: dict[str, Any]) -> str:
     interval = f"[{scores['low']:.3f}, {scores['high']:.3f}]"
+    if not scores["tasks"]:
+        return f"{name:>10}      0  all {scores['faults']} episodes failed"
     metrics = "".join(f"  {key} {value:.3f}" for key, value in scores["metrics"].items())
     return (
         f"{name:>10} {scores['tasks']:>6} {scores['success']:>8.3f}  {interval:>16} "

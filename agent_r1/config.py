@@ -17,7 +17,7 @@ import importlib.util
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ class Registry:
     """
 
     kind: str
-    table: dict[str, str] = field(default_factory=dict)
+    table: dict[str, str]
+    default: str | None = None
+    """The name that a section without one has."""
 
     def resolve(self, name: str, *, base: Path | None = None) -> Any:
         """The class behind ``name``. Relative file names are looked up from ``base``, then from
@@ -80,10 +82,17 @@ class Registry:
         if isinstance(value, NamedSection):
             return value
         data = {"name": value} if isinstance(value, str) else value
-        if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        if not isinstance(data, dict):
+            raise ConfigError(f"{data!r} is neither a section nor a name")
+        name = data.get("name", self.default)
+        if not isinstance(name, str):
             raise ConfigError(f"[{self.kind}] needs a name{nearest('', [*self.table])}")
-        name = data["name"]
-        settings: type[NamedSection] = self.resolve(name, base=base).Settings
+        data = {**data, "name": name}
+        settings = getattr(self.resolve(name, base=base), "Settings", None)
+        if not (isinstance(settings, type) and issubclass(settings, NamedSection)):
+            raise ConfigError(
+                f"{name!r} is no {self.kind}: it has no Settings; subclass one of ours"
+            )
         if ":" in name and name.partition(":")[0].endswith(".py"):  # found again from any directory
             path, _, attribute = name.rpartition(":")
             data = {**data, "name": f"{_find(path, base)}:{attribute}"}

@@ -135,7 +135,7 @@ def estimate_memory(recipe: Recipe, config: Any) -> dict[str, int]:
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * 4
     rows = max(recipe.learner.micro_batch_tokens, recipe.limits.tokens)
     episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)
-    copies = 4 + bool(recipe.algorithm.model_dump().get("kl_coef"))
+    copies = 4 + bool(recipe.algorithm.model_dump()["kl_coef"])
     return {
         "weights, gradients, optimiser": copies * 4 * parameters,
         "logits of a micro-batch, at most": 3 * 4 * rows * config.vocab_size,

@@ -105,6 +105,16 @@ class ToolEnv:
     answer: str | None
     """The agent's final message, or ``None`` while there is none."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name, value in vars(cls).items():
+            if isinstance(value, Tool) and (
+                hasattr(ToolEnv, name) or name in ("task", "seed", "answer")
+            ):
+                raise ValueError(
+                    f"{cls.__name__}: a tool cannot be named {name!r}, ToolEnv uses that"
+                )
+
     def __init__(self, settings: NamedSection | None = None) -> None:
         self.settings: Any = settings
         own = [

@@ -17,7 +17,7 @@ from agent_r1.types import Group, Task, Trajectory
 
 @dataclass(frozen=True)
 class Score:
-    """Figures of some episodes.
+    """Figures of some episodes; a mean over none of them is ``None``.
 
     Attributes:
         tasks: Episodes that count, and ``faults``: those excluded because the infrastructure
@@ -31,13 +31,13 @@ class Score:
 
     tasks: int
     faults: int
-    success: float
+    success: float | None
     low: float
     high: float
-    reward: float
-    turns: float
-    truncated: float
-    metrics: dict[str, float]
+    reward: float | None
+    turns: float | None
+    truncated: float | None
+    metrics: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def score(episodes: list[Trajectory]) -> Score:
     outcomes = [e.outcome for e in scored if e.outcome is not None]
     n = len(outcomes)
 
-    def mean(values: Iterable[float]) -> float:
-        return sum(values) / n if n else math.nan
+    def mean(values: Iterable[float]) -> float | None:
+        return sum(values) / n if n else None
 
     successes = sum(outcome.success for outcome in outcomes)
     low, high = wilson(successes, n)

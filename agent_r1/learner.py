@@ -140,12 +140,8 @@ class Learner:
         ratios = difference.exp()
         if result.num_steps == 0 and difference.numel():
             result.logprob_error = max(result.logprob_error, difference.abs().max().item())
-        settings = self.algorithm.settings
-        low, high = (
-            getattr(settings, "clip_low", math.inf),
-            getattr(settings, "clip_high", math.inf),
-        )
-        outside = (ratios < 1.0 - low) | (ratios > 1.0 + high)
+        low, high = self.algorithm.clip_bounds()
+        outside = (ratios < low) | (ratios > high)
         result.clip_fraction += (rows.weights * outside).sum().item()
         result.num_tokens += rows.num_tokens
         values = ratios.tolist()

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from agent_r1.config import ConfigError
 from agent_r1.sections import ModelSettings
@@ -49,6 +50,7 @@ def load_policy(settings: ModelSettings) -> Policy:
     network.
     """
     path = local_path(settings.path)
+    disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)

@@ -60,8 +60,9 @@ class Reporter:
         left = (self._total - row["iteration"]) * self._spent / self._seen
         num_groups = figures["groups_used"] + figures["groups_without_signal"]
         line = (
-            f"{row['iteration']:4d}/{self._total}  success {figures['success']:.3f}  "
-            f"reward {figures['reward']:+.3f}{_parts(figures)}  entropy {figures['entropy']:.3f}  "
+            f"{row['iteration']:4d}/{self._total}  success {_figure(figures['success'])}  "
+            f"reward {_figure(figures['reward'])}{_parts(figures)}  "
+            f"entropy {figures['entropy']:.3f}  "
             f"tokens {figures['action_tokens']:.0f}  turns {figures['turns']:.1f}  "
             f"groups {figures['groups_used']}/{num_groups}  "
             f"{row['tokens_per_second']['generated']:,.0f} tok/s  {seconds:.1f} s  "
@@ -69,17 +70,17 @@ class Reporter:
         )
         self.say(line)
         if self._progress is not None:
-            description = f"success {figures['success']:.3f}"
+            description = f"success {_figure(figures['success'])}"
             self._progress.update(self._task, completed=row["iteration"], description=description)
 
     def validation(self, iteration: int, figures: dict[str, Any]) -> None:
         by_category = "  ".join(
-            f"{name or 'all'}: {score['success']:.3f}"
+            f"{name or 'all'}: {_figure(score['success'])}"
             for name, score in figures["categories"].items()
         )
         total = figures["total"]
         self.say(
-            f"{iteration:4d}/{self._total}  validation success {total['success']:.3f} "
+            f"{iteration:4d}/{self._total}  validation success {_figure(total['success'])} "
             f"[{total['low']:.2f}, {total['high']:.2f}]  "
             f"by category {by_category}  {figures['seconds']:.1f} s"
         )
@@ -88,6 +89,10 @@ class Reporter:
 def _parts(figures: dict[str, Any]) -> str:
     parts = {k.removeprefix("process/"): v for k, v in figures.items() if k.startswith("process/")}
     return "".join(f"  {name} {value:.2f}" for name, value in parts.items())
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
 
 
 def _clock(seconds: float) -> str:

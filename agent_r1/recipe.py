@@ -48,6 +48,13 @@ def _choose(registry: Registry) -> Callable[[Any], NamedSection]:
     return lambda value: registry.section(value, base=_BASE.get())
 
 
+EnvSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ENVS))]
+RendererSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(RENDERERS))]
+EngineSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ENGINES))]
+AlgorithmSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ALGORITHMS))]
+CreditSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(CREDITS))]
+
+
 class TrainSettings(Section):
     """The loop.
 
@@ -64,7 +71,7 @@ class TrainSettings(Section):
     tasks: int = Field(8, ge=1)
     attempts: int = Field(8, ge=1)
     temperature: float = Field(1.0, gt=0)
-    concurrency: int = Field(256, ge=1)
+    concurrency: int = Field(64, ge=1)
     seconds: float | None = Field(None, gt=0)
 
 
@@ -81,7 +88,7 @@ class EvaluationSettings(Section):
     every: int = Field(5, ge=0)
     tasks: int = Field(64, ge=1)
     test_tasks: int = Field(0, ge=0)
-    concurrency: int = Field(400, ge=1)
+    concurrency: int = Field(64, ge=1)
 
 
 class CheckpointSettings(Section):
@@ -102,20 +109,12 @@ class Recipe(Section):
     seed: int = 0
     threads: int = Field(0, ge=0)
     model: ModelSettings = ModelSettings()
-    env: Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ENVS))]
+    env: EnvSection
     limits: Limits = Limits()
-    renderer: Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(RENDERERS))] = Field(
-        "chatml", validate_default=True
-    )
-    engine: Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ENGINES))] = Field(
-        "native", validate_default=True
-    )
-    algorithm: Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ALGORITHMS))] = (
-        Field("grpo", validate_default=True)
-    )
-    credit: Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(CREDITS))] = Field(
-        "outcome", validate_default=True
-    )
+    renderer: RendererSection = Field({}, validate_default=True)
+    engine: EngineSection = Field({}, validate_default=True)
+    algorithm: AlgorithmSection = Field({}, validate_default=True)
+    credit: CreditSection = Field({}, validate_default=True)
     train: TrainSettings = TrainSettings()
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -168,7 +167,8 @@ def load_recipe(
 def _keys_at(data: dict[str, Any], folder: Path, location: tuple[int | str, ...]) -> list[str]:
     if location and location[0] in REGISTRIES:
         section = data[str(location[0])]
-        settings = REGISTRIES[str(location[0])].resolve(section["name"], base=folder).Settings
+        registry = REGISTRIES[str(location[0])]
+        settings = registry.resolve(section.get("name", registry.default), base=folder).Settings
         return keys_at(settings, location[1:])
     return keys_at(Recipe, location)
 

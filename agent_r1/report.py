@@ -26,7 +26,7 @@ def write_result(
     ``before`` and ``after`` hold the evaluations ``"sampled"`` and ``"greedy"``.
     """
 
-    def success(evaluation: Evaluation) -> dict[str, float]:
+    def success(evaluation: Evaluation) -> dict[str, float | None]:
         return {name: score.success for name, score in evaluation.categories.items()}
 
     sampled = before["sampled"]
@@ -87,19 +87,21 @@ def table(result: dict[str, Any]) -> str:
     """The before/after table as plain text."""
     lines = [f"{'category':>10}  {'sampled':>17}  {'greedy':>17}   ({result['tasks']} tasks each)"]
     for name in result["before"]:
-        sampled = f"{result['before'][name]:.3f} -> {result['after'][name]:.3f}"
-        greedy = f"{result['greedy']['before'][name]:.3f} -> {result['greedy']['after'][name]:.3f}"
+        sampled = _change(result["before"][name], result["after"][name])
+        greedy = _change(result["greedy"]["before"][name], result["greedy"]["after"][name])
         lines.append(f"{name or 'all':>10}  {sampled:>17}  {greedy:>17}")
     return "\n".join(lines)
 
 
+def _change(before: float | None, after: float | None) -> str:
+    return " -> ".join("none" if value is None else f"{value:.3f}" for value in (before, after))
+
+
 def contrast(before: list[Group], after: list[Group]) -> tuple[Trajectory, Trajectory]:
-    """The same task before and after: the first that was failed before and is solved now, longest
-    category first.
-    """
+    """The same task before and after: of those solved only now, the one that takes most steps."""
     pairs = [(b.trajectories[0], a.trajectories[0]) for b, a in zip(before, after, strict=True)]
-    learned = [p for p in pairs if not _solved(p[0]) and _solved(p[1])]
-    return max(learned or pairs, key=lambda pair: (pair[0].category == "2", pair[0].category))
+    learned = [pair for pair in pairs if not _solved(pair[0]) and _solved(pair[1])]
+    return max(learned or pairs, key=lambda pair: len(pair[1].steps))
 
 
 def transcript(trajectory: Trajectory, *, max_chars: int = 600) -> str:

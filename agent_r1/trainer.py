@@ -17,7 +17,7 @@ from agent_r1.checkpoint import Checkpoints, State
 from agent_r1.config import ConfigError
 from agent_r1.evaluate import Evaluation, evaluate, score
 from agent_r1.learner import Learner, Update
-from agent_r1.policy import Policy, load_policy
+from agent_r1.policy import Policy, load_policy, local_path
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe
 from agent_r1.render import RENDERERS
@@ -49,6 +49,13 @@ def tasks_of(recipe: Recipe, split: str) -> Sequence[Task]:
     if len(tasks) == 0:
         raise ConfigError(f"env {recipe.env.name!r} has no tasks in its split {split!r}")
     return tasks
+
+
+def preflight(recipe: Recipe) -> None:
+    """Fails on what can be known to be wrong before a run folder is made or a model loaded."""
+    for split in ("train", "validation", *(["test"] if recipe.evaluation.test_tasks else [])):
+        tasks_of(recipe, split)
+    local_path(recipe.model.path)
 
 
 def set_threads(recipe: Recipe) -> None:
@@ -132,6 +139,11 @@ class Trainer:
         state.train_seconds += clock.total
         for reason in update.skipped:
             self.reporter.warn(f"iteration {iteration}: update skipped: {reason}")
+        faults = [t.fault for group in groups for t in group.trajectories if t.outcome is None]
+        if faults:
+            self.reporter.warn(
+                f"iteration {iteration}: {len(faults)} episodes excluded, the first: {faults[0]}"
+            )
         row = {"iteration": iteration, **_figures(groups, used, update, lr, clock)}
         self.reporter.iteration(row)
         best = state.best_iteration
@@ -151,7 +163,7 @@ class Trainer:
             seed=derive_seed(recipe.seed, "validation"),
         )
         figure = _named(evaluation, recipe.checkpoint.metric)
-        if state.best is None or figure > state.best:
+        if figure is not None and (state.best is None or figure > state.best):
             state.best, state.best_iteration = figure, state.iteration
         figures = evaluation.figures()
         self.reporter.validation(state.iteration, figures)
@@ -200,7 +212,7 @@ def _permutation(length: int, seed: int) -> list[int]:
     return order
 
 
-def _named(evaluation: Evaluation, metric: str) -> float:
+def _named(evaluation: Evaluation, metric: str) -> float | None:
     known = {
         "success": evaluation.total.success,
         "reward": evaluation.total.reward,

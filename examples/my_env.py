@@ -18,7 +18,9 @@ class Shop(ToolEnv):
         return [Task(f"{a}{b}", f"What do {a} and {b} cost together?") for a, b in part]
 
     def start(self):
-        self.prices = {item: random.Random(self.seed + ord(item)).randint(1, 9) for item in self.task.id}
+        self.prices = {
+            item: random.Random(self.seed + ord(item)).randint(1, 9) for item in self.task.id
+        }
 
     @tool
     def price(self, item: str) -> int:

@@ -2,7 +2,7 @@
 
 from agent_r1.config import Registry
 
-ALGORITHMS = Registry("algorithm", {"grpo": "agent_r1.algorithms.grpo:GRPO"})
+ALGORITHMS = Registry("algorithm", {"grpo": "agent_r1.algorithms.grpo:GRPO"}, default="grpo")
 CREDITS = Registry(
     "credit",
     {
@@ -10,4 +10,5 @@ CREDITS = Registry(
         "trajectory": "agent_r1.algorithms.credit:TrajectoryCredit",
         "step": "agent_r1.algorithms.credit:StepCredit",
     },
+    default="outcome",
 )

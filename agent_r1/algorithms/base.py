@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from agent_r1.config import NamedSection
 from agent_r1.types import Group
 
@@ -51,7 +53,8 @@ class Algorithm:
     class Settings(NamedSection):
         """The keys of ``[algorithm]``."""
 
-        kl_coef: float = 0.0
+        kl_coef: float = Field(0.0, ge=0)
+        """Weight of the KL term to the reference policy, estimator k3, in the loss; 0 for none."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -68,6 +71,10 @@ class Algorithm:
         """
         total = sum(num_action_tokens)
         return [1.0 / total] * len(num_action_tokens)
+
+    def clip_bounds(self) -> tuple[float, float]:
+        """Ratios outside are reported as clipped. Default: none are."""
+        return 0.0, float("inf")
 
     def policy_loss(
         self, logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor

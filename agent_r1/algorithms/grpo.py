@@ -8,7 +8,6 @@ from pydantic import Field
 
 from agent_r1.algorithms.advantages import group_relative
 from agent_r1.algorithms.base import Advantages, Algorithm, Credit, spread
-from agent_r1.config import NamedSection
 from agent_r1.types import Group
 
 if TYPE_CHECKING:
@@ -24,14 +23,13 @@ class GRPO(Algorithm):
     step's.
     """
 
-    class Settings(NamedSection):
+    class Settings(Algorithm.Settings):
         """``aggregation``: every token alike, or every trajectory alike (the paper's eq. 3)."""
 
         name: str = "grpo"
         normalize_std: bool = True
         clip_low: float = Field(0.2, gt=0)
         clip_high: float = Field(0.2, gt=0)
-        kl_coef: float = Field(0.0, ge=0)
         aggregation: Literal["token", "sequence"] = "token"
 
     def advantages(self, group: Group, credit: Credit) -> Advantages:
@@ -54,6 +52,9 @@ class GRPO(Algorithm):
         if self.settings.aggregation == "token":
             return super().token_weights(num_action_tokens)
         return [1.0 / (len(num_action_tokens) * count) for count in num_action_tokens]
+
+    def clip_bounds(self) -> tuple[float, float]:
+        return 1.0 - self.settings.clip_low, 1.0 + self.settings.clip_high
 
     def policy_loss(
         self, logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor

@@ -2,4 +2,4 @@
 
 from agent_r1.config import Registry
 
-ENGINES = Registry("engine", {"native": "agent_r1.rollout.native:NativeEngine"})
+ENGINES = Registry("engine", {"native": "agent_r1.rollout.native:NativeEngine"}, default="native")

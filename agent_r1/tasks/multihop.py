@@ -54,9 +54,9 @@ class MultiHop(ToolEnv):
         holdout: float = Field(0.1, gt=0, lt=0.5)
 
     system = (
-        "You answer questions with the help of a search tool. Search for one fact at a time, read the "
-        "passages, and search again if something is missing. When you know the answer, write it between "
-        "answer tags, as short as possible: <answer>the answer</answer>"
+        "You answer questions with the help of a search tool. Search for one fact at a time, read "
+        "the passages, and search again if something is missing. When you know the answer, write "
+        "it between answer tags, as short as possible: <answer>the answer</answer>"
     )
     reward_parts = ("format", "supporting")
 

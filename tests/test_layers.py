@@ -1,0 +1,75 @@
+"""A file imports from rows above its own only, and the upper rows do without torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "agent_r1"
+ROWS = [
+    {"types", "tree", "isolated", "run_async"},
+    {"config", "sections"},
+    {"tools", "render", "render.encoding", "render.chatml"},
+    {"env"},
+    {"env_check", "tasks", "tasks.search", "tasks.hopworld", "tasks.multihop", "tasks.tools"},
+    {"policy"},
+    {"rollout", "rollout.native", "rollout.batch", "rollout.episode"},
+    {"algorithms", "algorithms.base", "algorithms.advantages", "algorithms.losses",
+     "algorithms.credit", "algorithms.grpo"},
+    {"batch", "learner"},
+    {"recipe", "run", "checkpoint"},
+    {"evaluate", "progress"},
+    {"trainer", "report"},
+    {"api", "dry_run"},
+    {"cli"},
+]  # fmt: skip
+WITHOUT_TORCH = {module for row in ROWS[:5] for module in row} | {
+    "rollout",
+    "rollout.native",
+    "rollout.episode",
+    "algorithms",
+    "algorithms.base",
+    "algorithms.advantages",
+    "algorithms.credit",
+    "algorithms.grpo",
+    "recipe",
+    "run",
+    "cli",
+}
+
+
+def modules():
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), ast.parse(path.read_text())
+
+
+def imports(tree):
+    """Modules of ours imported on load; not those under TYPE_CHECKING or in functions."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agent_r1."):
+            yield node.module.removeprefix("agent_r1.")
+
+
+def test_every_file_has_a_row_and_imports_from_above():
+    row_of = {module: index for index, row in enumerate(ROWS) for module in row}
+    for name, tree in modules():
+        if name == "__init__":
+            continue
+        assert name in row_of, f"{name} has no row"
+        for imported in imports(tree):
+            assert row_of[imported] <= row_of[name], f"{name} imports {imported} from below"
+
+
+def test_upper_rows_import_without_torch():
+    names = ", ".join(f"agent_r1.{name}" for name in sorted(WITHOUT_TORCH))
+    code = f"import agent_r1, {names}, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_public_names_exist():
+    import agent_r1
+
+    for name in agent_r1.__all__:
+        assert getattr(agent_r1, name) is not None
+    assert set(agent_r1.__all__) <= set(dir(agent_r1))

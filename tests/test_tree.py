@@ -1,0 +1,81 @@
+"""The token tree, with ids written by hand."""
+
+from agent_r1.tree import build_tree
+from agent_r1.types import Action, Group, Kind, Message, Outcome, Step, StopReason, Task, Trajectory
+
+ACT, OBS, CTX = Kind.ACTION, Kind.OBSERVATION, Kind.CONTEXT
+
+
+def step(ids, observation=(), context=None):
+    action = Action(tuple(ids), (-1.0,) * len(ids), (0.0,) * len(ids), 0, "stop")
+    return Step(
+        action,
+        Message("assistant", ""),
+        observation_ids=tuple(observation),
+        context_ids=None if context is None else tuple(context),
+    )
+
+
+def trajectory(steps, prompt=(1, 2, 3), scored=True):
+    outcome = Outcome(1.0, True) if scored else None
+    return Trajectory("t", "", 0, (), prompt, steps, StopReason.DONE, outcome)
+
+
+def group(*trajectories):
+    return Group(Task("t", "?"), list(trajectories))
+
+
+def test_attempts_share_the_prompt():
+    tree = build_tree(group(trajectory([step([4, 5])]), trajectory([step([4, 6], [7]), step([8])])))
+    assert [(n.parent, n.kind, n.token_ids) for n in tree.nodes] == [
+        (None, OBS, (1, 2, 3)),
+        (0, ACT, (4, 5)),
+        (0, ACT, (4, 6)),
+        (2, OBS, (7,)),
+        (3, ACT, (8,)),
+    ]
+    assert tree.num_tokens == 9
+
+
+def test_branches_list_ids_kinds_and_actions():
+    first, second = step([4, 6], [7]), step([8])
+    tree = build_tree(group(trajectory([step([4, 5])]), trajectory([first, second])))
+    one, two = tree.branches()
+    assert one.token_ids == [1, 2, 3, 4, 5]
+    assert one.kinds == [OBS, OBS, OBS, ACT, ACT]
+    assert two.token_ids == [1, 2, 3, 4, 6, 7, 8]
+    assert two.kinds == [OBS, OBS, OBS, ACT, ACT, OBS, ACT]
+    assert two.actions == [(3, first), (6, second)]
+
+
+def test_a_rewritten_history_is_a_branch_and_trains_each_action_once():
+    first, second = step([4], [5]), step([6], context=[9, 9])
+    tree = build_tree(group(trajectory([first, second])))
+    one, two = tree.branches()
+    assert one.token_ids == [1, 2, 3, 4, 5]
+    assert one.actions == [(3, first)]
+    assert two.token_ids == [1, 2, 3, 9, 9, 6]
+    assert two.kinds == [OBS, OBS, OBS, CTX, CTX, ACT]
+    assert two.actions == [(5, second)]
+
+
+def test_an_action_on_two_branches_is_trained_by_the_first():
+    shared = step([4], [5])
+    tree = build_tree(group(trajectory([shared])))
+    tree.add(1, ACT, (6,), step([6]))
+    tree.add(1, ACT, (7,), step([7]))
+    branches = list(tree.branches())
+    assert [b.token_ids for b in branches] == [[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 3, 4, 7]]
+    assert [start for b in branches for start, _ in b.actions] == [3, 4, 4]
+
+
+def test_failed_attempts_and_those_without_a_step_are_left_out():
+    tree = build_tree(
+        group(trajectory([step([4])], scored=False), trajectory([]), trajectory([step([5])]))
+    )
+    assert tree.num_tokens == 4
+
+
+def test_different_prompts_are_different_roots():
+    tree = build_tree(group(trajectory([step([4])]), trajectory([step([4])], prompt=(1, 2))))
+    assert [n.parent for n in tree.nodes] == [None, 0, None, 2]
