@@ -47,10 +47,10 @@ class Reporter:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", markup=False, style="yellow")
+        self.console.print(f"warning: {text}", markup=False, style="yellow", soft_wrap=True)
 
     def iteration(self, row: dict[str, Any]) -> None:
         """One line for an iteration's row of ``metrics.jsonl``."""

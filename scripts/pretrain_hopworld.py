@@ -2,12 +2,12 @@
 
     python scripts/pretrain_hopworld.py --out agent_r1/assets/hopworld-base
 
-Supervised only. Three stages, because copying does not emerge from dialogues alone:
-1. repeat random sequences of names;
-2. a mixture of repetition, recall, restating questions and one-hop dialogues;
-3. a few steps in which a small share of two-hop dialogues is complete. Elsewhere a question of two
-   or three hops is only ever seen up to its first search, so that what to do after it is the skill
-   that is missing.
+Supervised only, in four stages, because copying does not emerge from dialogues alone:
+1. loop: short random sequences over and over, until matching emerges;
+2. match: the same over gaps and between pairs;
+3. skills: copying names, recalling facts, restating questions, some dialogues;
+4. dialogues: whole ones of one hop, the first action of longer ones, and very few whole ones of two
+   hops. What to do after the first search of a longer question is the skill that the base lacks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,9 @@ VOCAB = 1024
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TAGS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 TEMPLATE = Path(__file__).parent / "hermes_template.jinja"
+CARD = Path(__file__).parent / "hopworld_base_card.md"
+TWO_HOPS = 0.12
+"""Weight of whole two-hop dialogues in the last stage, where all else weighs 7."""
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -200,8 +204,8 @@ def fit(
     draw: Callable[[], Example],
     *,
     steps: int,
-    lr: float,
     decay_from: float,
+    lr: float = 3e-3,
     batch: int = 32,
     warmup: int = 50,
     label: str = "",
@@ -259,18 +263,12 @@ def mixture(rng: random.Random, parts: dict[Callable[[], Example], float]) -> Ca
     return lambda: rng.choices(list(parts), weights=list(parts.values()))[0]()
 
 
-def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    model.eval()
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--stage2", type=int, default=220)
+    parser.add_argument("--two-hops", type=float, default=TWO_HOPS, help="weight of stage 4")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -278,26 +276,36 @@ def main() -> None:
     make = Examples(tokenizer, arguments.seed)
     model = build_model()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    fit(model, make.loop, steps=350, lr=3e-3, decay_from=1.0, label="loop")
-    induction = {make.loop: 1, make.repeat: 1, make.pairs: 2}
-    fit(model, mixture(make.rng, induction), steps=200, lr=3e-3, decay_from=1.0, label="match")
+
+    def first_action() -> Example:
+        return make.dialogue(make.rng.randint(2, 3), num_actions=1)
+
+    fit(model, make.loop, steps=350, decay_from=1.0, label="loop")
+    match = {make.loop: 1, make.repeat: 1, make.pairs: 2}
+    fit(model, mixture(make.rng, match), steps=200, decay_from=1.0, label="match")
     skills = {
         make.pairs: 1,
         make.copy: 3,
         make.recall: 2,
         make.restate: 1,
         lambda: make.dialogue(1): 2,
-        lambda: make.dialogue(make.rng.randint(2, 3), num_actions=1): 0.5,
+        first_action: 0.5,
     }
-    fit(
-        model,
-        mixture(make.rng, skills),
-        steps=arguments.stage2,
-        lr=3e-3,
-        decay_from=0.6,
-        label="skills",
-    )
-    save(model, tokenizer, arguments.out)
+    fit(model, mixture(make.rng, skills), steps=220, decay_from=1.0, label="skills")
+    make.rng.seed(arguments.seed + 1)
+    dialogues = {
+        make.copy: 1,
+        make.recall: 1,
+        lambda: make.dialogue(1): 3.5,
+        first_action: 1.5,
+        lambda: make.dialogue(2): arguments.two_hops,
+    }
+    rng = make.rng
+    fit(model, mixture(rng, dialogues), steps=160, decay_from=0.3, warmup=10, label="dialogues")
+    model.eval()
+    model.save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+    shutil.copy(CARD, arguments.out / "README.md")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,21 @@ def test_grpo_with_step_credit_compares_all_steps_of_the_group():
     assert flat == pytest.approx(expected.tolist())
 
 
+@pytest.mark.parametrize("compare", ["index", "state_key"])
+def test_grpo_may_compare_steps_of_the_same_index_or_state(compare):
+    one = trajectory(1.0, [{"reached": 1.0}, {}])
+    two = trajectory(0.0, [{"reached": 0.5}, {}, {}])
+    for t in (one, two):
+        for index, step in enumerate(t.steps):
+            step.state_key = f"state {index}"
+    credit = StepCredit(StepCredit.Settings(compare=compare))
+    flat = [
+        step[0] for t in GRPO(GRPO.Settings()).advantages(group(one, two), credit) for step in t
+    ]
+    a = 0.5**0.5
+    assert flat == pytest.approx([a, a, -a, -a, 0.0])
+
+
 def test_token_weights_sum_to_one():
     counts = [3, 1, 4]
     by_token = GRPO(GRPO.Settings()).token_weights(counts)

@@ -6,12 +6,13 @@ all when the recipe names it as ``"my_algorithm.py:MyAlgorithm"``.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from agent_r1.config import NamedSection
-from agent_r1.types import Group
+from agent_r1.types import Group, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,10 @@ class Credit:
         reward.
         """
         raise NotImplementedError
+
+    def peers(self, index: int, step: Step) -> Hashable:
+        """With which steps of the group a step's return is compared: those that give the same."""
+        return None
 
 
 class Algorithm:

@@ -4,10 +4,14 @@ numbers, no torch.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Literal
+
 from pydantic import Field
 
 from agent_r1.algorithms.base import Credit
 from agent_r1.config import NamedSection
+from agent_r1.types import Step
 
 
 class OutcomeCredit(Credit):
@@ -52,8 +56,17 @@ class StepCredit(Credit):
     per_step = True
 
     class Settings(_ProcessSettings):
+        """``compare``: a step's return with those of all steps of the group, of its index, or of its
+        ``state_key``. Returns-to-go fall as an episode goes on, so comparing all steps favours the
+        early ones.
+        """
+
         name: str = "step"
         gamma: float = Field(1.0, ge=0.0, le=1.0)
+        compare: Literal["group", "index", "state_key"] = "group"
+
+    def peers(self, index: int, step: Step) -> Hashable:
+        return {"group": None, "index": index, "state_key": step.state_key}[self.settings.compare]
 
     def returns(self, rewards: list[dict[str, float]], outcome: float) -> list[float]:
         to_go: list[float] = []

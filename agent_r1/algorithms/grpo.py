@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -39,14 +40,24 @@ class GRPO(Algorithm):
             if trajectory.outcome is not None
         ]
         if credit.per_step:
-            flat = iter(self._relative([value for steps in returns for value in steps]))
-            return spread([[next(flat) for _ in steps] for steps in returns], group)
-        relative = self._relative([steps[0] for steps in returns])
-        per_step = [[value] * len(steps) for value, steps in zip(relative, returns, strict=True)]
+            steps = [(i, s) for t in group.scored for i, s in enumerate(t.steps)]
+            flat = [value for per_trajectory in returns for value in per_trajectory]
+            relative = iter(self._relative(flat, [credit.peers(*step) for step in steps]))
+            return spread([[next(relative) for _ in values] for values in returns], group)
+        whole = self._relative([values[0] for values in returns], [None] * len(returns))
+        per_step = [[value] * len(values) for value, values in zip(whole, returns, strict=True)]
         return spread(per_step, group)
 
-    def _relative(self, returns: list[float]) -> list[float]:
-        return group_relative(returns, normalize_std=self.settings.normalize_std)
+    def _relative(self, returns: list[float], peers: list[Hashable]) -> list[float]:
+        """``group_relative`` among the returns that have the same peers."""
+        relative = [0.0] * len(returns)
+        for peer in set(peers):
+            indices = [index for index, other in enumerate(peers) if other == peer]
+            values = [returns[index] for index in indices]
+            normalized = group_relative(values, normalize_std=self.settings.normalize_std)
+            for index, value in zip(indices, normalized, strict=True):
+                relative[index] = value
+        return relative
 
     def token_weights(self, num_action_tokens: list[int]) -> list[float]:
         if self.settings.aggregation == "token":

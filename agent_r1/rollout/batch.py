@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from agent_r1.policy import Policy, token_logprobs
 from agent_r1.rollout.native import NativeSession as Session
@@ -111,6 +112,9 @@ class _Batch:
             mask[row, num_kept - keep : num_kept] = 1
             mask[row, num_kept + num_new - len(tokens) :] = 1
         cache = DynamicCache(config=policy.model.config)
+        cache.layers = [
+            _Growing() if type(layer) is DynamicLayer else layer for layer in cache.layers
+        ]
         if num_kept:
             for layer in range(policy.model.config.num_hidden_layers):
                 _fill(cache, layer, [session.cache for session in sessions], num_kept)
@@ -174,6 +178,37 @@ class _Batch:
             self.mask = self.mask[chosen]
             self.logits = self.logits[chosen]
             self.cache.batch_select_indices(chosen)
+
+
+class _Growing(DynamicLayer):
+    """A layer of the cache with room to grow; the library's own copies all of it at every token."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # the library's
+        self._room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used = self.get_seq_length()
+        size = used + key_states.shape[2]
+        fits = self._room is not None and self._room[0].shape[2] >= size
+        if self._room is None or not fits or len(self._room[0]) != len(key_states):
+            batch, heads, _, width = key_states.shape
+            rooms = [key_states.new_empty(batch, heads, size + 64, width) for _ in range(2)]
+            for room, old in zip(rooms, (self.keys, self.values), strict=True):
+                if old is not None and used:
+                    room[:, :, :used] = old
+            self._room = rooms[0], rooms[1]
+        self._room[0][:, :, used:size], self._room[1][:, :, used:size] = key_states, value_states
+        self.keys, self.values = self._room[0][:, :, :size], self._room[1][:, :, :size]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._room = None
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

@@ -188,7 +188,7 @@ class HopWorld(ToolEnv):
         self._num_reached = 0
 
     @tool
-    def search(self, query: str) -> list[str]:
+    async def search(self, query: str) -> list[str]:
         """Search the facts.
 
         Args:
