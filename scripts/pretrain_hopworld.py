@@ -2,12 +2,14 @@
 
     python scripts/pretrain_hopworld.py --out agent_r1/assets/hopworld-base
 
-Supervised only, in four stages, because copying does not emerge from dialogues alone:
+Supervised only, in five stages, because copying does not emerge from dialogues alone:
 1. loop: short random sequences over and over, until matching emerges;
 2. match: the same over gaps and between pairs;
 3. skills: copying names, recalling facts, restating questions, some dialogues;
-4. dialogues: whole ones of one hop, the first action of longer ones, and very few whole ones of two
-   hops. What to do after the first search of a longer question is the skill that the base lacks.
+4. dialogues: whole ones of one to three hops;
+5. habits: dialogues of a poor agent, which guesses, breaks its calls, asks for the wrong relation
+   and above all answers before it has followed every hop. These scripted habits are what
+   reinforcement has to overcome; the card says so.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from agent_r1.render.chatml import ChatML
+from agent_r1.render.chatml import ChatML, parse_hermes
 from agent_r1.tasks import hopworld as hw
 from agent_r1.types import Action, Message
 
@@ -36,8 +38,8 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TAGS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 TEMPLATE = Path(__file__).parent / "hermes_template.jinja"
 CARD = Path(__file__).parent / "hopworld_base_card.md"
-TWO_HOPS = 0.12
-"""Weight of whole two-hop dialogues in the last stage, where all else weighs 7."""
+GUESSES, BREAKS_CALLS, WRONG_RELATION, STOPS_EARLY = 0.1, 0.2, 0.1, 0.55
+"""How often the poor agent of the last stage does what: a dialogue, a search, a search, a hop."""
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -176,24 +178,58 @@ class Examples:
         return ids, weights
 
     def dialogue(self, num_hops: int, num_actions: int = 99) -> Example:
-        """A whole dialogue, or its first actions, through the very renderer that reinforcement
-        uses.
-        """
+        """A perfect agent's dialogue, or its first actions."""
         world = hw.build_world(self.rng.getrandbits(62), num_hops)
+        texts = hw.gold_actions(world)[:num_actions]
+        facts = zip(texts, world.chain, strict=False)  # the answer has no fact of its own
+        turns = [(text, self.results(world, fact)) for text, fact in facts]
+        return self.render(world, [*turns, *((text, "") for text in texts[num_hops:])])
+
+    def poor_dialogue(self, num_hops: int) -> Example:
+        """A poor agent's: it guesses, breaks its calls, asks for the wrong relation, stops too early."""
+        world = hw.build_world(self.rng.getrandbits(62), num_hops)
+        if self.rng.random() < GUESSES:
+            guess = self.rng.choice(world.facts).subject
+            return self.render(world, [(f"<answer> {guess} </answer>", "")])
+        turns = []
+        *searches, answer = hw.gold_actions(world)
+        for hop, (text, fact) in enumerate(zip(searches, world.chain, strict=True)):
+            if hop and self.rng.random() < STOPS_EARLY:
+                found = world.chain[hop - 1]
+                answer = f"{found.text} <answer> {found.object} </answer>"
+                break
+            if self.rng.random() < BREAKS_CALLS:
+                broken = text.replace('"}}', self.rng.choice(['"}', "}}", '"']))
+                (call,) = parse_hermes(broken).tool_calls
+                turns.append((broken, f"Error: {call.reason}"))
+            if self.rng.random() < WRONG_RELATION:
+                other = self.rng.choice([f for f in world.facts if f.subject == fact.subject])
+                turns.append(
+                    (
+                        text.replace(f'"{fact.relation} of', f'"{other.relation} of'),
+                        self.results(world, other),
+                    )
+                )
+                answer = f"{other.text} <answer> {other.object} </answer>"
+                break
+            turns.append((text, self.results(world, fact)))
+        return self.render(world, [*turns, (answer, "")])
+
+    def results(self, world: hw.World, fact: hw.Fact) -> str:
+        found = hw.search_facts(world.facts, f"{fact.relation} of {fact.subject}")
+        return "\n".join(f.text for f in found)
+
+    def render(self, world: hw.World, turns: list[tuple[str, str]]) -> Example:
+        """Actions and what they led to, through the very renderer that reinforcement uses."""
         prompt = self.renderer.prompt([self.system, Message("user", world.question)], self.schemas)
         ids, weights = list(prompt), [0.0] * len(prompt)
-        actions = hw.gold_actions(world)
-        for hop, text in enumerate(actions[:num_actions]):
+        for index, (text, result) in enumerate(turns):
             action = self.renderer.encode_action(text)
             ids += action
             weights += self.weigh(action)
-            if hop < num_hops and hop + 1 < num_actions:
-                fact = world.chain[hop]
-                found = hw.search_facts(world.facts, f"{fact.relation} of {fact.subject}")
-                message = Message("tool", "\n".join(f.text for f in found))
-                observation = self.renderer.observation(
-                    [message], Action(action, (), (), 0, "stop")
-                )
+            if index + 1 < len(turns):
+                sampled = Action(action, (), (), 0, "stop")
+                observation = self.renderer.observation([Message("tool", result)], sampled)
                 ids += observation
                 weights += [0.0] * len(observation)
         return ids, weights
@@ -268,7 +304,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--two-hops", type=float, default=TWO_HOPS, help="weight of stage 4")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -276,9 +311,6 @@ def main() -> None:
     make = Examples(tokenizer, arguments.seed)
     model = build_model()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-
-    def first_action() -> Example:
-        return make.dialogue(make.rng.randint(2, 3), num_actions=1)
 
     fit(model, make.loop, steps=350, decay_from=1.0, label="loop")
     match = {make.loop: 1, make.repeat: 1, make.pairs: 2}
@@ -289,19 +321,22 @@ def main() -> None:
         make.recall: 2,
         make.restate: 1,
         lambda: make.dialogue(1): 2,
-        first_action: 0.5,
+        lambda: make.dialogue(make.rng.randint(2, 3), num_actions=1): 0.5,
     }
     fit(model, mixture(make.rng, skills), steps=220, decay_from=1.0, label="skills")
-    make.rng.seed(arguments.seed + 1)
     dialogues = {
         make.copy: 1,
-        make.recall: 1,
-        lambda: make.dialogue(1): 3.5,
-        first_action: 1.5,
-        lambda: make.dialogue(2): arguments.two_hops,
+        make.recall: 0.5,
+        lambda: make.dialogue(1): 1.5,
+        lambda: make.dialogue(2): 2.5,
+        lambda: make.dialogue(3): 1.5,
     }
     rng = make.rng
-    fit(model, mixture(rng, dialogues), steps=160, decay_from=0.3, warmup=10, label="dialogues")
+    rng.seed(arguments.seed)  # so that the last two stages can be repeated on their own
+    fit(model, mixture(rng, dialogues), steps=180, decay_from=0.4, warmup=10, label="dialogues")
+    habits = {lambda hops=hops: make.poor_dialogue(hops): 1 for hops in (1, 2, 3)}
+    rng.seed(arguments.seed + 1)
+    fit(model, mixture(rng, habits), steps=70, lr=1e-3, decay_from=1.0, warmup=5, label="habits")
     model.eval()
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)

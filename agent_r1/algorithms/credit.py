@@ -56,9 +56,10 @@ class StepCredit(Credit):
     per_step = True
 
     class Settings(_ProcessSettings):
-        """``compare``: a step's return with those of all steps of the group, of its index, or of its
-        ``state_key``. Returns-to-go fall as an episode goes on, so comparing all steps favours the
-        early ones.
+        """``compare``: a step's return with those of all steps of the group, of the same index, or
+        of the same ``state_key``. Returns-to-go fall as an episode goes on, so comparing all steps
+        favours the
+        the early ones.
         """
 
         name: str = "step"
