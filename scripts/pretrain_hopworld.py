@@ -17,23 +17,24 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from jinja2 import Environment
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from agent_r1.render.chatml import ChatML, parse_hermes
 from agent_r1.tasks import hopworld as hw
-from agent_r1.types import Action, Message
+from agent_r1.types import Action, Message, derive_seed
 
 Example = tuple[list[int], list[float]]
 """Token ids, and for each the weight of its prediction in the loss."""
 
-VOCAB = 1024
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TAGS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 TEMPLATE = Path(__file__).parent / "hermes_template.jinja"
@@ -48,12 +49,12 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - len(TAGS),
+        vocab_size=1024,
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(hw.tokenizer_texts(), trainer)
+    tokenizer.train_from_iterator(tokenizer_texts(), trainer)
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -64,9 +65,24 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model() -> Qwen3ForCausalLM:
+def tokenizer_texts(num_worlds: int = 3000) -> Iterator[str]:
+    """Scripted dialogues under their full prompt, without the control tokens."""
+    template = Environment().from_string(TEMPLATE.read_text())
+    env = hw.HopWorld()
+    system = {"role": "system", "content": env.system}
+    prompt = template.render(messages=[system], tools=env.schemas)
+    prompt = re.sub("|".join(map(re.escape, SPECIAL + TAGS)), " ", prompt)
+    for index in range(num_worlds):
+        world = hw.build_world(derive_seed("tokenizer", index), 1 + index % 3)
+        results = [fact.text for fact in world.facts[:6]]
+        actions = [re.sub("|".join(TAGS), "", text) for text in hw.gold_actions(world)]
+        roles = ["user", "assistant", "system"]
+        yield "\n".join([prompt, *roles, world.question, *actions, *results])
+
+
+def build_model(vocab_size: int) -> Qwen3ForCausalLM:
     config = Qwen3Config(
-        vocab_size=VOCAB,
+        vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=4,
@@ -186,7 +202,7 @@ class Examples:
         return self.render(world, [*turns, *((text, "") for text in texts[num_hops:])])
 
     def poor_dialogue(self, num_hops: int) -> Example:
-        """A poor agent's: it guesses, breaks its calls, asks for the wrong relation, stops too early."""
+        """A poor agent's: guesses, broken calls, wrong relations, answers before the last hop."""
         world = hw.build_world(self.rng.getrandbits(62), num_hops)
         if self.rng.random() < GUESSES:
             guess = self.rng.choice(world.facts).subject
@@ -309,7 +325,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     tokenizer = train_tokenizer()
     make = Examples(tokenizer, arguments.seed)
-    model = build_model()
+    model = build_model(len(tokenizer))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
     fit(model, make.loop, steps=350, decay_from=1.0, label="loop")

@@ -24,13 +24,14 @@ You may call one or more functions to assist with the user query.
 
 You are provided with function signatures within <tools></tools> XML tags:
 <tools>"""
-_TOOLS_AFTER = """
-</tools>
-
-For each function call, return a json object with function name and arguments within
-<tool_call></tool_call> XML tags: <tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call>"""
+_TOOLS_AFTER = (
+    "\n</tools>\n\n"
+    "For each function call, return a json object with function name and arguments "
+    "within <tool_call></tool_call> XML tags:\n"
+    "<tool_call>\n"
+    '{"name": <function-name>, "arguments": <args-json-object>}\n'
+    "</tool_call>"
+)
 _CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|(?=<tool_call>)|\Z)|(</tool_call>)", re.DOTALL)
 
 

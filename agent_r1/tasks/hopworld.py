@@ -239,14 +239,3 @@ def gold_actions(world: World) -> list[str]:
         )
         actions.append(f"{found}\n<tool_call>\n{call}\n</tool_call>")
     return [*actions, f"{world.chain[-1].text} <answer> {world.answer} </answer>"]
-
-
-@functools.cache
-def tokenizer_texts(num_worlds: int = 3000) -> list[str]:
-    """Dialogues that the tiny base's tokenizer is trained on."""
-    texts = []
-    for index in range(num_worlds):
-        world = build_world(derive_seed("tokenizer", index), 1 + index % 3)
-        results = [fact.text for fact in world.facts[:6]]
-        texts.append("\n".join([HopWorld.system, world.question, *gold_actions(world), *results]))
-    return texts
