@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_r1.checkpoint import model_folder
+from agent_r1.config import ConfigError
 from agent_r1.evaluate import Evaluation, evaluate
 from agent_r1.policy import load_policy
 from agent_r1.progress import Reporter
@@ -59,6 +60,8 @@ def train(
         label = recipe if isinstance(recipe, str | Path) else "run"
         run = run or default_run(str(label))
         recipe, _ = load_recipe(recipe, list((overrides or {}).items()))
+    elif overrides:
+        raise ConfigError("overrides change a recipe that is yet to be loaded; this one is checked")
     preflight(recipe)
     return _train(recipe, RunFolder.create(run or default_run("run"), recipe), reporter)
 
@@ -108,8 +111,8 @@ class Agent:
         return tasks_of(self.recipe, split)
 
     def play(self, task: Task | str, *, temperature: float = 0.0, seed: int = 0) -> Trajectory:
-        """One episode, greedy by default. A string is the question of a task without further
-        data.
+        """One episode, greedy by default. A string is the question of a task without further data,
+        which not every environment can do with.
         """
         if isinstance(task, str):
             task = Task(id=task, question=task)

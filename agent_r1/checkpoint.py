@@ -58,9 +58,9 @@ class Checkpoints:
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        self._link("last", final.name)
         if state.best_iteration == state.iteration:
             self._link("best", final.name)
+        self._link("last", final.name)  # the last word: what is not linked did not happen
         self._prune(state)
 
     def restore(self, policy: Policy, learner: Learner) -> State:

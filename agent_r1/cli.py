@@ -63,9 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
     evaluate.add_argument(
-        "--tasks", type=int, default=None, help="how many (default: the recipe's)"
+        "--tasks", type=_count, default=None, help="how many (default: the recipe's)"
     )
-    evaluate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    evaluate.add_argument(
+        "--temperature", type=_temperature, default=0.0, help="0 is greedy (default)"
+    )
     evaluate.add_argument("--show", type=int, default=0, metavar="N", help="print N episodes")
     evaluate.set_defaults(run_command=_eval, takes_overrides=True)
 
@@ -80,6 +82,18 @@ def _parser() -> argparse.ArgumentParser:
             "--json", action="store_true", help="print figures as JSON, nothing else"
         )
     return parser
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
+
+
+def _temperature(text: str) -> float:
+    if not 0.0 <= (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return number
 
 
 def _load(source: str, rest: list[str], *, quiet: bool) -> Recipe:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
@@ -77,6 +78,13 @@ class Registry:
             f"(one of your own is named as 'file.py:Class')"
         )
 
+    def settings(self, name: str, *, base: Path | None = None) -> type[NamedSection]:
+        """The section of the class behind ``name``."""
+        settings = getattr(self.resolve(name, base=base), "Settings", None)
+        if not (isinstance(settings, type) and issubclass(settings, NamedSection)):
+            raise ConfigError(f"{name!r} is no {self.kind}: it has no Settings; subclass ours")
+        return settings
+
     def section(self, value: Any, *, base: Path | None = None) -> NamedSection:
         """A checked section from its raw value: ``"grpo"`` or ``{"name": "grpo", ...}``."""
         if isinstance(value, NamedSection):
@@ -88,11 +96,7 @@ class Registry:
         if not isinstance(name, str):
             raise ConfigError(f"[{self.kind}] needs a name{nearest('', [*self.table])}")
         data = {**data, "name": name}
-        settings = getattr(self.resolve(name, base=base), "Settings", None)
-        if not (isinstance(settings, type) and issubclass(settings, NamedSection)):
-            raise ConfigError(
-                f"{name!r} is no {self.kind}: it has no Settings; subclass one of ours"
-            )
+        settings = self.settings(name, base=base)
         if ":" in name and name.partition(":")[0].endswith(".py"):  # found again from any directory
             path, _, attribute = name.rpartition(":")
             data = {**data, "name": f"{_find(path, base)}:{attribute}"}
@@ -102,6 +106,8 @@ class Registry:
 def load_object(reference: str, *, what: str, base: Path | None = None) -> Any:
     """The object named ``module:attribute`` or ``file.py:attribute``."""
     module_name, _, attribute = reference.rpartition(":")
+    if not module_name:
+        raise ConfigError(f"{what} = {reference!r}: name it as 'file.py:name' or 'module:name'")
     if module_name.endswith(".py"):
         path = _find(module_name, base)
         if not path.exists():
@@ -134,6 +140,7 @@ def _load_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    cloudpickle.register_pickle_by_value(module)  # an isolated tool's process cannot import it
     return module
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
-
 from agent_r1.env_check import check_env
-from agent_r1.policy import local_path
+from agent_r1.policy import load_config, load_tokenizer
 from agent_r1.recipe import Recipe
 from agent_r1.render import RENDERERS
 from agent_r1.render.chatml import parse_hermes
@@ -62,14 +60,13 @@ def dry_run(recipe: Recipe) -> DryRun:
     """
     env_class = ENVS.resolve(recipe.env.name)
     notes = check_env(env_class, recipe.env)
-    path = local_path(recipe.model.path)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = load_tokenizer(recipe.model)
     renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer.backend_tokenizer)
     task = env_class.tasks(recipe.env, "train")[0]
     report = DryRun(task.id, notes=notes)
     run_async(_play(report, recipe, env_class(recipe.env), task, renderer, tokenizer))
     _warn(report, recipe)
-    report.memory = estimate_memory(recipe, AutoConfig.from_pretrained(path))
+    report.memory = estimate_memory(recipe, load_config(recipe.model))
     return report
 
 

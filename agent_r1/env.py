@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 from agent_r1.config import NamedSection
 from agent_r1.tools import Tool, ToolResult, run_calls
-from agent_r1.types import Message, Outcome, Task
+from agent_r1.types import Message, Outcome, Task, ToolCall
 
 
 @dataclass(slots=True, frozen=True)
@@ -26,7 +26,7 @@ class Transition:
         messages: What the agent gets to see.
         rewards: Process rewards by part.
         done: Whether the task has ended.
-        state_key: A name for the state, equal where the environment calls two states the same.
+        state_key: A name for the state now reached, equal where two states count as the same.
         faults: Tool faults, as ``"timeout:search"``; counted, never scored by themselves.
     """
 
@@ -69,7 +69,7 @@ class Env(Protocol):
 class ToolEnv:
     """Tools, the state of one task, and what results mean. Subclass it; every method has a
     sensible default except ``tasks`` and ``score``. ``interpret``, ``reply`` and ``score`` may be
-    ``async``.
+    ``async``; one that waits for something should be, because a plain method holds up all episodes.
 
         class Arithmetic(ToolEnv):
             system = "Use the tool, then give the number alone."
@@ -181,7 +181,10 @@ class ToolEnv:
         """A transition that shows each result, or its failure in words, to the agent."""
         messages = tuple(Message("tool", self.as_text(result)) for result in results)
         faults = tuple(
-            f"{r.error}:{getattr(r.call, 'name', '')}".rstrip(":")
+            f"{r.error}:{r.call.name}"
+            # a name that the agent made up would be a metric of its own
+            if isinstance(r.call, ToolCall) and r.error != "unknown_tool"
+            else r.error
             for r in results
             if r.error is not None
         )

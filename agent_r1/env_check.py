@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from agent_r1.config import NamedSection
+from agent_r1.config import ConfigError, NamedSection
 from agent_r1.env import Env
 from agent_r1.render.chatml import parse_hermes
 from agent_r1.run_async import run_async
@@ -54,7 +54,10 @@ async def _check(env: type[Any], settings: NamedSection, num_tasks: int, seed: i
     seen: dict[str, str] = {}
     num_gold = num_played = 0
     for split in ("train", "validation", "test"):
-        tasks = env.tasks(settings, split)
+        try:
+            tasks = env.tasks(settings, split)
+        except NotImplementedError as error:
+            raise EnvCheckError(str(error)) from error
         notes.append(f"{split}: {len(tasks):,} tasks")
         if len(tasks) == 0:
             problems.append(f"split {split!r} has no tasks")
@@ -107,17 +110,26 @@ class _Played:
         self.problems: list[str] = []
 
     async def gold(self) -> list[str]:
-        env = self._env(self._settings)
-        await env.reset(self._task, self._seed)
-        actions: list[str] = env.gold() if hasattr(env, "gold") else []
-        await env.close()
+        """The environment's own solution; none if it has none or cannot start."""
+        try:
+            env = self._env(self._settings)
+            await env.reset(self._task, self._seed)
+            actions: list[str] = env.gold() if hasattr(env, "gold") else []
+            await env.close()
+        except ConfigError:
+            raise
+        except Exception as error:  # the author's code
+            self.problems.append(f"{type(error).__name__} before the first action: {error}")
+            return []
         return actions
 
     async def play(self, script: Sequence[str]) -> list[Any]:
         """Everything the environment gave, the outcome last."""
-        env: Env = self._env(self._settings)
+        env: Env | None = None
         given: list[Any] = []
         try:
+            env = self._env(self._settings)
+            assert env is not None
             given.append(tuple(await env.reset(self._task, self._seed)))
             if not given[0]:
                 self.problems.append("reset gave no messages")
@@ -131,9 +143,12 @@ class _Played:
                 if transition.done:
                     break
             given.append(await env.outcome())
+        except ConfigError:
+            raise
         except Exception as error:  # the author's code: reported, with what led to it
             self.problems.append(f"{type(error).__name__} after {list(script)!r:.200}: {error}")
             given.append(f"{type(error).__name__}: {error}")
         finally:
-            await env.close()
+            if env is not None:
+                await env.close()
         return given

@@ -7,6 +7,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,8 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -46,27 +51,50 @@ class Policy:
 
 
 def load_policy(settings: ModelSettings) -> Policy:
-    """Loads model and tokenizer. Dropout is off for good: sampling and training must see the same
-    network.
-    """
-    path = local_path(settings.path)
+    """Loads model and tokenizer. Dropout is off for good: what samples must be what is trained."""
     disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except OSError as error:
-        raise ConfigError(
-            f"model.path = {settings.path!r}: no model could be loaded from there "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ConfigError(
-            f"model.path = {settings.path!r}: it has no fast tokenizer (tokenizer.json)"
-        )
+    tokenizer = load_tokenizer(settings)
+    with _readable(settings):
+        model = AutoModelForCausalLM.from_pretrained(local_path(settings.path), dtype=torch.float32)
     model.eval()
+    return Policy(torch.nn.Module.to(model, _device(settings)), tokenizer)
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerFast:
+    """The tokenizer alone."""
+    with _readable(settings):
+        tokenizer = AutoTokenizer.from_pretrained(local_path(settings.path))
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ConfigError(f"model.path = {settings.path!r}: it has no fast tokenizer")
+    return tokenizer
+
+
+def load_config(settings: ModelSettings) -> PreTrainedConfig:
+    """The model's configuration alone; fails early where the whole would fail late."""
+    _device(settings)
+    with _readable(settings):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(local_path(settings.path))
+    return config
+
+
+def _device(settings: ModelSettings) -> torch.device:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device = 'cuda': PyTorch sees no CUDA device here; use 'auto'")
     best = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(best if settings.device == "auto" else settings.device)
-    return Policy(torch.nn.Module.to(model, device), tokenizer)
+    return torch.device(best if settings.device == "auto" else settings.device)
+
+
+@contextmanager
+def _readable(settings: ModelSettings) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"model.path = {settings.path!r}: no model can be loaded from there ({reason})"
+        ) from error
 
 
 def local_path(path: str) -> str:
@@ -106,7 +134,10 @@ def _smollm2() -> Path:
         partial = folder.with_suffix(f".{os.getpid()}.partial")
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(partial)
     return folder
 
 

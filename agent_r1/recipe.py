@@ -168,7 +168,7 @@ def _keys_at(data: dict[str, Any], folder: Path, location: tuple[int | str, ...]
     if location and location[0] in REGISTRIES:
         section = data[str(location[0])]
         registry = REGISTRIES[str(location[0])]
-        settings = registry.resolve(section.get("name", registry.default), base=folder).Settings
+        settings = registry.settings(section.get("name", registry.default), base=folder)
         return keys_at(settings, location[1:])
     return keys_at(Recipe, location)
 
@@ -181,7 +181,7 @@ def shipped_recipes() -> list[str]:
 
 def _recipe_path(source: str | Path) -> Path:
     path = Path(source)
-    if path.exists() or path.suffix == ".toml":
+    if path.is_file() or path.suffix == ".toml":
         return path
     if str(source) in shipped_recipes():
         return Path(str(files("agent_r1") / "recipes" / f"{source}.toml"))
@@ -198,7 +198,7 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]], folder: Path)
         section = key.removesuffix(".name")
         old = data.get(section)
         if _is_name(key) and isinstance(old, dict) and old.get("name") != value:
-            known = REGISTRIES[section].resolve(str(value), base=folder).Settings.model_fields
+            known = REGISTRIES[section].settings(str(value), base=folder).model_fields
             dropped = {k: v for k, v in old.items() if k != "name" and k not in known}
             data[section] = {k: v for k, v in old.items() if k in known}
             notes += [

@@ -43,6 +43,8 @@ class RunFolder:
     @staticmethod
     def must_be_free(path: Path | str) -> None:
         """Raises ``ConfigError`` if the folder holds a run."""
+        if Path(path).is_file():
+            raise ConfigError(f"{path} is a file; name a folder with --run")
         if (Path(path) / "recipe.json").exists():
             raise ConfigError(
                 f"{path} holds a run already; continue it with --resume {path}, "

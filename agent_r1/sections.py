@@ -29,7 +29,7 @@ class LearnerSettings(Section):
 
     Attributes:
         warmup: Iterations of linear warm-up.
-        schedule: What follows: constant, or down to 0 at the last iteration.
+        schedule: What follows: constant, or falling so as to reach 0 after the last iteration.
         max_grad_norm: Gradients are scaled down to this norm.
         epochs: Passes over the same rollout.
         minibatches: Optimiser steps a pass.

@@ -141,6 +141,11 @@ class Tool:
                 return ToolResult(call, value=await self._call(arguments))
         except _CrashError as error:
             return ToolResult(call, error="crash", detail=f"{self.name} {error}")
+        except (asyncio.CancelledError, SystemExit) as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the episode is being cancelled; else it is the tool's own doing
+            return ToolResult(call, error="exception", detail=type(error).__name__)
         except Exception as error:  # whatever the tool's author raises is an observation
             if not limit.expired():  # a TimeoutError may also be the tool's own
                 return ToolResult(
@@ -154,7 +159,7 @@ class Tool:
         if inspect.iscoroutinefunction(self.fn):
             return await self.fn(*self._self_args(), **arguments)
         call = functools.partial(self.fn, *self._self_args(), **arguments)
-        return await (_in_process(call) if self.isolated else _in_thread(call, self.name))
+        return await (_in_process(call) if self.isolated else in_thread(call, self.name))
 
 
 class _CrashError(Exception):
@@ -165,7 +170,7 @@ class _RemoteError(Exception):
     """An exception raised in the process of an isolated tool; shown under its own name."""
 
 
-async def _in_thread(call: Callable[[], Any], name: str) -> Any:
+async def in_thread(call: Callable[[], Any], name: str) -> Any:
     """Runs ``call`` in a daemon thread. Cancelling abandons the thread, which a pool would wait
     for at exit.
     """
@@ -219,7 +224,7 @@ async def _in_process(call: Callable[[], Any]) -> Any:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode != 0:
+    if process.returncode != 0 or not output:
         raise _CrashError(f"ended with exit code {process.returncode}")
     ok, value = cloudpickle.loads(output)
     if ok:

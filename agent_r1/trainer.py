@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import time
@@ -17,7 +18,7 @@ from agent_r1.checkpoint import Checkpoints, State
 from agent_r1.config import ConfigError
 from agent_r1.evaluate import Evaluation, evaluate, score
 from agent_r1.learner import Learner, Update
-from agent_r1.policy import Policy, load_policy, local_path
+from agent_r1.policy import Policy, load_config, load_policy, load_tokenizer
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe
 from agent_r1.render import RENDERERS
@@ -55,7 +56,27 @@ def preflight(recipe: Recipe) -> None:
     """Fails on what can be known to be wrong before a run folder is made or a model loaded."""
     for split in ("train", "validation", *(["test"] if recipe.evaluation.test_tasks else [])):
         tasks_of(recipe, split)
-    local_path(recipe.model.path)
+    load_config(recipe.model)
+    tokenizer = load_tokenizer(recipe.model)
+    RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer.backend_tokenizer)
+    run_async(_try_env(recipe))
+
+
+async def _try_env(recipe: Recipe) -> None:
+    """Starts one episode: what every episode needs, files and libraries too, must be there."""
+    task = tasks_of(recipe, "train")[0]
+    try:
+        env = ENVS.resolve(recipe.env.name)(recipe.env)
+        await env.reset(task, recipe.seed)
+        await env.close()
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"env {recipe.env.name!r} cannot start task {task.id!r}: {reason}; "
+            "`agent-r1 check` tells more"
+        ) from error
 
 
 def set_threads(recipe: Recipe) -> None:
@@ -79,6 +100,9 @@ class Trainer:
         self.algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
         self.credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
         self.rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
+        self.validator = dataclasses.replace(
+            self.rollout, concurrency=recipe.evaluation.concurrency
+        )
         temperature = recipe.train.temperature
         self.learner = Learner(
             self.policy,
@@ -99,8 +123,6 @@ class Trainer:
             self._begin()
         while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
             self._iterate()
-        if (last := self.checkpoints.last) and last.resolve().name != f"{self.state.iteration:06d}":
-            self.checkpoints.save(self.state, self.policy, self.learner)
         return self.state
 
     def _begin(self) -> None:
@@ -147,23 +169,27 @@ class Trainer:
         row = {"iteration": iteration, **_figures(groups, used, update, lr, clock)}
         self.reporter.iteration(row)
         best = state.best_iteration
-        if recipe.evaluation.every and iteration % recipe.evaluation.every == 0:
+        is_last = iteration == recipe.train.iterations or self._out_of_time()
+        if not recipe.evaluation.every:
+            state.best_iteration = iteration  # nothing tells which is best: the newest
+        elif iteration % recipe.evaluation.every == 0 or is_last:
             row["validation"] = self._validate()
         self.run.append_metrics(row)
-        if iteration % recipe.checkpoint.every == 0 or state.best_iteration != best:
+        due = iteration % recipe.checkpoint.every == 0 or is_last
+        if due or (recipe.evaluation.every and state.best_iteration != best):
             self.checkpoints.save(state, self.policy, self.learner)
 
     def _validate(self) -> dict[str, Any]:
         """Evaluates on the validation tasks; remembers the best."""
         recipe, state = self.recipe, self.state
         evaluation = evaluate(
-            self.rollout,
+            self.validator,
             self.validation,
             temperature=recipe.train.temperature,
             seed=derive_seed(recipe.seed, "validation"),
         )
         figure = _named(evaluation, recipe.checkpoint.metric)
-        if figure is not None and (state.best is None or figure > state.best):
+        if figure is not None and (state.best is None or figure >= state.best):
             state.best, state.best_iteration = figure, state.iteration
         figures = evaluation.figures()
         self.reporter.validation(state.iteration, figures)
@@ -213,6 +239,8 @@ def _permutation(length: int, seed: int) -> list[int]:
 
 
 def _named(evaluation: Evaluation, metric: str) -> float | None:
+    if not evaluation.total.tasks:
+        return None
     known = {
         "success": evaluation.total.success,
         "reward": evaluation.total.reward,

@@ -34,7 +34,7 @@ class StopReason(StrEnum):
     MAX_TOKENS = "max_tokens"
     MAX_TIME = "max_time"
     FAULT = "fault"
-    """The environment, its scorer or the engine failed: excluded from training, never scored 0."""
+    """The environment or its scorer failed: excluded from training, never scored 0."""
 
     @property
     def terminated(self) -> bool:
@@ -144,7 +144,8 @@ class Step:
             turn. Empty when the episode ended with this step.
         rewards: Process rewards by part, e.g. ``{"format": 0.1}``; kept apart until an algorithm
             combines them.
-        state_key: What the environment calls the same state, for step-level groups.
+        state_key: The environment's name for the state in which the action was taken, equal where
+            it calls two states the same; ``"start"`` for the first.
         faults: Tool faults seen in this step, as ``"timeout:search"``.
         context_ids: Set when the environment rewrote the history before this step: the tokens that
             stand between the prompt and the action instead of the earlier steps.

@@ -349,10 +349,10 @@ def main() -> None:
     }
     rng = make.rng
     rng.seed(arguments.seed)  # so that the last two stages can be repeated on their own
-    fit(model, mixture(rng, dialogues), steps=180, decay_from=0.4, warmup=10, label="dialogues")
+    fit(model, mixture(rng, dialogues), steps=300, decay_from=0.4, warmup=10, label="dialogues")
     habits = {lambda hops=hops: make.poor_dialogue(hops): 1 for hops in (1, 2, 3)}
     rng.seed(arguments.seed + 1)
-    fit(model, mixture(rng, habits), steps=70, lr=1e-3, decay_from=1.0, warmup=5, label="habits")
+    fit(model, mixture(rng, habits), steps=50, lr=1e-3, decay_from=1.0, warmup=5, label="habits")
     model.eval()
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)

@@ -129,6 +129,10 @@ def test_sampled_tokens_are_parsed_not_changed(renderer):
         ('<tool_call>{"name": "f"}', "not closed"),
         ('{"name": "f"}</tool_call>', "without <tool_call>"),
         ("<tool_call>" + "[" * 100_000 + "</tool_call>", "not valid JSON"),
+        (
+            '<tool_call>{"name": "f", "arguments": {"x": %s}}</tool_call>' % ("[" * 90 + "]" * 90),
+            "nested more than 64 deep",
+        ),
     ],
 )
 def test_malformed_calls_have_a_reason(text, reason):

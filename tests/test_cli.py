@@ -102,6 +102,8 @@ def test_check_shows_tokens_by_kind_rewards_and_memory():
         (["train", "hopworld", "--model.path", "./none"], "there is no such folder"),
         (["train", "multihop-smollm2"], "env.path = 'data/multihop'"),
         (["check", "no.toml"], "there is no recipe no.toml"),
+        (["check", "hopworld", "--model.path", "/"], "no model can be loaded from there"),
+        (["eval", "hopworld", "--tasks", "0"], "must be at least 1"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, arguments, message):

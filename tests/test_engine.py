@@ -17,9 +17,17 @@ SETTINGS = HopWorld.Settings()
 LIMITS = Limits(turns=4, tokens_per_turn=64, tokens=600)
 
 
+class Forgetful(NativeEngine):
+    """Prefills every turn anew."""
+
+    def _tick(self):
+        for session in self.waiting:
+            session.cached_ids, session.cache = [], []
+        super()._tick()
+
+
 def roll(policy, renderer, *, tasks=4, attempts=3, temperature=1.0, seed=1, keep_cache=True):
-    engine = NativeEngine(NativeEngine.Settings(), policy)
-    engine._keep_cache = keep_cache
+    engine = (NativeEngine if keep_cache else Forgetful)(NativeEngine.Settings(), policy)
     rollout = Rollout(functools.partial(HopWorld, SETTINGS), engine, renderer, LIMITS)
     drawn = HopWorld.tasks(SETTINGS, "train")[:tasks]
     return asyncio.run(rollout.run(drawn, attempts=attempts, temperature=temperature, seed=seed))

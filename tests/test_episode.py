@@ -110,7 +110,7 @@ def test_an_answer_ends_the_episode():
             CALL % ("nothing", "{}"),
             "[tool]Error: there is no tool 'nothing'; the tools are: "
             "echo, huge, blob, strange, broken, hang",
-            "unknown_tool:nothing",
+            "unknown_tool",
         ),
         (
             CALL % ("echo", "{}"),
@@ -183,13 +183,19 @@ def test_limit_of_turns():
     assert only(group).outcome == Outcome(0.0, False)
 
 
+def test_an_answer_that_the_limit_of_tokens_cut_is_no_answer():
+    episode = only(play(Troubles, "42 and so on", limits=Limits(tokens=10)))
+    assert episode.stop is StopReason.MAX_TOKENS
+    assert episode.steps[0].message.content == "42"
+    assert episode.outcome == Outcome(0.0, False)
+
+
 def test_limit_of_tokens_bounds_the_whole_episode():
     line = CALL % ("echo", '{"text": "a"}')
     for limit in range(1, 3 * len(line)):
         episode = only(play(Troubles, line, limits=Limits(tokens=limit, turns=50)))
-        assert episode.stop in (StopReason.MAX_TOKENS, StopReason.DONE)
-        if episode.steps:
-            assert episode.num_tokens <= limit
+        assert episode.stop is StopReason.MAX_TOKENS
+        assert not episode.steps or episode.num_tokens <= limit
 
 
 def test_limit_of_time():
@@ -207,9 +213,21 @@ def test_limit_of_time():
     assert episode.outcome == Outcome(0.0, False)
 
 
-@pytest.mark.parametrize("where", ["start", "interpret", "score", "nan", "process", "type"])
+@pytest.mark.parametrize(
+    "where",
+    ["init", "start", "prompt", "interpret", "text", "cancel", "score", "nan", "outcome", "process",
+     "none", "type"],
+)  # fmt: skip
 def test_a_fault_of_the_environment_excludes_the_episode_and_nothing_else(where):
     class Faulty(ToolEnv):
+        def __init__(self, settings=None):
+            if where == "init":
+                raise OSError("database is down")
+            super().__init__(settings)
+
+        def prompt(self):
+            return [{"role": "user"}] if where == "prompt" else super().prompt()
+
         def start(self):
             if where == "start":
                 raise OSError("database is down")
@@ -219,11 +237,18 @@ def test_a_fault_of_the_environment_excludes_the_episode_and_nothing_else(where)
                 raise OSError("database is down")
             if where == "type":
                 return "hello"
-            return self.show(results, good=float("inf") if where == "process" else 0.5)
+            if where == "text":
+                return Transition(("hello",))
+            if where == "cancel":
+                raise asyncio.CancelledError
+            bad = {"process": float("inf"), "none": None}
+            return self.show(results, good=bad.get(where, 0.5))
 
         async def score(self, answer):
             if where == "score":
                 raise OSError("database is down")
+            if where == "outcome":
+                return Outcome(None, True)
             return float("nan") if where == "nan" else 1.0
 
     episode = only(play(Faulty, "<tool_call>", "42"))
@@ -247,7 +272,7 @@ def test_process_rewards_keep_their_names_and_steps():
     episode = only(play(Rewarded, "<tool_call>", "x"))
     assert [step.rewards for step in episode.steps] == [{"a": 0.25, "b": 1.0}, {"a": 0.5}]
     assert episode.process_reward() == {"a": 0.75, "b": 1.0}
-    assert episode.steps[0].state_key == "s1"
+    assert [step.state_key for step in episode.steps] == ["start", "s1"]
 
 
 def test_an_environment_may_answer_like_a_user():
@@ -275,6 +300,56 @@ def test_the_engine_gets_every_token_so_far_and_nothing_decoded():
     (branch,) = build_tree(group).branches()
     assert engine.prefixes[1] == branch.token_ids[: len(engine.prefixes[1])]
     assert len(engine.prefixes[1]) + 3 == len(branch.token_ids)
+
+
+def test_attempts_share_their_instance_and_a_task_drawn_twice_is_sampled_anew():
+    class Seeded(Troubles):
+        def start(self):
+            seeds.append(self.seed)
+
+    class Listening(ScriptedEngine):
+        def session(self):
+            session = super().session()
+            generate = session.generate
+
+            async def listen(prefix, sampling, seed):
+                sampled.append(seed)
+                return await generate(prefix, sampling, seed)
+
+            session.generate = listen
+            return session
+
+    seeds, sampled = [], []
+    rollout = Rollout(Seeded, Listening("42"), CharRenderer(), Limits())
+    asyncio.run(rollout.run([Task("a", "Q")] * 2, attempts=3, temperature=1.0, seed=0))
+    assert len(set(seeds)) == 1
+    assert len(set(sampled)) == 6
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    import numpy as np
+
+    class Numpy(ToolEnv):
+        def interpret(self, results):
+            return Transition(rewards={"a": np.float32(0.5)})
+
+        def score(self, answer):
+            return Outcome(np.float32(1.0), np.bool_(True), {"f1": np.float64(0.5)})
+
+    episode = only(play(Numpy, "<tool_call>", "x"))
+    assert type(episode.steps[0].rewards["a"]) is float
+    assert [type(v) for v in (episode.outcome.reward, episode.outcome.success)] == [float, bool]
+
+
+def test_what_every_episode_lacks_ends_the_run():
+    from agent_r1.config import ConfigError
+
+    class Missing(Troubles):
+        def start(self):
+            raise ConfigError("there is no index")
+
+    with pytest.raises(ConfigError, match="no index"):
+        play(Missing, "42")
 
 
 def test_groups_and_attempts_come_back_in_order_over_several_waves():

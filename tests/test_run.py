@@ -174,6 +174,23 @@ def test_the_last_few_checkpoints_and_the_best_are_kept(tmp_path, policy):
     assert checkpoints.restore(policy, learner).cursor == 35
 
 
+def test_a_kill_between_the_links_loses_nothing(tmp_path, policy):
+    """After a kill between ``best`` and ``last`` the older checkpoint goes on."""
+    from agent_r1.algorithms.grpo import GRPO
+
+    learner = Learner(policy, GRPO(GRPO.Settings()), LearnerSettings(), temperature=1.0)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(State(iteration=1, best_iteration=1), policy, learner)
+    link = checkpoints._link
+    checkpoints._link = lambda name, target: link(name, target) if name == "best" else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.save(State(iteration=2, best_iteration=2), policy, learner)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert checkpoints.restore(policy, learner).iteration == 1
+    checkpoints.save(State(iteration=2, best_iteration=2), policy, learner)
+    assert {p.name for p in tmp_path.iterdir()} == {"000002", "best", "last"}
+
+
 def test_a_half_written_checkpoint_is_not_one(tmp_path):
     (tmp_path / ".000003.partial").mkdir()
     assert Checkpoints(tmp_path, keep=1).last is None
@@ -209,3 +226,5 @@ def test_train_in_python_from_a_notebook(tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result.report
     assert result.report["tasks"] == 1
     assert set(result.report["before"]) == {"1", "2", "3"}
+    # Without a validation nothing tells which is best: the newest is loaded and tested.
+    assert os.readlink(tmp_path / "run" / "checkpoints" / "best") == "000001"

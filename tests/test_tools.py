@@ -72,7 +72,7 @@ def isolated_error() -> None:
     raise ValueError("inside")
 
 
-@tool(isolated=True, timeout=1.0)
+@tool(isolated=True, timeout=3.0)
 def isolated_hang(path: str) -> None:
     """Hang, having written down the process."""
     with open(path, "w") as file:
@@ -150,6 +150,40 @@ def test_an_abandoned_thread_is_a_daemon_so_that_the_process_can_end():
     assert all(t.daemon for t in threading.enumerate() if t.name == "tool-sleepy")
 
 
+def test_a_tool_that_cancels_or_exits_harms_nobody():
+    @tool
+    async def cancelled() -> None:
+        """Cancel."""
+        raise asyncio.CancelledError
+
+    @tool
+    async def exits() -> None:
+        """Exit."""
+        raise SystemExit(1)
+
+    @tool(isolated=True, timeout=20)
+    def exits_isolated() -> None:
+        """Exit."""
+        sys.exit(0)
+
+    assert (call(cancelled).error, call(cancelled).detail) == ("exception", "CancelledError")
+    assert call(exits).error == "exception"
+    assert call(exits_isolated).error == "crash"
+
+
+def test_an_isolated_tool_of_a_file_named_in_a_recipe(tmp_path):
+    """Its process cannot import that file as a module."""
+    from agent_r1.config import load_object
+
+    (tmp_path / "mine.py").write_text(
+        "from agent_r1 import tool\n"
+        "def helper(x):\n    return 2 * x\n"
+        "@tool(isolated=True, timeout=20)\n"
+        'def double(x: int) -> int:\n    """Double."""\n    return helper(x)\n'
+    )
+    assert call(load_object(f"{tmp_path / 'mine.py'}:double", what="tool"), x=4).value == 8
+
+
 def test_isolated_tools_run_in_a_process_of_their_own():
     result = call(pid)
     assert isinstance(result.value, int)
@@ -165,10 +199,8 @@ def test_isolated_failures():
 def test_an_isolated_tool_is_killed_on_time_out(tmp_path):
     assert call(isolated_hang, path=str(tmp_path / "pid")).error == "timeout"
     assert isolated_hang.num_abandoned == 0
-    number = tmp_path / "pid"
-    if number.exists():  # the process may have been killed before it wrote
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(number.read_text()), 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_calls_of_one_action_run_concurrently_and_keep_their_order():

@@ -67,7 +67,9 @@ class StepCredit(Credit):
         compare: Literal["group", "index", "state_key"] = "group"
 
     def peers(self, index: int, step: Step) -> Hashable:
-        return {"group": None, "index": index, "state_key": step.state_key}[self.settings.compare]
+        if self.settings.compare == "state_key":
+            return step.state_key if step.state_key is not None else ("no key", id(step))
+        return index if self.settings.compare == "index" else None
 
     def returns(self, rewards: list[dict[str, float]], outcome: float) -> list[float]:
         to_go: list[float] = []

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from agent_r1.config import NamedSection
+from agent_r1.config import ConfigError, NamedSection
 from agent_r1.render.encoding import Encoder, Markup
 from agent_r1.types import Action, MalformedCall, Message, ToolCall
 
@@ -32,6 +32,8 @@ _TOOLS_AFTER = (
     '{"name": <function-name>, "arguments": <args-json-object>}\n'
     "</tool_call>"
 )
+MAX_DEPTH = 64
+"""Of a call's arguments: what is deeper cannot be written down again."""
 _CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|(?=<tool_call>)|\Z)|(</tool_call>)", re.DOTALL)
 
 
@@ -45,7 +47,7 @@ class ChatML:
         self._encoder = Encoder(tokenizer)
         end = self._encoder.id_of("<|im_end|>")
         if end is None or self._encoder.id_of("<|im_start|>") is None:
-            raise ValueError(
+            raise ConfigError(
                 "renderer 'chatml': the tokenizer has no <|im_start|> and <|im_end|> tokens; "
                 "choose the renderer of the model's own chat format"
             )
@@ -126,6 +128,7 @@ def _read_call(match: re.Match[str]) -> ToolCall | MalformedCall:
         return malformed("the call is not closed by </tool_call>")
     try:
         body = json.loads(match[1])
+        depth = _depth(body)
     except (ValueError, RecursionError) as error:
         return malformed(f"the call is not valid JSON: {error}")
     if not isinstance(body, dict) or not isinstance(body.get("name"), str):
@@ -133,4 +136,12 @@ def _read_call(match: re.Match[str]) -> ToolCall | MalformedCall:
     arguments = body.get("arguments", {})
     if not isinstance(arguments, dict):
         return malformed('"arguments" must be an object')
+    if depth > MAX_DEPTH:
+        return malformed(f"the arguments are nested more than {MAX_DEPTH} deep")
     return ToolCall(body["name"], arguments)
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0

@@ -21,21 +21,14 @@ from agent_r1.types import Action
 
 @torch.inference_mode()
 def sample(
-    policy: Policy,
-    sessions: list[Session],
-    requests: list[Request],
-    *,
-    version: int,
-    keep_cache: bool,
+    policy: Policy, sessions: list[Session], requests: list[Request], *, version: int
 ) -> list[Action]:
-    """Serves all requests together; with ``keep_cache`` the keys and values go back to the
-    sessions.
-    """
+    """Serves all requests together; the keys and values go back to the sessions."""
     batch = _Batch.start(policy, sessions, requests)
     while batch.rows:
         batch.sample_next()
         if 2 * sum(not row.finished for row in batch.rows) <= len(batch.rows):
-            batch.retire(keep_cache)
+            batch.retire()
         if batch.rows:
             batch.forward_sampled()
     by_session = {row.session: row for row in batch.retired}
@@ -78,12 +71,20 @@ class _Batch:
     are real.
     """
 
-    def __init__(self, policy: Policy, rows: list[_Row], mask: Tensor, cache: DynamicCache) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        rows: list[_Row],
+        mask: Tensor,
+        cache: DynamicCache,
+        keep_cache: bool,
+    ) -> None:
         self.policy = policy
         self.rows = rows
         self.retired: list[_Row] = []
         self.mask = mask
         self.cache = cache
+        self.keep_cache = keep_cache
         self.logits: Tensor
         temperatures = [row.request.sampling.temperature for row in rows]
         assert len(set(temperatures)) == 1, "one batch, one temperature"
@@ -112,13 +113,15 @@ class _Batch:
             mask[row, num_kept - keep : num_kept] = 1
             mask[row, num_kept + num_new - len(tokens) :] = 1
         cache = DynamicCache(config=policy.model.config)
+        # With padding between cached and new tokens a sliding window would be too short.
+        keep_cache = all(type(layer) is DynamicLayer for layer in cache.layers)
         cache.layers = [
             _Growing() if type(layer) is DynamicLayer else layer for layer in cache.layers
         ]
         if num_kept:
             for layer in range(policy.model.config.num_hidden_layers):
                 _fill(cache, layer, [session.cache for session in sessions], num_kept)
-        batch = cls(policy, rows, mask.to(policy.device), cache)
+        batch = cls(policy, rows, mask.to(policy.device), cache, keep_cache)
         batch._forward(ids, positions)
         return batch
 
@@ -157,14 +160,14 @@ class _Batch:
         positions = [[len(row.request.prefix) + len(row.token_ids) - 1] for row in self.rows]
         self._forward(ids, torch.tensor(positions))
 
-    def retire(self, keep_cache: bool) -> None:
+    def retire(self) -> None:
         """Takes finished rows out, their keys and values back to their sessions."""
         for index, row in enumerate(self.rows):
             if not row.finished:
                 continue
             self.retired.append(row)
             row.session.cached_ids, row.session.cache = [], []
-            if keep_cache:
+            if self.keep_cache:
                 slots = self.mask[index].nonzero().squeeze(-1)
                 # Iterating gives (keys, values, window) of each layer, (B, heads, K, width).
                 row.session.cache = [

@@ -5,20 +5,23 @@ of each episode.
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import Field
 
-from agent_r1.config import Section
+from agent_r1.config import ConfigError, Section
 from agent_r1.env import Env, Transition
 from agent_r1.render import Renderer
 from agent_r1.types import (
     Engine,
     Group,
+    Outcome,
     Sampling,
     Session,
     Step,
@@ -61,23 +64,24 @@ class Rollout:
         groups = [Group(task, []) for task in tasks]
         for start in range(0, len(plan), self.concurrency):
             wave = plan[start : start + self.concurrency]
-            # All sessions open before any episode starts, so that the first batch is the whole
-            # wave.
+            # All sessions open before any episode starts: the first batch is the whole wave.
             sessions = [self.engine.session() for _ in wave]
-            episodes = [
-                run_episode(
-                    self.make_env(),
-                    session,
-                    self.renderer,
-                    tasks[index],
-                    attempt=attempt,
-                    limits=self.limits,
-                    temperature=temperature,
-                    seed=derive_seed(seed, tasks[index].id, attempt),
-                )
-                for session, (index, attempt) in zip(sessions, wave, strict=True)
-            ]
             try:
+                episodes = [
+                    run_episode(
+                        self.make_env,
+                        session,
+                        self.renderer,
+                        tasks[index],
+                        attempt=attempt,
+                        limits=self.limits,
+                        temperature=temperature,
+                        # All attempts meet the same instance; a task drawn twice is sampled anew.
+                        env_seed=derive_seed(seed, tasks[index].id),
+                        sampling_seed=derive_seed(seed, index, tasks[index].id, attempt),
+                    )
+                    for session, (index, attempt) in zip(sessions, wave, strict=True)
+                ]
                 trajectories = await asyncio.gather(*episodes)
             finally:
                 for session in sessions:
@@ -96,7 +100,7 @@ class _OutOfTimeError(Exception):
 
 
 async def run_episode(
-    env: Env,
+    make_env: Callable[[], Env],
     session: Session,
     renderer: Renderer,
     task: Task,
@@ -104,117 +108,155 @@ async def run_episode(
     attempt: int,
     limits: Limits,
     temperature: float,
-    seed: int,
+    env_seed: int,
+    sampling_seed: int,
 ) -> Trajectory:
-    """Plays one episode to its end. An environment that fails gives a trajectory with ``stop``
-    FAULT, not an exception.
+    """Plays one episode to its end.
+
+    An environment that fails gives a trajectory with ``stop`` FAULT, not an exception. Only a
+    ``ConfigError``, which would fail every episode, is raised, and what the engine raises.
     """
     trajectory = Trajectory(task.id, task.category, attempt)
     start = time.perf_counter()
+    env: Env | None = None
     try:
-        trajectory.stop = await _play(
-            trajectory,
-            env,
-            session,
-            renderer,
-            task,
-            limits,
-            temperature,
-            seed,
-            deadline=start + limits.seconds,
-        )
+        with _faults("environment"):
+            env = make_env()
+        play = _Play(trajectory, env, session, renderer, limits, start + limits.seconds)
+        trajectory.stop = await play.run(task, temperature, env_seed, sampling_seed)
         session.close()  # others need not wait for the scorer
-        try:
-            outcome = await _guarded(env.outcome(), limits.seconds, "outcome")
-        except _OutOfTimeError as error:
-            raise _FaultError(f"outcome: no result within {limits.seconds:g} seconds") from error
-        if not math.isfinite(outcome.reward):
-            raise _FaultError(f"outcome: the reward is {outcome.reward}")
-        trajectory.outcome = outcome
+        trajectory.outcome = await _outcome(env, limits.seconds)
     except _FaultError as error:
         trajectory.stop, trajectory.fault = StopReason.FAULT, str(error)
     finally:
         session.close()
         trajectory.seconds = time.perf_counter() - start
-        try:
-            await _guarded(env.close(), limits.seconds, "close")
-        except (_FaultError, _OutOfTimeError) as error:
-            trajectory.fault = trajectory.fault or str(error)
+        if env is not None:
+            try:
+                await _guarded(env.close, limits.seconds, "close")
+            except (_FaultError, _OutOfTimeError) as error:
+                trajectory.fault = trajectory.fault or f"close: {error}"
     return trajectory
 
 
-async def _play(
-    trajectory: Trajectory,
-    env: Env,
-    session: Session,
-    renderer: Renderer,
-    task: Task,
-    limits: Limits,
-    temperature: float,
-    seed: int,
-    *,
-    deadline: float,
-) -> StopReason:
-    """Fills in prompt and steps; returns why the episode stopped."""
+@dataclass
+class _Play:
+    """The turns of one episode, as they are written into its trajectory."""
 
-    def remaining() -> float:
-        return deadline - time.perf_counter()
+    trajectory: Trajectory
+    env: Env
+    session: Session
+    renderer: Renderer
+    limits: Limits
+    deadline: float
 
-    try:
-        prompt = await _guarded(env.reset(task, seed), remaining(), "reset")
-    except _OutOfTimeError as error:
-        raise _FaultError(f"reset: not done within {limits.seconds:g} seconds") from error
-    trajectory.prompt = tuple(prompt)
-    trajectory.prompt_ids = renderer.prompt(prompt, env.schemas)
-    path = list(trajectory.prompt_ids)
-    for turn in range(limits.turns):
-        room = min(limits.tokens_per_turn, limits.tokens - len(path))
-        if room <= 0:
-            return StopReason.MAX_TOKENS
-        if remaining() <= 0:
-            return StopReason.MAX_TIME
-        sampling = Sampling(room, renderer.stop_token_ids, temperature)
-        clock = time.perf_counter()
-        action = await session.generate(path, sampling, derive_seed(seed, turn))
-        step = Step(action, renderer.parse(action), generate_seconds=time.perf_counter() - clock)
-        trajectory.steps.append(step)
-        path += action.token_ids
+    async def run(
+        self, task: Task, temperature: float, env_seed: int, sampling_seed: int
+    ) -> StopReason:
+        """Fills in prompt and steps; returns why the episode stopped."""
+        path = list(await self._reset(task, env_seed))
+        state_key: str | None = "start"
+        for turn in range(self.limits.turns):
+            room = min(self.limits.tokens_per_turn, self.limits.tokens - len(path))
+            if room <= 0:
+                return StopReason.MAX_TOKENS
+            if self._remaining() <= 0:
+                return StopReason.MAX_TIME
+            sampling = Sampling(room, self.renderer.stop_token_ids, temperature)
+            clock = time.perf_counter()
+            action = await self.session.generate(path, sampling, derive_seed(sampling_seed, turn))
+            step = Step(action, self.renderer.parse(action), state_key=state_key)
+            step.generate_seconds = time.perf_counter() - clock
+            self.trajectory.steps.append(step)
+            path += action.token_ids
+            if len(path) >= self.limits.tokens and action.stop == "length":
+                return StopReason.MAX_TOKENS  # a sentence that our limit cut is no answer
+            try:
+                transition = await self._step(step)
+            except _OutOfTimeError:
+                return StopReason.MAX_TIME
+            if transition.done:
+                return StopReason.DONE
+            if turn + 1 == self.limits.turns:
+                break
+            with _faults("step"):
+                observation_ids = self.renderer.observation(transition.messages, action)
+            if len(path) + len(observation_ids) >= self.limits.tokens:
+                return StopReason.MAX_TOKENS
+            step.observation_ids = observation_ids
+            path += observation_ids
+            state_key = transition.state_key
+        return StopReason.MAX_TURNS
+
+    def _remaining(self) -> float:
+        return self.deadline - time.perf_counter()
+
+    async def _reset(self, task: Task, seed: int) -> tuple[int, ...]:
+        """Starts the task; the prompt's tokens."""
+        try:
+            prompt = await _guarded(lambda: self.env.reset(task, seed), self._remaining(), "reset")
+        except _OutOfTimeError as error:
+            raise _FaultError(f"reset: not done in {self.limits.seconds:g} seconds") from error
+        with _faults("reset"):
+            self.trajectory.prompt = tuple(prompt)
+            self.trajectory.prompt_ids = self.renderer.prompt(prompt, self.env.schemas)
+        return self.trajectory.prompt_ids
+
+    async def _step(self, step: Step) -> Transition:
+        """Takes the action to the environment and writes down what it answered."""
         clock = time.perf_counter()
         try:
-            transition = await _guarded(env.step(step.message), remaining(), "step")
-        except _OutOfTimeError:
-            return StopReason.MAX_TIME
+            work = functools.partial(self.env.step, step.message)
+            transition = await _guarded(work, self._remaining(), "step")
         finally:
             step.env_seconds = time.perf_counter() - clock
-        _record(step, transition)
-        if transition.done:
-            return StopReason.DONE
-        if turn + 1 == limits.turns:
-            break
-        observation_ids = renderer.observation(transition.messages, action)
-        if len(path) + len(observation_ids) >= limits.tokens:
-            return StopReason.MAX_TOKENS
-        step.observation_ids = observation_ids
-        path += observation_ids
-    return StopReason.MAX_TURNS
+        with _faults("step"):
+            step.observation = tuple(transition.messages)
+            step.rewards = {str(part): float(value) for part, value in transition.rewards.items()}
+            step.faults = tuple(transition.faults)
+            for part, value in step.rewards.items():
+                if not math.isfinite(value):
+                    raise ValueError(f"the process reward {part!r} is {value}")
+        return transition
 
 
-def _record(step: Step, transition: Transition) -> None:
-    for part, value in transition.rewards.items():
-        if not math.isfinite(value):
-            raise _FaultError(f"step: the process reward {part!r} is {value}")
-    step.observation = transition.messages
-    step.rewards = dict(transition.rewards)
-    step.state_key = transition.state_key
-    step.faults = transition.faults
-
-
-async def _guarded(work: Awaitable[T], seconds: float, what: str) -> T:
-    """Waits for the environment; its exceptions become faults of this episode alone."""
+async def _outcome(env: Env, seconds: float) -> Outcome:
+    """The environment's outcome in plain Python numbers."""
     try:
-        async with asyncio.timeout(max(seconds, 0.0)) as limit:
-            return await work
+        outcome = await _guarded(env.outcome, seconds, "outcome")
+    except _OutOfTimeError as error:
+        raise _FaultError(f"outcome: no result within {seconds:g} seconds") from error
+    with _faults("outcome"):
+        metrics = {str(name): float(value) for name, value in outcome.metrics.items()}
+        plain = Outcome(float(outcome.reward), bool(outcome.success), metrics)
+        if not all(map(math.isfinite, [plain.reward, *metrics.values()])):
+            raise ValueError(f"not finite: {plain}")
+        return plain
+
+
+async def _guarded(work: Callable[[], Awaitable[T]], seconds: float, what: str) -> T:
+    """Waits for the environment; its exceptions become faults of this episode alone."""
+    with _faults(what):
+        try:
+            async with asyncio.timeout(max(seconds, 0.0)) as limit:
+                return await work()
+        except TimeoutError as error:
+            if limit.expired():
+                raise _OutOfTimeError from error
+            raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # we are being cancelled; else something that the environment awaited was
+            raise _FaultError(f"{what}: CancelledError") from error
+
+
+@contextmanager
+def _faults(what: str) -> Iterator[None]:
+    """Exceptions of the environment's author, here and in what it returned, become faults."""
+    try:
+        yield
+    except (_FaultError, _OutOfTimeError, ConfigError):
+        raise
     except Exception as error:
-        if limit.expired():
-            raise _OutOfTimeError from error
         raise _FaultError(f"{what}: {type(error).__name__}: {error}") from error

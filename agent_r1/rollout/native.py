@@ -69,9 +69,6 @@ class NativeEngine:
         self._num_opened = 0
         self.open: set[NativeSession] = set()
         self.waiting: dict[NativeSession, Request] = {}
-        layer_types = getattr(policy.model.config, "layer_types", None) or ["full_attention"]
-        # With padding between cached and new tokens a sliding window would be too short.
-        self._keep_cache = all(kind == "full_attention" for kind in layer_types)
 
     def session(self) -> NativeSession:
         session = NativeSession(self, self._num_opened)
@@ -98,12 +95,11 @@ class NativeEngine:
         from agent_r1.rollout.batch import sample  # the first need of torch
 
         try:
-            actions = sample(
-                self._policy, sessions, requests, version=self._version, keep_cache=self._keep_cache
-            )
+            actions = sample(self._policy, sessions, requests, version=self._version)
         except Exception as error:
             for request in requests:
-                request.future.set_exception(error)
+                if not request.future.done():
+                    request.future.set_exception(error)
             return
         for request, action in zip(requests, actions, strict=True):
             if not request.future.done():

@@ -15,7 +15,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Annotated, Any, overload
 
 from pydantic import Field
 
@@ -155,6 +155,9 @@ class _Tasks(Sequence[Task]):
         )
 
 
+Hops = Annotated[int, Field(ge=1, le=4)]
+
+
 class HopWorld(ToolEnv):
     """One search per hop; reward 1 for the right name between answer tags.
 
@@ -167,9 +170,9 @@ class HopWorld(ToolEnv):
         """Numbers of hops that questions cycle through, per split, and the seed of all worlds."""
 
         name: str = "hopworld"
-        train_hops: tuple[int, ...] = Field((1, 2, 2), min_length=1)
-        validation_hops: tuple[int, ...] = Field((1, 2), min_length=1)
-        test_hops: tuple[int, ...] = Field((1, 2, 3), min_length=1)
+        train_hops: tuple[Hops, ...] = Field((1, 2, 2), min_length=1)
+        validation_hops: tuple[Hops, ...] = Field((1, 2), min_length=1)
+        test_hops: tuple[Hops, ...] = Field((1, 2, 3), min_length=1)
         seed: int = 0
 
     system = (

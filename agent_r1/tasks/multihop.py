@@ -170,9 +170,9 @@ def _read(path: str, name: str, fields: tuple[str, ...]) -> tuple[Path, list[dic
             f"env.path = {path!r}: there is no {choices[0].name} or {choices[1].name} in it"
         )
     content = file.read_bytes()
-    lines = (gzip.decompress(content) if file.suffix == ".gz" else content).decode().splitlines()
+    text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], 1):
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -11,6 +11,7 @@ the recipe.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from pydantic import Field
 
 from agent_r1.config import ConfigError, NamedSection, load_object
 from agent_r1.env import ToolEnv
-from agent_r1.tools import Tool
+from agent_r1.tools import Tool, in_thread
 from agent_r1.types import Message, Task, derive_seed
 
 
@@ -61,8 +62,11 @@ class Tools(ToolEnv):
         system = [Message("system", self.settings.system)] if self.settings.system else []
         return [*system, Message("user", self.task.question)]
 
-    def score(self, answer: str | None) -> Any:
-        return self._reward(self.task, answer)
+    async def score(self, answer: str | None) -> Any:
+        if inspect.iscoroutinefunction(self._reward):
+            return await self._reward(self.task, answer)
+        reward = functools.partial(self._reward, self.task, answer)
+        return await in_thread(reward, "reward")  # it may wait for a server: others go on
 
 
 @functools.lru_cache(maxsize=8)
@@ -71,7 +75,7 @@ def _load_tasks(path: str) -> list[Task]:
     if not file.exists():
         raise ConfigError(f"env.tasks = {path!r}: there is no such file")
     tasks = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
             row: dict[str, Any] = json.loads(line)
             known = {key: str(row.pop(key)) for key in ("id", "question", "answer")}
