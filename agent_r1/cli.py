@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -154,15 +156,16 @@ def _print_result(result: Result) -> None:
         print(f"\nBefore training\n{transcript(before)}\n\nAfter training\n{transcript(after)}\n")
         print(f"Success on tasks never seen in training, before -> after\n{table(result.report)}\n")
     path = result.run.path
+    command = "agent-r1" if shutil.which("agent-r1") else os.path.relpath(sys.argv[0])
     print(f"curve:        {curve or 'not drawn: pip install agent-r1[plot]'}")
     print(f"best model:   {path / 'checkpoints' / 'best'}")
     print(f"run folder:   {path}")
     print(
         "\nWhat next\n"
-        f"  agent-r1 eval {path} --show 3   more episodes of the trained agent\n"
-        "  agent-r1 check hopworld                the prompt token by token, rewards, limits\n"
-        "  agent-r1 train hopworld --credit step  the same with process rewards\n"
-        "  examples/my_env.py                     an environment of your own in 30 lines"
+        f"  {command} eval {path} --show 3   more episodes of the trained agent\n"
+        f"  {command} check hopworld   the prompt token by token, rewards, limits\n"
+        f"  {command} train hopworld --seed 1   the same with another seed\n"
+        "  examples/my_env.py   an environment of your own in 30 lines"
     )
 
 

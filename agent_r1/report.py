@@ -98,10 +98,11 @@ def _change(before: float | None, after: float | None) -> str:
 
 
 def contrast(before: list[Group], after: list[Group]) -> tuple[Trajectory, Trajectory]:
-    """The same task before and after: of those solved only now, the one that takes most steps."""
+    """The same task before and after: of those solved only now, the one of median length."""
     pairs = [(b.trajectories[0], a.trajectories[0]) for b, a in zip(before, after, strict=True)]
     learned = [pair for pair in pairs if not _solved(pair[0]) and _solved(pair[1])]
-    return max(learned or pairs, key=lambda pair: len(pair[1].steps))
+    by_length = sorted(learned or pairs, key=lambda pair: len(pair[1].steps))
+    return by_length[len(by_length) // 2]
 
 
 def transcript(trajectory: Trajectory, *, max_chars: int = 600) -> str:

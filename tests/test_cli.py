@@ -44,7 +44,7 @@ def test_train_prints_plain_lines_a_table_two_episodes_and_what_next(finished):
         "After training",
         "category",
         f"curve:        {folder / 'curve.png'}",
-        f"agent-r1 eval {folder} --show 3",
+        f" eval {folder} --show 3",
     ):
         assert expected in output
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
