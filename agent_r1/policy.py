@@ -20,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -130,7 +131,10 @@ def _smollm2() -> Path:
     folder = home / "agent_r1" / f"smollm2-135m-{SMOLLM2_SHA256[:12]}"
     if not folder.exists():
         model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=SMOLLM2_FILE, dtype=torch.float32
+            source,
+            gguf_file=SMOLLM2_FILE,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE)
         partial = folder.with_suffix(f".{os.getpid()}.partial")
