@@ -56,9 +56,27 @@ def test_search_finds_both_hops_and_pays_for_each_once():
     assert "Signe Halvorsen" in transitions[0].messages[0].content
     assert transitions[1].rewards == {"format": 0.0, "supporting": 0.0}
     assert sum(t.rewards.get("supporting", 0.0) for t in transitions) == 1.0
-    assert transitions[0].rewards["format"] == 1.0
+    assert [t.rewards["format"] for t in transitions] == [0.5, 0.0, 0.0, 0.5]
     assert outcome.success
     assert outcome.metrics == {"em": 1.0, "f1": 1.0, "supporting_recall": 1.0, "answered": 1.0}
+
+
+def test_a_worked_example_comes_as_turns_before_the_question():
+    settings = SETTINGS.model_copy(update={"example": True})
+    messages = asyncio.run(MultiHop(settings).reset(task_of("q00"), 0))
+    roles = [message.role for message in messages]
+    assert roles == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "tool",
+        "assistant",
+        "user",
+    ]
+    assert messages[-1].content == task_of("q00").question
+    assert len(asyncio.run(MultiHop(SETTINGS).reset(task_of("q00"), 0))) == 2
 
 
 def test_an_answer_without_tags_scores_nothing():

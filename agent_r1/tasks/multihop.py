@@ -25,14 +25,24 @@ from agent_r1.config import ConfigError, NamedSection
 from agent_r1.env import ToolEnv, Transition
 from agent_r1.tasks.search import Passage, PassageIndex
 from agent_r1.tools import ToolResult, tool
-from agent_r1.types import Outcome, Task, derive_seed
+from agent_r1.types import Message, Outcome, Task, ToolCall, derive_seed
+
+EXAMPLE = (
+    Message("user", "In which country was the painter of The Blue Mill born?"),
+    Message("assistant", "", (ToolCall("search", {"query": "The Blue Mill painter"}),)),
+    Message("tool", "The Blue Mill: The Blue Mill is a painting of 1901 by Ada Quist."),
+    Message("assistant", "", (ToolCall("search", {"query": "Ada Quist born"}),)),
+    Message("tool", "Ada Quist: Ada Quist (1870-1944) was a painter born in Denmark."),
+    Message("assistant", "<answer>Denmark</answer>"),
+)
+"""Invented; in no data set."""
 
 
 class MultiHop(ToolEnv):
     """Search, then answer between answer tags. Outcome reward: exact match; F1 is a metric.
 
-    Process rewards: ``format``, 1 for the first well-formed call; ``supporting``, the share of the
-    gold passages that a search has just found for the first time.
+    Process rewards: ``format``, half for the first well-formed call and half for an answer between
+    tags; ``supporting``, the share of the gold passages that a search finds for the first time.
     """
 
     class Settings(NamedSection):
@@ -43,6 +53,8 @@ class MultiHop(ToolEnv):
             dataset: ``hotpotqa``, ``2wikimultihopqa``, ``musique``, or one of your own.
             k: Passages per search.
             passage_chars: A longer passage is cut.
+            example: Show one worked example, as turns of its own, before the question: for models
+                whose chat template knows no tools.
             holdout: Share of the questions for validation, and the same again for test.
         """
 
@@ -51,6 +63,7 @@ class MultiHop(ToolEnv):
         dataset: str = "hotpotqa"
         k: int = Field(3, ge=1)
         passage_chars: int = Field(500, ge=1)
+        example: bool = False
         holdout: float = Field(0.1, gt=0, lt=0.5)
 
     system = (
@@ -64,6 +77,10 @@ class MultiHop(ToolEnv):
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
         questions = load_questions(settings.path, settings.dataset)
         return [t for t in questions if _split_of(t.id, settings.holdout) == split]
+
+    def prompt(self) -> Sequence[Message]:
+        system, question = super().prompt()
+        return [system, *(EXAMPLE if self.settings.example else ()), question]
 
     def start(self) -> None:
         self._index = load_index(self.settings.path, self.settings.dataset)
@@ -90,7 +107,7 @@ class MultiHop(ToolEnv):
         rewards = {"format": 0.0, "supporting": 0.0}
         if not self._has_called and any(result.error is None for result in results):
             self._has_called = True
-            rewards["format"] = 1.0
+            rewards["format"] = 0.5
         gold = set(self.task.data["supporting_ids"])
         ids = {p.id for result in results if result.error is None for p in result.value}
         new = (gold & ids) - self._found
@@ -98,8 +115,11 @@ class MultiHop(ToolEnv):
         rewards["supporting"] = len(new) / len(gold) if gold else 0.0
         return self.show(results, **rewards)
 
+    def reply(self, message: Message) -> Transition:
+        return Transition(done=True, rewards={"format": 0.5 * bool(_answer_in(message.content))})
+
     def score(self, answer: str | None) -> Outcome:
-        match = re.search(r"<answer>(.*?)</answer>", answer or "", re.DOTALL)
+        match = _answer_in(answer or "")
         given = match[1].strip() if match else ""
         accepted = [self.task.answer, *self.task.data["aliases"]]
         em = max(exact_match(given, gold) for gold in accepted)
@@ -110,6 +130,10 @@ class MultiHop(ToolEnv):
 
     def gold(self) -> list[str]:
         return [f"<answer>{self.task.answer}</answer>"]
+
+
+def _answer_in(text: str) -> re.Match[str] | None:
+    return re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
 
 
 def normalize_answer(text: str) -> str:
