@@ -21,6 +21,7 @@ _HOME = {
     "ToolResult": "agent_r1.tools",
     "Transition": "agent_r1.env",
     "check_env": "agent_r1.env_check",
+    "export": "agent_r1.api",
     "load": "agent_r1.api",
     "resume": "agent_r1.api",
     "tool": "agent_r1.tools",
@@ -37,6 +38,7 @@ __all__ = [
     "ToolResult",
     "Transition",
     "check_env",
+    "export",
     "load",
     "resume",
     "tool",
@@ -44,7 +46,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from agent_r1.api import Agent, load, resume, train
+    from agent_r1.api import Agent, export, load, resume, train
     from agent_r1.env import Env, ToolEnv, Transition
     from agent_r1.env_check import check_env
     from agent_r1.tools import Tool, ToolResult, tool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,9 @@ from agent_r1.policy import load_policy
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.report import write_result
-from agent_r1.rollout.episode import Rollout
 from agent_r1.run import RunFolder
 from agent_r1.run_async import run_async
-from agent_r1.trainer import Trainer, make_rollout, preflight, set_threads, tasks_of
+from agent_r1.trainer import Trainer, evaluator, make_rollout, preflight, set_threads, tasks_of
 from agent_r1.types import Task, Trajectory, derive_seed
 
 
@@ -98,13 +98,13 @@ def _train(recipe: Recipe, run: RunFolder, reporter: Reporter | None) -> Result:
 class Agent:
     """A policy in its environment, to be asked and evaluated."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, checkpoint: Path | None = None) -> None:
+        """The recipe's model as it comes, or what a run's checkpoint folder holds."""
         set_threads(recipe)
         self.recipe = recipe
-        self.policy = load_policy(recipe.model)
-        self.rollout: Rollout = make_rollout(
-            recipe, self.policy, concurrency=recipe.evaluation.concurrency
-        )
+        self.policy = load_policy(recipe.model, checkpoint=checkpoint, adapter=False)
+        concurrency = recipe.evaluation.concurrency
+        self.rollout = evaluator(make_rollout(recipe, self.policy, concurrency=concurrency), recipe)
 
     def tasks(self, split: str = "test") -> Sequence[Task]:
         """The environment's tasks of a split."""
@@ -142,6 +142,19 @@ def load(run: str | Path, checkpoint: str = "best") -> Agent:
     """
     folder = RunFolder.open(run)
     recipe, _ = load_recipe(folder.recipe_data())
-    path = model_folder(folder.path, checkpoint)
-    model = recipe.model.model_copy(update={"path": str(path)})
-    return Agent(recipe.model_copy(update={"model": model}))
+    return Agent(recipe, model_folder(folder.path, checkpoint))
+
+
+def export(run: str | Path, out: str | Path, checkpoint: str = "best") -> Path:
+    """Writes what a run trained as a plain Hugging Face model folder, an adapter merged into its
+    model.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already; name a new folder")
+    policy = load(run, checkpoint).policy
+    if policy.has_adapter:
+        merged = policy.model.merge_and_unload()  # type: ignore[operator]
+        policy = dataclasses.replace(policy, model=merged)
+    policy.save(folder)
+    return folder

@@ -1,18 +1,19 @@
-"""From scored trajectories to what the learner runs: credit, groups with a signal, mini-batches,
-padded rows.
+"""From scored trajectories to what the learner trains on: credit, groups with a signal,
+mini-batches, and the action tokens of a micro-batch.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from agent_r1.algorithms.base import Algorithm, Credit
-from agent_r1.tree import Branch, build_tree
+from agent_r1.policy import Policy
 from agent_r1.types import Group, Step
 
 
@@ -43,92 +44,79 @@ def minibatches(groups: list[Group], count: int, seed: int) -> list[list[Group]]
 
 
 @dataclass(slots=True, frozen=True)
-class Rows:
-    """A micro-batch: branches as rows, padded on the right. B rows of length L, A action tokens in
-    all.
+class Actions:
+    """The action tokens of a micro-batch, A in all, step after step.
 
     Attributes:
-        token_ids: (B, L).
-        mask: (B, L), 1 for real tokens.
-        row: (A,), and ``column``: (A,): where each action token stands.
+        steps: Whose they are.
+        token_ids: (A,).
         sampling_logprobs: (A,).
         advantages: (A,).
         weights: (A,), what each token weighs in the loss of the whole mini-batch.
-        steps: The steps in the order of their tokens.
     """
 
+    steps: Sequence[Step]
     token_ids: Tensor
-    mask: Tensor
-    row: Tensor
-    column: Tensor
     sampling_logprobs: Tensor
     advantages: Tensor
     weights: Tensor
-    steps: list[Step]
+
+    @classmethod
+    def of(cls, steps: Sequence[Step], weights: StepWeights, device: torch.device) -> Actions:
+        """Credit must be assigned."""
+
+        def flat(values: Callable[[Step], Sequence[float] | None]) -> Tensor:
+            listed = [value for step in steps for value in values(step) or ()]
+            return torch.tensor(listed, dtype=torch.float32, device=device)
+
+        ids = [token_id for step in steps for token_id in step.action.token_ids]
+        assert all(step.advantages is not None for step in steps), "credit comes before batches"
+        return cls(
+            steps,
+            torch.tensor(ids, device=device),
+            flat(lambda step: step.action.logprobs),
+            flat(lambda step: step.advantages),
+            flat(lambda step: [weights[id(step)]] * len(step.action.token_ids)),
+        )
+
+
+StepWeights = dict[int, float]
+"""By ``id`` of a step, what each of its tokens weighs."""
+
+
+def step_weights(groups: list[Group], algorithm: Algorithm) -> StepWeights:
+    """What tokens weigh in the loss of a mini-batch, however it is cut into micro-batches."""
+    trajectories = [trajectory for group in groups for trajectory in group.scored]
+    per_token = algorithm.token_weights([t.num_action_tokens for t in trajectories])
+    return {
+        id(step): weight
+        for trajectory, weight in zip(trajectories, per_token, strict=True)
+        for step in trajectory.steps
+    }
+
+
+class MicroBatch(Protocol):
+    """What one forward and backward pass runs."""
+
+    @property
+    def actions(self) -> Actions: ...
 
     @property
     def num_tokens(self) -> int:
-        return int(self.mask.sum())
+        """Tokens run, padding not counted."""
+        ...
+
+    def logprobs(self, policy: Policy, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (A,) of the action tokens."""
+        ...
 
 
-def microbatches(
-    groups: list[Group], algorithm: Algorithm, *, max_tokens: int, device: torch.device
-) -> Iterator[Rows]:
-    """Cuts a mini-batch into rows of at most ``max_tokens`` positions, padding included, or one
-    row.
+class Cut(Protocol):
+    """Cuts a mini-batch into micro-batches of at most ``max_tokens`` tokens, or one branch.
 
     How it is cut changes nothing: weights are relative to the mini-batch as a whole.
     """
-    trajectories = [trajectory for group in groups for trajectory in group.scored]
-    token_weights = algorithm.token_weights([t.num_action_tokens for t in trajectories])
-    weights = {
-        id(step): weight
-        for trajectory, weight in zip(trajectories, token_weights, strict=True)
-        for step in trajectory.steps
-    }
-    branches = [
-        branch for group in groups for branch in build_tree(group).branches() if branch.actions
-    ]
-    branches.sort(key=lambda branch: len(branch.token_ids))  # like lengths together: little padding
-    part: list[Branch] = []
-    for branch in branches:
-        if part and (len(part) + 1) * len(branch.token_ids) > max_tokens:
-            yield _rows(part, weights, device)
-            part = []
-        part.append(branch)
-    if part:
-        yield _rows(part, weights, device)
 
-
-def _rows(branches: list[Branch], weights: dict[int, float], device: torch.device) -> Rows:
-    length = max(len(branch.token_ids) for branch in branches)
-    token_ids = torch.zeros(len(branches), length, dtype=torch.long)
-    mask = torch.zeros_like(token_ids)
-    row: list[int] = []
-    column: list[int] = []
-    logprobs: list[float] = []
-    advantages: list[float] = []
-    token_weights: list[float] = []
-    steps: list[Step] = []
-    for index, branch in enumerate(branches):
-        token_ids[index, : len(branch.token_ids)] = torch.tensor(branch.token_ids)
-        mask[index, : len(branch.token_ids)] = 1
-        for start, step in branch.actions:
-            assert step.advantages is not None, "credit comes before batches"
-            count = len(step.action.token_ids)
-            row += [index] * count
-            column += range(start, start + count)
-            logprobs += step.action.logprobs
-            advantages += step.advantages
-            token_weights += [weights[id(step)]] * count
-            steps.append(step)
-    return Rows(
-        token_ids.to(device),
-        mask.to(device),
-        torch.tensor(row, device=device),
-        torch.tensor(column, device=device),
-        torch.tensor(logprobs, device=device),
-        torch.tensor(advantages, device=device),
-        torch.tensor(token_weights, device=device),
-        steps,
-    )
+    def __call__(
+        self, groups: list[Group], weights: StepWeights, *, max_tokens: int, device: torch.device
+    ) -> Iterator[MicroBatch]: ...

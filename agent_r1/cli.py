@@ -73,13 +73,25 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--show", type=int, default=0, metavar="N", help="print N episodes")
     evaluate.set_defaults(run_command=_eval, takes_overrides=True)
 
+    export = commands.add_parser(
+        "export",
+        help="write a run's model as a plain folder, its adapter merged",
+        allow_abbrev=False,
+    )
+    export.add_argument("run", metavar="RUN", help="a run folder")
+    export.add_argument("out", metavar="FOLDER", help="a new folder")
+    export.add_argument(
+        "--checkpoint", default="best", help="best, last or an iteration (default: best)"
+    )
+    export.set_defaults(run_command=_export)
+
     check = commands.add_parser(
         "check", help="dry-run a recipe in seconds, without training", allow_abbrev=False
     )
     check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     check.set_defaults(run_command=_check, takes_overrides=True)
 
-    for command in (train, evaluate, check):
+    for command in (train, evaluate, export, check):
         command.add_argument(
             "--json", action="store_true", help="print figures as JSON, nothing else"
         )
@@ -206,6 +218,14 @@ def _score_line(name: str, scores: dict[str, Any]) -> str:
         f"{name:>10} {scores['tasks']:>6} {scores['success']:>8.3f}  {interval:>16} "
         f"{scores['turns']:>6.2f} {scores['faults']:>6}{metrics}"
     )
+
+
+def _export(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from agent_r1 import api
+
+    folder = api.export(arguments.run, arguments.out, arguments.checkpoint)
+    print(json.dumps({"model": str(folder)}) if arguments.json else f"model: {folder}")
+    return 0
 
 
 def _check(arguments: argparse.Namespace, rest: list[str]) -> int:

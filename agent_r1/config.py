@@ -16,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import tomllib
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,9 @@ def keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str
     """The keys of the section at a location below ``model``."""
     for part in location:
         annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        options = [annotation, *typing.get_args(annotation)]  # a section may be optional
+        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not inner:
             break
-        model = annotation
+        model = inner[0]
     return list(model.model_fields)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent_r1.env_check import check_env
-from agent_r1.policy import load_config, load_tokenizer
+from agent_r1.memory import plan_memory
+from agent_r1.policy import device_of, load_config, load_tokenizer
 from agent_r1.recipe import Recipe
 from agent_r1.render import RENDERERS
-from agent_r1.render.chatml import parse_hermes
+from agent_r1.render.calls import parse_hermes
 from agent_r1.run_async import run_async
 from agent_r1.tasks import ENVS
 from agent_r1.types import Action, Kind, derive_seed
@@ -61,12 +62,21 @@ def dry_run(recipe: Recipe) -> DryRun:
     env_class = ENVS.resolve(recipe.env.name)
     notes = check_env(env_class, recipe.env)
     tokenizer = load_tokenizer(recipe.model)
-    renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer.backend_tokenizer)
+    renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
     task = env_class.tasks(recipe.env, "train")[0]
     report = DryRun(task.id, notes=notes)
     run_async(_play(report, recipe, env_class(recipe.env), task, renderer, tokenizer))
     _warn(report, recipe)
-    report.memory = estimate_memory(recipe, load_config(recipe.model))
+    plan = plan_memory(
+        load_config(recipe.model),
+        recipe.model,
+        recipe.learner,
+        device=device_of(recipe.model),
+        longest=recipe.limits.tokens,
+        reference=bool(recipe.algorithm.model_dump().get("kl_coef")),
+    )
+    episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)
+    report.memory = plan.figures(episodes=episodes, tokens=recipe.limits.tokens)
     return report
 
 
@@ -116,25 +126,3 @@ def _warn(report: DryRun, recipe: Recipe) -> None:
             f"process rewards ({', '.join(parts)}) are recorded, not trained on; "
             "[credit] name = 'step' would use them"
         )
-
-
-def estimate_memory(recipe: Recipe, config: Any) -> dict[str, int]:
-    """Bytes, float32: weights, gradients and Adam's moments; logits of a micro-batch; caches of
-    all episodes.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    parameters = sum(p.numel() for p in model.parameters())
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * 4
-    rows = max(recipe.learner.micro_batch_tokens, recipe.limits.tokens)
-    episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)
-    copies = 4 + bool(recipe.algorithm.model_dump()["kl_coef"])
-    return {
-        "weights, gradients, optimiser": copies * 4 * parameters,
-        "logits of a micro-batch, at most": 3 * 4 * rows * config.vocab_size,
-        "key-value caches, at most": episodes * recipe.limits.tokens * per_token,
-    }

@@ -28,6 +28,10 @@ class Transition:
         done: Whether the task has ended.
         state_key: A name for the state now reached, equal where two states count as the same.
         faults: Tool faults, as ``"timeout:search"``; counted, never scored by themselves.
+        history: All messages, the opening ones included, that the agent has before it from now on
+            instead of what it had and ``messages``: a summary, a truncation, another agent's task.
+            It ends with a message to the agent. A message of the agent that ``step`` was given
+            stays token for token as it was sampled; whatever is used again is not trained on again.
     """
 
     messages: tuple[Message, ...] = ()
@@ -35,6 +39,7 @@ class Transition:
     done: bool = False
     state_key: str | None = None
     faults: tuple[str, ...] = ()
+    history: Sequence[Message] | None = None
 
 
 class Env(Protocol):

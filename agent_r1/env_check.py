@@ -7,7 +7,7 @@ from typing import Any
 
 from agent_r1.config import ConfigError, NamedSection
 from agent_r1.env import Env
-from agent_r1.render.chatml import parse_hermes
+from agent_r1.render.calls import parse_hermes
 from agent_r1.run_async import run_async
 from agent_r1.types import Outcome, Task, derive_seed
 

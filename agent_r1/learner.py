@@ -1,22 +1,24 @@
-"""The simple learner: padded rows, plain forward passes, one optimiser step a mini-batch. Written
-to be the oracle.
-"""
+"""The learner: one optimiser step a mini-batch, its gradient accumulated over micro-batches."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from agent_r1.algorithms.base import Algorithm
 from agent_r1.algorithms.losses import k3
-from agent_r1.batch import Rows, microbatches, minibatches
-from agent_r1.policy import Policy, token_logprobs
+from agent_r1.batch import Cut, MicroBatch, minibatches, step_weights
+from agent_r1.optimizer import Optimizer
+from agent_r1.pack import packs
+from agent_r1.policy import Policy
+from agent_r1.rows import rows
 from agent_r1.sections import LearnerSettings
-from agent_r1.types import Group, derive_seed
+from agent_r1.types import Group, Step, derive_seed
 
 
 @dataclass
@@ -25,13 +27,14 @@ class Update:
 
     Attributes:
         loss, grad_norm, kl: Means over the optimiser steps; ``kl`` is to the reference, if there
-        is one.
+            is one.
         clip_fraction: Share of action tokens whose ratio was outside the clip range.
         logprob_error: Largest difference between log-probabilities of engine and learner, before
             any step.
         num_tokens: Tokens run forward and backward, padding not counted.
         num_steps: Optimiser steps made.
         skipped: Why optimiser steps were skipped, one line each.
+        notes: What else the user should know, e.g. that memory ran out and was made do with.
     """
 
     loss: float = 0.0
@@ -42,11 +45,27 @@ class Update:
     num_tokens: int = 0
     num_steps: int = 0
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Sums:
+    """What the micro-batches of one optimiser step add up to."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    clip_fraction: float = 0.0
+    logprob_error: float = 0.0
+    num_tokens: int = 0
+    ratios: list[tuple[Step, tuple[float, ...]]] = field(default_factory=list)
 
 
 class Learner:
-    """Owns the optimiser. ``reference`` is the frozen policy that the KL term, if any, pulls
-    towards.
+    """Owns the optimiser.
+
+    Trees of tokens are packed, each node once; a model whose trees cannot be packed is trained on
+    padded rows. ``reference`` is the frozen policy that the KL term, if any, pulls towards; with an
+    adapter it is the policy itself, the adapter switched off.
     """
 
     def __init__(
@@ -57,98 +76,141 @@ class Learner:
         *,
         temperature: float,
         reference: Policy | None = None,
+        micro_batch_tokens: int = 4096,
     ) -> None:
         self.policy = policy
         self.algorithm = algorithm
         self.settings = settings
         self.temperature = temperature
-        self.optimizer = torch.optim.AdamW(
-            policy.model.parameters(),
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = Optimizer(policy.model.parameters(), settings)
+        self.cut: Cut = rows if policy.unpackable else packs
+        self.micro_batch_tokens = micro_batch_tokens
         self.kl_coef: float = algorithm.settings.kl_coef
-        if self.kl_coef and reference is None:
+        if self.kl_coef and reference is None and not policy.has_adapter:
             raise ValueError(f"kl_coef = {self.kl_coef} needs a reference policy")
         self.reference = reference
+        if settings.checkpointing:
+            policy.base.activation_checkpointing_enable({"use_reentrant": False})
 
     def update(self, groups: list[Group], *, lr: float, seed: int) -> Update:
         """Trains on the groups' action tokens; credit must be assigned. No groups, no update."""
         result = Update()
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = lr
         num_batches = 0
-        for epoch in range(self.settings.epochs if groups else 0):
-            parts = minibatches(groups, self.settings.minibatches, derive_seed(seed, epoch))
-            for index, part in enumerate(parts):
-                self._step(part, result, where=f"epoch {epoch + 1}, mini-batch {index + 1}")
-                num_batches += 1
+        with self._mode():
+            for epoch in range(self.settings.epochs if groups else 0):
+                parts = minibatches(groups, self.settings.minibatches, derive_seed(seed, epoch))
+                for index, part in enumerate(parts):
+                    where = f"epoch {epoch + 1}, mini-batch {index + 1}"
+                    self._step(part, result, lr=lr, where=where)
+                    num_batches += 1
         if num_batches:
             result.clip_fraction /= num_batches
         for name in ("loss", "grad_norm", "kl"):
             setattr(result, name, getattr(result, name) / max(1, result.num_steps))
         return result
 
-    def _step(self, groups: list[Group], result: Update, *, where: str) -> None:
-        """One optimiser step on one mini-batch, accumulated over micro-batches."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = kl = 0.0
-        for rows in microbatches(
-            groups,
-            self.algorithm,
-            max_tokens=self.settings.micro_batch_tokens,
-            device=self.policy.device,
-        ):
-            part, part_kl = self._backward(rows, result)
-            loss += part
-            kl += part_kl
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.policy.model.parameters(), self.settings.max_grad_norm
-        ).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            result.skipped.append(f"{where}: loss {loss}, gradient norm {norm}{self._culprit()}")
-            self.optimizer.zero_grad(set_to_none=True)
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        """Layers recompute their activations in training mode only; there is no dropout anyway."""
+        self.policy.model.train(self.settings.checkpointing)
+        try:
+            if self.policy.unpackable:
+                yield
+            else:
+                with self.policy.packed():
+                    yield
+        finally:
+            self.policy.model.eval()
+
+    def _step(self, groups: list[Group], result: Update, *, lr: float, where: str) -> None:
+        """One optimiser step on one mini-batch."""
+        sums = self._accumulate(groups, result)
+        if result.num_steps == 0:
+            result.logprob_error = max(result.logprob_error, sums.logprob_error)
+        result.clip_fraction += sums.clip_fraction
+        result.num_tokens += sums.num_tokens
+        for step, ratios in sums.ratios:
+            step.ratios = step.ratios or ratios
+        norm = self.optimizer.clip_grad(self.settings.max_grad_norm)
+        if not (math.isfinite(sums.loss) and math.isfinite(norm)):
+            culprit = self._culprit()
+            result.skipped.append(f"{where}: loss {sums.loss}, gradient norm {norm}{culprit}")
+            self.optimizer.zero_grad()
             return
-        self.optimizer.step()
+        self.optimizer.step(lr)
+        self.optimizer.zero_grad()
         result.num_steps += 1
-        result.loss += loss
+        result.loss += sums.loss
         result.grad_norm += norm
-        result.kl += kl
+        result.kl += sums.kl
 
-    def _backward(self, rows: Rows, result: Update) -> tuple[float, float]:
-        """Adds the gradient of one micro-batch; returns its share of loss and KL."""
-        logprobs = action_logprobs(self.policy.model, rows, self.temperature)
-        loss = self.algorithm.policy_loss(logprobs, rows.sampling_logprobs, rows.advantages)
-        kl = 0.0
-        if self.reference is not None:
-            with torch.no_grad():
-                reference = action_logprobs(self.reference.model, rows, self.temperature)
-            penalty = k3(logprobs, reference)
-            kl = (rows.weights * penalty.detach()).sum().item()
-            loss = loss + self.kl_coef * penalty
-        total = (rows.weights * loss).sum()
-        total.backward()
-        self._note(rows, logprobs.detach(), result)
-        return total.item(), kl
-
-    def _note(self, rows: Rows, logprobs: Tensor, result: Update) -> None:
-        """Keeps the first ratios of each token with its step, and what they say about the
-        update.
+    def _accumulate(self, groups: list[Group], result: Update) -> _Sums:
+        """The gradient of a mini-batch; begun again in smaller cuts when the device's memory runs
+        out.
         """
-        difference = logprobs - rows.sampling_logprobs
+        weights = step_weights(groups, self.algorithm)
+        while True:
+            self.optimizer.zero_grad()
+            sums = _Sums()
+            try:
+                for micro in self.cut(
+                    groups,
+                    weights,
+                    max_tokens=self.micro_batch_tokens,
+                    device=self.policy.device,
+                ):
+                    self._backward(micro, sums)
+                return sums
+            except torch.OutOfMemoryError:
+                if self.micro_batch_tokens < MIN_MICRO_BATCH:
+                    raise
+            # Outside the handler, whose traceback would hold on to the tensors.
+            self.micro_batch_tokens //= 2
+            result.notes.append(
+                "the device's memory ran out; the iteration goes on with "
+                f"learner.micro_batch_tokens = {self.micro_batch_tokens}"
+            )
+            torch.cuda.empty_cache()
+
+    def _backward(self, micro: MicroBatch, sums: _Sums) -> None:
+        """Adds the gradient of one micro-batch, and its share of what is reported."""
+        actions = micro.actions
+        reference = self._reference_logprobs(micro) if self.kl_coef else None
+        logprobs, entropies = micro.logprobs(self.policy, self.temperature)
+        loss = self.algorithm.policy_loss(logprobs, actions.sampling_logprobs, actions.advantages)
+        if reference is not None:
+            penalty = k3(logprobs, reference)
+            sums.kl += (actions.weights * penalty.detach()).sum().item()
+            loss = loss + self.kl_coef * penalty
+        if entropy_coef := self.algorithm.settings.entropy_coef:
+            loss = loss - entropy_coef * entropies
+        total = (actions.weights * loss).sum()
+        total.backward()
+        sums.loss += total.item()
+        sums.num_tokens += micro.num_tokens
+        self._note(micro, logprobs.detach(), sums)
+
+    def _reference_logprobs(self, micro: MicroBatch) -> Tensor:
+        with torch.no_grad():
+            if self.reference is None:
+                with self.policy.without_adapter():
+                    return micro.logprobs(self.policy, self.temperature)[0]
+            with self.reference.packed():
+                return micro.logprobs(self.reference, self.temperature)[0]
+
+    def _note(self, micro: MicroBatch, logprobs: Tensor, sums: _Sums) -> None:
+        """The ratios of each token, and what they say about the update."""
+        difference = logprobs - micro.actions.sampling_logprobs
         ratios = difference.exp()
-        if result.num_steps == 0 and difference.numel():
-            result.logprob_error = max(result.logprob_error, difference.abs().max().item())
+        if difference.numel():
+            sums.logprob_error = max(sums.logprob_error, difference.abs().max().item())
         low, high = self.algorithm.clip_bounds()
         outside = (ratios < low) | (ratios > high)
-        result.clip_fraction += (rows.weights * outside).sum().item()
-        result.num_tokens += rows.num_tokens
+        sums.clip_fraction += (micro.actions.weights * outside).sum().item()
         values = ratios.tolist()
-        for step in rows.steps:
+        for step in micro.actions.steps:
             count = len(step.action.token_ids)
-            if step.ratios is None:
-                step.ratios = tuple(values[:count])
+            sums.ratios.append((step, tuple(values[:count])))
             values = values[count:]
 
     def _culprit(self) -> str:
@@ -158,17 +220,5 @@ class Learner:
         return ""
 
 
-def action_logprobs(model: Any, rows: Rows, temperature: float) -> Tensor:
-    """Log-probabilities (A,) of the rows' action tokens. Logits are made only where some row needs
-    them.
-    """
-    wanted = torch.unique(rows.column) - 1  # the logits at t - 1 predict token t
-    logits = model(
-        input_ids=rows.token_ids,
-        attention_mask=rows.mask,
-        use_cache=False,
-        logits_to_keep=wanted,
-    ).logits
-    chosen = logits[rows.row, torch.searchsorted(wanted, rows.column - 1)]
-    logprobs, _ = token_logprobs(chosen, rows.token_ids[rows.row, rows.column], temperature)
-    return logprobs
+MIN_MICRO_BATCH = 64
+"""Smaller cuts would not help: what remains is a single branch."""

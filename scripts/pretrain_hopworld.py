@@ -118,7 +118,7 @@ class Examples:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-        self.renderer = ChatML(ChatML.Settings(), tokenizer.backend_tokenizer)
+        self.renderer = ChatML(ChatML.Settings(), tokenizer)
         self.rng = random.Random(seed)
         env = hw.HopWorld(hw.HopWorld.Settings())
         self.system, self.schemas = Message("system", env.system), env.schemas

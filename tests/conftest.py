@@ -27,4 +27,4 @@ def tokenizer(base_policy):
 
 @pytest.fixture(scope="session")
 def renderer(tokenizer):
-    return ChatML(ChatML.Settings(), tokenizer.backend_tokenizer)
+    return ChatML(ChatML.Settings(), tokenizer)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from agent_r1.render.chatml import parse_hermes
+from agent_r1.render.calls import parse_hermes
 from agent_r1.types import Action, Message, Sampling
 
 END = 0
@@ -30,6 +30,9 @@ class CharRenderer:
     def parse(self, action: Action) -> Message:
         return parse_hermes("".join(chr(i) for i in action.token_ids if i != END))
 
+    def encode_message(self, message: Message) -> tuple[int, ...]:
+        return self.encode_action(message.content)
+
     def encode_action(self, text: str) -> tuple[int, ...]:
         return (*(ord(c) for c in text), END)
 
@@ -41,8 +44,11 @@ class ScriptedEngine:
         self.lines = lines
         self.prefixes: list[list[int]] = []
 
-    def session(self) -> ScriptedSession:
+    def session(self, number: int = 0) -> ScriptedSession:
         return ScriptedSession(self)
+
+    def report(self) -> dict[str, float]:
+        return {}
 
     def load(self, version: int) -> None:
         return None

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_r1.render.chatml import ChatML, parse_hermes
+from agent_r1.render.calls import parse_hermes
+from agent_r1.render.chatml import ChatML
 from agent_r1.render.encoding import Encoder, Markup
 from agent_r1.tasks.hopworld import HopWorld
 from agent_r1.types import Action, MalformedCall, Message, ToolCall
@@ -152,6 +153,8 @@ def test_good_and_bad_calls_keep_their_order():
 
 def test_a_tokenizer_of_another_format_is_refused():
     from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
 
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     with pytest.raises(ValueError, match="im_start"):
-        ChatML(ChatML.Settings(), Tokenizer(models.BPE()))
+        ChatML(ChatML.Settings(), other)

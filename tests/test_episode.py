@@ -308,8 +308,8 @@ def test_attempts_share_their_instance_and_a_task_drawn_twice_is_sampled_anew():
             seeds.append(self.seed)
 
     class Listening(ScriptedEngine):
-        def session(self):
-            session = super().session()
+        def session(self, number=0):
+            session = super().session(number)
             generate = session.generate
 
             async def listen(prefix, sampling, seed):

@@ -10,8 +10,9 @@ import torch
 
 from agent_r1.algorithms.credit import OutcomeCredit, StepCredit
 from agent_r1.algorithms.grpo import GRPO
-from agent_r1.batch import assign_credit, informative, microbatches, minibatches
-from agent_r1.learner import Learner
+from agent_r1.batch import assign_credit, informative, minibatches, step_weights
+from agent_r1.learner import Learner, _Sums
+from agent_r1.pack import packs
 from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.rollout.native import NativeEngine
 from agent_r1.sections import LearnerSettings
@@ -45,10 +46,10 @@ def accumulated(policy, groups, algorithm, *, max_tokens):
     """The learner's gradient, before clipping and the optimiser."""
     learner = Learner(policy, algorithm, LearnerSettings(), temperature=1.0)
     policy.model.zero_grad()
-    from agent_r1.learner import Update
-
-    for rows in microbatches(groups, algorithm, max_tokens=max_tokens, device=policy.device):
-        learner._backward(rows, Update())
+    weights = step_weights(groups, algorithm)
+    with policy.packed():
+        for micro in packs(groups, weights, max_tokens=max_tokens, device=policy.device):
+            learner._backward(micro, _Sums())
     return gradients(policy)
 
 
@@ -98,13 +99,12 @@ def test_the_cut_into_micro_batches_does_not_matter(policy, groups, aggregation)
 
 
 def test_only_action_tokens_are_trained(policy, groups):
+    weights = step_weights(groups, GRPO(GRPO.Settings()))
     count = 0
-    for rows in microbatches(groups, GRPO(GRPO.Settings()), max_tokens=1, device=policy.device):
-        for row, column, step_ids in zip(
-            rows.row, rows.column, [i for s in rows.steps for i in s.action.token_ids], strict=True
-        ):
-            assert rows.token_ids[row, column] == step_ids
-            count += 1
+    for pack in packs(groups, weights, max_tokens=1, device=policy.device):
+        sampled = [i for step in pack.actions.steps for i in step.action.token_ids]
+        assert pack.actions.token_ids.tolist() == sampled
+        count += len(sampled)
     assert count == sum(t.num_action_tokens for g in groups for t in g.trajectories)
 
 

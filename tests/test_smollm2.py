@@ -21,7 +21,7 @@ def smollm2():
 
 def test_prompt_and_joints_equal_its_template(smollm2):
     """Its template has no tools; everything else must be the same, token by token."""
-    renderer = ChatML(ChatML.Settings(), smollm2.tokenizer.backend_tokenizer)
+    renderer = ChatML(ChatML.Settings(), smollm2.tokenizer)
     messages = [
         ("system", "Be brief."),
         ("user", "Where is\n\n Köln? <b>"),
@@ -46,7 +46,7 @@ def test_prompt_and_joints_equal_its_template(smollm2):
 
 
 def test_text_stays_text(smollm2):
-    renderer = ChatML(ChatML.Settings(), smollm2.tokenizer.backend_tokenizer)
+    renderer = ChatML(ChatML.Settings(), smollm2.tokenizer)
     control = set(smollm2.tokenizer.all_special_ids)
     ids = renderer.encode_action("x")
     zeros = (0.0,) * len(ids)

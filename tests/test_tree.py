@@ -49,7 +49,7 @@ def test_branches_list_ids_kinds_and_actions():
 
 
 def test_a_rewritten_history_is_a_branch_and_trains_each_action_once():
-    first, second = step([4], [5]), step([6], context=[9, 9])
+    first, second = step([4], [5]), step([6], context=[1, 2, 3, 9, 9])
     tree = build_tree(group(trajectory([first, second])))
     one, two = tree.branches()
     assert one.token_ids == [1, 2, 3, 4, 5]
@@ -78,4 +78,37 @@ def test_failed_attempts_and_those_without_a_step_are_left_out():
 
 def test_different_prompts_are_different_roots():
     tree = build_tree(group(trajectory([step([4])]), trajectory([step([4])], prompt=(1, 2))))
-    assert [n.parent for n in tree.nodes] == [None, 0, None, 2]
+    assert [(n.parent, n.token_ids) for n in tree.nodes] == [
+        (None, (1, 2)),
+        (None, (1, 2, 3)),
+        (1, (4,)),
+        (0, (4,)),
+    ]
+
+
+def test_prompts_share_what_they_begin_with():
+    system = tuple(range(100, 120))
+    one, two, three = ((*system, 1, 2), (*system, 1, 3), (*system, 1))
+    first = group(trajectory([step([4])], prompt=one), trajectory([step([5])], prompt=two))
+    tree = build_tree(first, group(trajectory([step([6])], prompt=three)))
+    assert [(n.parent, n.token_ids) for n in tree.nodes] == [
+        (None, (*system, 1)),
+        (0, (2,)),
+        (0, (3,)),
+        (1, (4,)),
+        (2, (5,)),
+        (0, (6,)),
+    ]
+
+
+def test_a_rewritten_history_branches_off_where_it_differs():
+    """The first turn is kept, so its action stands in two branches; it is trained once."""
+    steps = [step([4], [5]), step([6], [7]), step([8], context=[1, 2, 3, 4, 5, 9, 9])]
+    tree = build_tree(group(trajectory(steps)))
+    one, two = tree.branches()
+    assert one.token_ids == [1, 2, 3, 4, 5, 6, 7]
+    assert [start for start, _ in one.actions] == [3, 5]
+    assert two.token_ids == [1, 2, 3, 4, 5, 9, 9, 8]
+    assert two.kinds == [OBS, OBS, OBS, ACT, OBS, CTX, CTX, ACT]
+    assert two.actions == [(7, steps[2])]
+    assert tree.num_tokens == 10

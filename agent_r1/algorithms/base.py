@@ -60,6 +60,8 @@ class Algorithm:
 
         kl_coef: float = Field(0.0, ge=0)
         """Weight of the KL term to the reference policy, estimator k3, in the loss; 0 for none."""
+        entropy_coef: float = Field(0.0, ge=0)
+        """Weight of the entropy in the loss, which rewards it; 0 for none."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -10,12 +10,20 @@ from typing import Any, Protocol
 from agent_r1.config import Registry
 from agent_r1.types import Action, Message
 
-RENDERERS = Registry("renderer", {"chatml": "agent_r1.render.chatml:ChatML"}, default="chatml")
+RENDERERS = Registry(
+    "renderer",
+    {
+        "chatml": "agent_r1.render.chatml:ChatML",
+        "llama3": "agent_r1.render.llama3:Llama3",
+        "template": "agent_r1.render.template:ChatTemplate",
+    },
+    default="chatml",
+)
 
 
 class Renderer(Protocol):
-    """One chat format over one tokenizer. Works incrementally: what was sampled is never rendered
-    again.
+    """One chat format, made from its section and a tokenizer of transformers. Works incrementally:
+    what was sampled is never rendered again.
     """
 
     stop_token_ids: tuple[int, ...]
@@ -40,4 +48,8 @@ class Renderer(Protocol):
         """The tokens of an assistant's turn with this text, its end included: for scripts and
         supervised data.
         """
+        ...
+
+    def encode_message(self, message: Message) -> tuple[int, ...]:
+        """The same of a message: its content, then its calls."""
         ...

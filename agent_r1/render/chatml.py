@@ -8,15 +8,13 @@ invents a system message when there is none; here the environment's messages are
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from agent_r1.config import ConfigError, NamedSection
-from agent_r1.render.encoding import Encoder, Markup
-from agent_r1.types import Action, MalformedCall, Message, ToolCall
+from agent_r1.render.calls import parse_hermes
+from agent_r1.render.encoding import Encoder, HuggingFaceTokenizer, Markup
+from agent_r1.types import Action, MalformedCall, Message
 
 _TOOLS_BEFORE = """# Tools
 
@@ -32,9 +30,6 @@ _TOOLS_AFTER = (
     '{"name": <function-name>, "arguments": <args-json-object>}\n'
     "</tool_call>"
 )
-MAX_DEPTH = 64
-"""Of a call's arguments: what is deeper cannot be written down again."""
-_CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|(?=<tool_call>)|\Z)|(</tool_call>)", re.DOTALL)
 
 
 class ChatML:
@@ -43,8 +38,8 @@ class ChatML:
     class Settings(NamedSection):
         name: str = "chatml"
 
-    def __init__(self, settings: NamedSection, tokenizer: Tokenizer) -> None:
-        self._encoder = Encoder(tokenizer)
+    def __init__(self, settings: NamedSection, tokenizer: HuggingFaceTokenizer) -> None:
+        self._encoder = Encoder(tokenizer.backend_tokenizer)
         end = self._encoder.id_of("<|im_end|>")
         if end is None or self._encoder.id_of("<|im_start|>") is None:
             raise ConfigError(
@@ -79,7 +74,11 @@ class ChatML:
 
     def parse(self, action: Action) -> Message:
         ids = action.token_ids
-        return parse_hermes(self._encoder.decode(ids[:-1] if action.stop == "stop" else ids))
+        ended = ids[-1:] and ids[-1] in self.stop_token_ids
+        return parse_hermes(self._encoder.decode(ids[:-1] if ended else ids))
+
+    def encode_message(self, message: Message) -> tuple[int, ...]:
+        return self._encoder.encode([*_said(message), Markup("<|im_end|>")])
 
     def encode_action(self, text: str) -> tuple[int, ...]:
         return self._encoder.encode([Markup(text + "<|im_end|>")])
@@ -96,52 +95,17 @@ def _turns(messages: Sequence[Message]) -> list[str | Markup]:
             if index + 1 == len(messages) or messages[index + 1].role != "tool":
                 pieces.append(Markup("<|im_end|>\n"))
             continue
-        pieces += [Markup(f"<|im_start|>{message.role}\n"), message.content]
-        for number, call in enumerate(message.tool_calls):
-            if isinstance(call, MalformedCall):
-                raise ValueError(f"a malformed call cannot be rendered: {call.text!r}")
-            body = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
-            newline = "\n" if number or message.content else ""
-            pieces += [Markup(f"{newline}<tool_call>\n"), body, Markup("\n</tool_call>")]
-        pieces.append(Markup("<|im_end|>\n"))
+        pieces += [Markup(f"<|im_start|>{message.role}\n"), *_said(message), Markup("<|im_end|>\n")]
     return pieces
 
 
-def parse_hermes(text: str) -> Message:
-    """The assistant's message in ``text``: its calls in order, and the text around them.
-
-    Example: ``'Let me see.<tool_call>{"name": "f", "arguments": {}}</tool_call>'`` is the content
-    ``'Let me see.'`` and one call of ``f``. What cannot be read as a call becomes a
-    ``MalformedCall``.
-    """
-    calls = tuple(_read_call(match) for match in _CALL.finditer(text))
-    return Message("assistant", _CALL.sub("", text).strip(), calls)
-
-
-def _read_call(match: re.Match[str]) -> ToolCall | MalformedCall:
-    def malformed(reason: str) -> MalformedCall:
-        return MalformedCall(match[0], reason)
-
-    if match[3]:
-        return malformed("</tool_call> without <tool_call> before it")
-    if not match[2]:
-        return malformed("the call is not closed by </tool_call>")
-    try:
-        body = json.loads(match[1])
-        depth = _depth(body)
-    except (ValueError, RecursionError) as error:
-        return malformed(f"the call is not valid JSON: {error}")
-    if not isinstance(body, dict) or not isinstance(body.get("name"), str):
-        return malformed('the call must be an object like {"name": "...", "arguments": {...}}')
-    arguments = body.get("arguments", {})
-    if not isinstance(arguments, dict):
-        return malformed('"arguments" must be an object')
-    if depth > MAX_DEPTH:
-        return malformed(f"the arguments are nested more than {MAX_DEPTH} deep")
-    return ToolCall(body["name"], arguments)
-
-
-def _depth(value: Any) -> int:
-    if isinstance(value, dict):
-        value = list(value.values())
-    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
+def _said(message: Message) -> list[str | Markup]:
+    """Content and calls of one message."""
+    pieces: list[str | Markup] = [message.content]
+    for number, call in enumerate(message.tool_calls):
+        if isinstance(call, MalformedCall):
+            raise ValueError(f"a malformed call cannot be rendered: {call.text!r}")
+        body = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
+        newline = "\n" if number or message.content else ""
+        pieces += [Markup(f"{newline}<tool_call>\n"), body, Markup("\n</tool_call>")]
+    return pieces

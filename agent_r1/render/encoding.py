@@ -6,8 +6,15 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tokenizers import Tokenizer
+
+
+class HuggingFaceTokenizer(Protocol):
+    """What renderers need of a fast tokenizer of transformers."""
+
+    backend_tokenizer: Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,10 @@ class Encoder:
     def id_of(self, control: str) -> int | None:
         """The id of an added token, or ``None`` if this tokenizer has none of that name."""
         return self._added.get(control)
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether it is an added token, which no plain text contains."""
+        return token_id in self._control_ids
 
     def encode(self, pieces: Iterable[str | Markup]) -> tuple[int, ...]:
         runs: list[str | int] = [""]

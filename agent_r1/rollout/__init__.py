@@ -2,4 +2,11 @@
 
 from agent_r1.config import Registry
 
-ENGINES = Registry("engine", {"native": "agent_r1.rollout.native:NativeEngine"}, default="native")
+ENGINES = Registry(
+    "engine",
+    {
+        "native": "agent_r1.rollout.native:NativeEngine",
+        "padded": "agent_r1.rollout.padded:PaddedEngine",
+    },
+    default="native",
+)

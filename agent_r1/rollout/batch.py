@@ -1,246 +1,263 @@
-"""One batch of the native engine: prefill what is not cached, then sample token by token until all
-rows are done.
-"""
+"""One pass of the native engine: who takes part, what is computed, what is drawn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from agent_r1.policy import Policy, token_logprobs
+from agent_r1.policy import Policy
+from agent_r1.rollout.cache import MIN_TRUNK, Cache, Row, Trunk, slab_size
+from agent_r1.rollout.native import Counters, Request, Stop
 from agent_r1.rollout.native import NativeSession as Session
-from agent_r1.rollout.native import Request
-from agent_r1.types import Action
+from agent_r1.rollout.sampling import draw, stop_of
+from agent_r1.rollout.tick import Run, Tick
+from agent_r1.tree import MIN_SHARED, common_prefix
+
+MAX_NEW_TOKENS = 4096
+"""New tokens of a pass, unless one session alone has more; bounds its memory."""
 
 
-@torch.inference_mode()
-def sample(
-    policy: Policy, sessions: list[Session], requests: list[Request], *, version: int
-) -> list[Action]:
-    """Serves all requests together; the keys and values go back to the sessions."""
-    batch = _Batch.start(policy, sessions, requests)
-    while batch.rows:
-        batch.sample_next()
-        if 2 * sum(not row.finished for row in batch.rows) <= len(batch.rows):
-            batch.retire()
-        if batch.rows:
-            batch.forward_sampled()
-    by_session = {row.session: row for row in batch.retired}
-    return [by_session[session].action(version) for session in sessions]
+class Batch:
+    """The sessions that the engine serves, and their rows in its cache.
 
-
-@dataclass
-class _Row:
-    """One sequence that is being sampled."""
-
-    session: Session
-    request: Request
-    uniforms: np.ndarray[Any, np.dtype[np.float64]]
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
-
-    @property
-    def stopped(self) -> bool:
-        return (
-            self.token_ids[-1:] != [] and self.token_ids[-1] in self.request.sampling.stop_token_ids
-        )
-
-    @property
-    def finished(self) -> bool:
-        return self.stopped or len(self.token_ids) == self.request.sampling.max_tokens
-
-    def action(self, version: int) -> Action:
-        return Action(
-            tuple(self.token_ids),
-            tuple(self.logprobs),
-            tuple(self.entropies),
-            version,
-            "stop" if self.stopped else "length",
-        )
-
-
-class _Batch:
-    """Rows that share forward passes. B rows; the cache has K slots, of which ``mask`` says which
-    are real.
+    Args:
+        policy: Whose model is run.
+        budget: Tokens whose keys and values may be held.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        rows: list[_Row],
-        mask: Tensor,
-        cache: DynamicCache,
-        keep_cache: bool,
-    ) -> None:
-        self.policy = policy
-        self.rows = rows
-        self.retired: list[_Row] = []
-        self.mask = mask
-        self.cache = cache
-        self.keep_cache = keep_cache
-        self.logits: Tensor
-        temperatures = [row.request.sampling.temperature for row in rows]
-        assert len(set(temperatures)) == 1, "one batch, one temperature"
-        self.temperature = temperatures[0]
+    def __init__(self, policy: Policy, budget: int) -> None:
+        self._policy = policy
+        like = torch.empty(0, dtype=policy.base.dtype, device=policy.device)
+        self.cache = Cache(policy.cache_shape, like)
+        self._budget = budget
+        self._rows: dict[Session, Row] = {}
+        self._dropped: set[Session] = set()
 
-    @classmethod
-    def start(cls, policy: Policy, sessions: list[Session], requests: list[Request]) -> _Batch:
-        """Prefills what the sessions' caches do not hold. Layout of a row: padding, cached,
-        padding, new.
+    @torch.inference_mode()
+    def close(self, sessions: Sequence[Session]) -> None:
+        """Their rows are no longer needed; shared runs stay as long as there is room."""
+        for session in sessions:
+            if row := self._rows.pop(session, None):
+                self.cache.close(row)
+            self._dropped.discard(session)
+
+    @torch.inference_mode()
+    def run(self, requests: Mapping[Session, Request], counters: Counters) -> dict[Session, Stop]:
+        """One pass: a token more for every request that fits in memory. Returns those that are
+        done, and why.
         """
-        rows, kept, new = [], [], []
-        for session, request in zip(sessions, requests, strict=True):
-            rng = np.random.default_rng(request.seed)
-            rows.append(_Row(session, request, rng.random(request.sampling.max_tokens)))
-            keep = _common_prefix(session.cached_ids, request.prefix[:-1])
-            session.cache = [(k[:, :keep], v[:, :keep]) for k, v in session.cache]
-            kept.append(keep)
-            new.append(request.prefix[keep:])
-        num_kept, num_new = max(kept), max(map(len, new))
-        ids = torch.zeros(len(rows), num_new, dtype=torch.long)
-        positions = torch.zeros_like(ids)
-        mask = torch.zeros(len(rows), num_kept + num_new, dtype=torch.long)
-        for row, (keep, tokens) in enumerate(zip(kept, new, strict=True)):
-            ids[row, num_new - len(tokens) :] = torch.tensor(tokens)
-            positions[row, num_new - len(tokens) :] = torch.arange(keep, keep + len(tokens))
-            mask[row, num_kept - keep : num_kept] = 1
-            mask[row, num_kept + num_new - len(tokens) :] = 1
-        cache = DynamicCache(config=policy.model.config)
-        # With padding between cached and new tokens a sliding window would be too short.
-        keep_cache = all(type(layer) is DynamicLayer for layer in cache.layers)
-        cache.layers = [
-            _Growing() if type(layer) is DynamicLayer else layer for layer in cache.layers
-        ]
-        if num_kept:
-            for layer in range(policy.model.config.num_hidden_layers):
-                _fill(cache, layer, [session.cache for session in sessions], num_kept)
-        batch = cls(policy, rows, mask.to(policy.device), cache, keep_cache)
-        batch._forward(ids, positions)
-        return batch
-
-    def _forward(self, ids: Tensor, positions: Tensor) -> None:
-        output = self.policy.model(
-            input_ids=ids.to(self.policy.device),
-            position_ids=positions.to(self.policy.device),
-            attention_mask=self.mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
+        sessions = sorted(requests, key=lambda session: session.number)
+        running = [s for s in sessions if requests[s].token_ids]
+        for session, row in self._rows.items():
+            if session not in requests:
+                self.cache.park(row)
+        entering, done = self._admit(sessions, requests)
+        runs = self._enter(entering, requests, counters)
+        for session in running:
+            row = self._rows[session]
+            self.cache.place(row, len(row.token_ids) + 1)
+        sampling = [(self._rows[s], requests[s].token_ids[-1]) for s in running]
+        tick = Tick(self.cache, sampling, runs)
+        if not tick.num_tokens:
+            return done
+        hidden = self._forward(tick)
+        served = [*running, *entering]
+        counters.ticks += 1
+        counters.prefilled += tick.num_tokens - len(running)
+        counters.sampled += len(served)
+        self._draw(
+            [requests[s] for s in served], hidden, [tick.last[self._rows[s]] for s in served]
         )
-        self.logits = output.logits[:, -1]
+        return done | {s: stop for s in served if (stop := self._stop(requests[s])) is not None}
 
-    def sample_next(self) -> None:
-        """Draws the next token of every unfinished row from its own stream of uniform numbers."""
-        if self.temperature == 0.0:
-            token_ids = self.logits.argmax(-1)
+    def _forward(self, tick: Tick) -> Tensor:
+        device = self._policy.device
+        with self._policy.packed():
+            hidden = self._policy.hidden(
+                torch.tensor(tick.token_ids, device=device),
+                torch.tensor(tick.positions, device=device),
+                tick,
+            )
+        tick.commit()
+        return hidden
+
+    # Who takes part ----------------------------------------------------------------------------
+
+    def _admit(
+        self, sessions: Sequence[Session], requests: Mapping[Session, Request]
+    ) -> tuple[list[Session], dict[Session, Stop]]:
+        """The sessions that begin to sample in this pass, and those that memory ends.
+
+        Those that were served before come first, then new ones; each is sure of room for all that
+        it may sample. For room, shared runs that nobody uses are let go, then rows of sessions that
+        wait for tools.
+        """
+        active = {s for s in sessions if requests[s].token_ids}
+        asking = [s for s in sessions if s not in active]
+        known = self._rows.keys() | self._dropped
+        asking.sort(key=lambda s: (s not in known, s.number))
+        entering: list[Session] = []
+        done: dict[Session, Stop] = {}
+        num_new = 0
+        for session in asking:
+            request, row = requests[session], self._rows.get(session)
+            num_new += len(request.prefix) - (row.end if row else 0)
+            if entering and num_new > MAX_NEW_TOKENS:
+                break
+            request.limit = request.sampling.max_tokens
+            if not self._make_room(session, active, requests):
+                if active:
+                    break
+                alone = slab_size(self._budget + 1) // 2  # the largest slab within the budget
+                request.limit = min(request.limit, alone - len(request.prefix))
+                if request.limit <= 0:
+                    done[session] = "memory"
+                    continue
+            rng = np.random.default_rng(request.seed)
+            request.uniforms = rng.random(request.sampling.max_tokens).tolist()
+            entering.append(session)
+            active.add(session)
+        return entering, done
+
+    def _make_room(
+        self, session: Session, active: set[Session], requests: Mapping[Session, Request]
+    ) -> bool:
+        """Whether the budget holds what the active sessions and this one may come to."""
+
+        def over() -> int:
+            at_work = active | {session}
+            rows = [row for s, row in self._rows.items() if s not in at_work]
+            trunks = sum(len(trunk.token_ids) for trunk in self.cache.trunks)
+            promised = sum(self._needed(s, requests[s]) for s in at_work)
+            return trunks + promised + sum(row.capacity for row in rows) - self._budget
+
+        if over() > 0:
+            self.cache.prune(over())
+        for other in sorted(self._rows.keys() - active - {session}, key=lambda s: s.number):
+            if over() <= 0:
+                break
+            self.cache.close(self._rows.pop(other))
+            self._dropped.add(other)
+            self.cache.prune(over())
+        return over() <= 0
+
+    def _needed(self, session: Session, request: Request) -> int:
+        """The room that a session's own tokens may come to take."""
+        row = self._rows.get(session)
+        trunk = row.trunk if row else self.cache.match(request.prefix[:-1])
+        shared = trunk.end if trunk else 0
+        return slab_size(len(request.prefix) - shared + request.limit)
+
+    # What is computed --------------------------------------------------------------------------
+
+    def _enter(
+        self, entering: Sequence[Session], requests: Mapping[Session, Request], counters: Counters
+    ) -> list[Run]:
+        """Rows for the sessions that enter, and the trees of their new tokens."""
+        runs: list[Run] = []
+        fresh: dict[Trunk | None, list[tuple[list[int], Session]]] = {}
+        for session in entering:
+            prefix = requests[session].prefix
+            row = self._kept(session, prefix) or self._begun(session, prefix)
+            if session in self._dropped:
+                self._dropped.remove(session)
+                counters.dropped += len(prefix) - (row.end if row else 0)
+            if row is None:
+                trunk = self.cache.match(prefix[:-1])
+                fresh.setdefault(trunk, []).append((prefix[trunk.end if trunk else 0 :], session))
+            else:
+                runs.append(Run(prefix[row.end :], [row], row.trunk, row.end))
+        for trunk, entries in fresh.items():
+            entries.sort(key=lambda entry: (entry[0], entry[1].number))
+            runs += self._share(entries, trunk, 0, trunk.end if trunk else 0, keep=True)
+        for session in entering:
+            row = self._rows[session]
+            self.cache.place(row, len(requests[session].prefix) - row.base)
+        return runs
+
+    def _kept(self, session: Session, prefix: Sequence[int]) -> Row | None:
+        """The session's row, cut back to where its history was rewritten."""
+        row = self._rows.get(session)
+        if row is None:
+            return None
+        keep = common_prefix([*row.history()], prefix[:-1])
+        if keep < row.base:
+            self.cache.close(self._rows.pop(session))
+            return None
+        del row.token_ids[keep - row.base :]
+        return row
+
+    def _begun(self, session: Session, prefix: Sequence[int]) -> Row | None:
+        """A row that takes over what another session has computed of the same beginning."""
+        trunk = self.cache.match(prefix[:-1])
+        rest = prefix[trunk.end if trunk else 0 :]
+        donor, length = self.cache.donor(trunk, rest[:-1])
+        if donor is None or length < MIN_SHARED:
+            return None
+        kv = donor.kv[:, :, :, :length].clone()
+        if length >= MIN_TRUNK:
+            row = self.cache.open(self.cache.grow(trunk, rest[:length], kv))
         else:
-            steps = [min(len(row.token_ids), len(row.uniforms) - 1) for row in self.rows]
-            u = torch.tensor([row.uniforms[i] for row, i in zip(self.rows, steps, strict=True)])
-            token_ids = _inverse_cdf(self.logits / self.temperature, u.to(self.logits.device))
-        logprobs, entropies = token_logprobs(self.logits, token_ids, self.temperature)
-        drawn = zip(token_ids.tolist(), logprobs.tolist(), entropies.tolist(), strict=True)
-        for row, (token_id, logprob, entropy) in zip(self.rows, drawn, strict=True):
-            if not row.finished:
-                row.token_ids.append(token_id)
-                row.logprobs.append(logprob)
-                row.entropies.append(entropy)
+            row = self.cache.open(trunk)
+            row.token_ids, row.parked = list(rest[:length]), kv
+        self._rows[session] = row
+        return row
 
-    def forward_sampled(self) -> None:
-        """Runs the tokens just drawn; finished rows run along, their slots masked."""
-        real = torch.tensor([[not row.finished] for row in self.rows], dtype=torch.long)
-        self.mask = torch.cat([self.mask, real.to(self.mask.device)], dim=1)
-        ids = torch.tensor([[row.token_ids[-1]] for row in self.rows])
-        positions = [[len(row.request.prefix) + len(row.token_ids) - 1] for row in self.rows]
-        self._forward(ids, torch.tensor(positions))
+    def _share(
+        self,
+        entries: Sequence[tuple[list[int], Session]],
+        above: Trunk | None,
+        depth: int,
+        position: int,
+        *,
+        keep: bool,
+    ) -> list[Run]:
+        """The trees of new tokens of sessions that are alike up to ``depth``, sorted by tokens.
 
-    def retire(self) -> None:
-        """Takes finished rows out, their keys and values back to their sessions."""
-        for index, row in enumerate(self.rows):
-            if not row.finished:
-                continue
-            self.retired.append(row)
-            row.session.cached_ids, row.session.cache = [], []
-            if self.keep_cache:
-                slots = self.mask[index].nonzero().squeeze(-1)
-                # Iterating gives (keys, values, window) of each layer, (B, heads, K, width).
-                row.session.cache = [
-                    (k[index][:, slots], v[index][:, slots]) for k, v, *_ in self.cache
-                ]
-                row.session.cached_ids = (row.request.prefix + row.token_ids)[: len(slots)]
-        active = [index for index, row in enumerate(self.rows) if not row.finished]
-        self.rows = [self.rows[index] for index in active]
-        if active:
-            chosen = torch.tensor(active, device=self.mask.device)
-            self.mask = self.mask[chosen]
-            self.logits = self.logits[chosen]
-            self.cache.batch_select_indices(chosen)
+        A long run that several share becomes a trunk, if ``keep``: if it hangs on a trunk itself.
+        """
+        runs: list[Run] = []
+        alike = itertools.groupby(entries, key=lambda entry: entry[0][depth : depth + MIN_SHARED])
+        for members in (list(group) for _, group in alike):
+            first = members[0][0]
+            shared = common_prefix(first, members[-1][0])
+            token_ids = first[depth:shared]
+            trunk = None
+            if keep and len(members) > 1 and len(token_ids) >= MIN_TRUNK:
+                trunk = self.cache.grow(above, token_ids, self.cache.empty(len(token_ids)))
+            run = Run(token_ids, [], above, position, trunk)
+            ending = [session for ids, session in members if len(ids) == shared]
+            for session in ending:
+                self._rows[session] = self.cache.open(trunk or above)
+            run.below = self._share(
+                members[len(ending) :],
+                trunk or above,
+                shared,
+                position + len(token_ids),
+                keep=trunk is not None,
+            )
+            run.rows = [self._rows[session] for _, session in members]
+            runs.append(run)
+        return runs
 
+    # What is drawn -----------------------------------------------------------------------------
 
-class _Growing(DynamicLayer):
-    """A layer of the cache with room to grow; the library's own copies all of it at every token."""
+    def _draw(self, requests: Sequence[Request], hidden: Tensor, last: Sequence[int]) -> None:
+        """The next token of each request, from the hidden state at its last token."""
+        different = list(dict.fromkeys(last))  # attempts that have just begun have it in common
+        logits = self._policy.logits(hidden[different])
+        if len(different) < len(last):
+            place = {index: number for number, index in enumerate(different)}
+            logits = logits[[place[index] for index in last]]
+        uniforms = [request.uniforms[len(request.token_ids)] for request in requests]
+        drawn = draw(logits, uniforms, [request.sampling for request in requests])
+        for request, token_id, logprob, entropy in zip(requests, *drawn, strict=True):
+            request.note(token_id, logprob, entropy)
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # the library's
-        self._room: tuple[Tensor, Tensor] | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        used = self.get_seq_length()
-        size = used + key_states.shape[2]
-        fits = self._room is not None and self._room[0].shape[2] >= size
-        if self._room is None or not fits or len(self._room[0]) != len(key_states):
-            batch, heads, _, width = key_states.shape
-            rooms = [key_states.new_empty(batch, heads, size + 64, width) for _ in range(2)]
-            for room, old in zip(rooms, (self.keys, self.values), strict=True):
-                if old is not None and used:
-                    room[:, :, :used] = old
-            self._room = rooms[0], rooms[1]
-        self._room[0][:, :, used:size], self._room[1][:, :, used:size] = key_states, value_states
-        self.keys, self.values = self._room[0][:, :, :size], self._room[1][:, :, :size]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._room = None
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    shorter = min(len(a), len(b))
-    if a[:shorter] == b[:shorter]:
-        return shorter
-    return next(i for i in range(shorter) if a[i] != b[i])
-
-
-def _fill(
-    cache: DynamicCache, layer: int, kept: list[list[tuple[Tensor, Tensor]]], num_kept: int
-) -> None:
-    """Puts the sessions' keys and values of one layer into the batch's cache, padded on the
-    left.
-    """
-    example = next(session[layer][0] for session in kept if session)
-    heads, _, width = example.shape
-    keys = example.new_zeros(len(kept), heads, num_kept, width)
-    values = torch.zeros_like(keys)
-    for row, session in enumerate(kept):
-        if session:
-            k, v = session[layer]
-            keys[row, :, num_kept - k.shape[1] :] = k
-            values[row, :, num_kept - v.shape[1] :] = v
-    cache.update(keys, values, layer)
-
-
-def _inverse_cdf(logits: Tensor, u: Tensor) -> Tensor:
-    """Samples (B,) from softmax of (B, V) logits with one uniform number in [0, 1) each."""
-    cdf = torch.softmax(logits.double(), dim=-1).cumsum(-1)
-    index = torch.searchsorted(cdf, (u * cdf[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
-    return index.clamp(max=logits.shape[-1] - 1)
+    def _stop(self, request: Request) -> Stop | None:
+        stop: Stop | None = stop_of(request.token_ids, request.sampling, self._policy.tokenizer)
+        return stop or ("memory" if len(request.token_ids) >= request.limit else None)

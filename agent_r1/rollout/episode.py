@@ -5,7 +5,9 @@ of each episode.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
+import itertools
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -19,8 +21,10 @@ from agent_r1.config import ConfigError, Section
 from agent_r1.env import Env, Transition
 from agent_r1.render import Renderer
 from agent_r1.types import (
+    Action,
     Engine,
     Group,
+    Message,
     Outcome,
     Sampling,
     Session,
@@ -35,12 +39,21 @@ T = TypeVar("T")
 
 
 class Limits(Section):
-    """When an episode is cut off. ``tokens`` counts the whole episode, the prompt included."""
+    """When a turn and when an episode is cut off.
+
+    Attributes:
+        turns: Model calls of an episode.
+        tokens_per_turn: Sampled tokens of a turn.
+        tokens: What the policy has before it at any time, the prompt included.
+        seconds: Of an episode.
+        stop_strings: Texts that end a turn, besides the chat format's own end.
+    """
 
     turns: int = Field(8, ge=1)
     tokens_per_turn: int = Field(256, ge=1)
     tokens: int = Field(4096, ge=1)
     seconds: float = Field(300.0, gt=0)
+    stop_strings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,10 @@ class Rollout:
     renderer: Renderer
     limits: Limits
     concurrency: int = 256
-    """Episodes at once; they run in waves of this size."""
+    """Episodes at once."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """Of sampling; for evaluation only."""
 
     async def run(
         self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
@@ -61,34 +77,77 @@ class Rollout:
         turn).
         """
         plan = [(index, attempt) for index in range(len(tasks)) for attempt in range(attempts)]
+        sampling = Sampling(
+            self.limits.tokens_per_turn,
+            self.renderer.stop_token_ids,
+            self.limits.stop_strings,
+            temperature,
+            self.top_p,
+            self.top_k,
+        )
+        numbers = iter(range(len(plan)))
+        episodes: dict[int, asyncio.Task[Trajectory]] = {}
+        ended = asyncio.Event()
+
+        def start_next() -> None:
+            """An episode begins as soon as another needs the engine no more, and its session is
+            open before the engine goes on: the batches do not depend on timing.
+            """
+            if (number := next(numbers, None)) is None:
+                return
+            index, attempt = plan[number]
+            session = _Released(self.engine.session(number), start_next)
+            episodes[number] = asyncio.ensure_future(
+                run_episode(
+                    self.make_env,
+                    session,
+                    self.renderer,
+                    tasks[index],
+                    attempt=attempt,
+                    limits=self.limits,
+                    sampling=sampling,
+                    # All attempts meet the same instance; a task drawn twice is sampled anew.
+                    env_seed=derive_seed(seed, tasks[index].id),
+                    sampling_seed=derive_seed(seed, index, tasks[index].id, attempt),
+                )
+            )
+            episodes[number].add_done_callback(lambda _: ended.set())
+
+        for _ in range(self.concurrency):
+            start_next()
+        try:
+            while pending := [episode for episode in episodes.values() if not episode.done()]:
+                ended.clear()
+                await ended.wait()
+                for episode in pending:
+                    if episode.done():
+                        episode.result()  # what is no fault of one episode ends all
+        finally:
+            numbers = iter(())
+            for episode in episodes.values():
+                episode.cancel()
+            await asyncio.gather(*episodes.values(), return_exceptions=True)
         groups = [Group(task, []) for task in tasks]
-        for start in range(0, len(plan), self.concurrency):
-            wave = plan[start : start + self.concurrency]
-            # All sessions open before any episode starts: the first batch is the whole wave.
-            sessions = [self.engine.session() for _ in wave]
-            try:
-                episodes = [
-                    run_episode(
-                        self.make_env,
-                        session,
-                        self.renderer,
-                        tasks[index],
-                        attempt=attempt,
-                        limits=self.limits,
-                        temperature=temperature,
-                        # All attempts meet the same instance; a task drawn twice is sampled anew.
-                        env_seed=derive_seed(seed, tasks[index].id),
-                        sampling_seed=derive_seed(seed, index, tasks[index].id, attempt),
-                    )
-                    for session, (index, attempt) in zip(sessions, wave, strict=True)
-                ]
-                trajectories = await asyncio.gather(*episodes)
-            finally:
-                for session in sessions:
-                    session.close()
-            for (index, _), trajectory in zip(wave, trajectories, strict=True):
-                groups[index].trajectories.append(trajectory)
+        for number, (index, _) in enumerate(plan):
+            groups[index].trajectories.append(episodes[number].result())
         return groups
+
+
+class _Released:
+    """A session that says when it is closed."""
+
+    def __init__(self, session: Session, then: Callable[[], None]) -> None:
+        self._session = session
+        self._then: Callable[[], None] | None = then
+
+    async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
+        return await self._session.generate(prefix, sampling, seed)
+
+    def close(self) -> None:
+        self._session.close()
+        then, self._then = self._then, None
+        if then is not None:
+            then()
 
 
 class _FaultError(Exception):
@@ -107,11 +166,11 @@ async def run_episode(
     *,
     attempt: int,
     limits: Limits,
-    temperature: float,
+    sampling: Sampling,
     env_seed: int,
     sampling_seed: int,
 ) -> Trajectory:
-    """Plays one episode to its end.
+    """Plays one episode to its end. ``sampling`` is that of a turn with room for a whole one.
 
     An environment that fails gives a trajectory with ``stop`` FAULT, not an exception. Only a
     ``ConfigError``, which would fail every episode, is raised, and what the engine raises.
@@ -123,7 +182,7 @@ async def run_episode(
         with _faults("environment"):
             env = make_env()
         play = _Play(trajectory, env, session, renderer, limits, start + limits.seconds)
-        trajectory.stop = await play.run(task, temperature, env_seed, sampling_seed)
+        trajectory.stop = await play.run(task, sampling, env_seed, sampling_seed)
         session.close()  # others need not wait for the scorer
         trajectory.outcome = await _outcome(env, limits.seconds)
     except _FaultError as error:
@@ -151,24 +210,34 @@ class _Play:
     deadline: float
 
     async def run(
-        self, task: Task, temperature: float, env_seed: int, sampling_seed: int
+        self, task: Task, sampling: Sampling, env_seed: int, sampling_seed: int
     ) -> StopReason:
         """Fills in prompt and steps; returns why the episode stopped."""
         path = list(await self._reset(task, env_seed))
         state_key: str | None = "start"
+        context_ids: tuple[int, ...] | None = None
         for turn in range(self.limits.turns):
             room = min(self.limits.tokens_per_turn, self.limits.tokens - len(path))
             if room <= 0:
                 return StopReason.MAX_TOKENS
-            if self._remaining() <= 0:
-                return StopReason.MAX_TIME
-            sampling = Sampling(room, self.renderer.stop_token_ids, temperature)
+            turn_sampling = dataclasses.replace(sampling, max_tokens=room)
             clock = time.perf_counter()
-            action = await self.session.generate(path, sampling, derive_seed(sampling_seed, turn))
+            try:
+                async with asyncio.timeout(max(self._remaining(), 0.0)):
+                    action = await self.session.generate(
+                        path, turn_sampling, derive_seed(sampling_seed, turn)
+                    )
+            except TimeoutError:
+                return StopReason.MAX_TIME
+            if action.stop == "memory" and not action.token_ids:
+                return StopReason.MAX_MEMORY
             step = Step(action, self.renderer.parse(action), state_key=state_key)
+            step.context_ids = context_ids
             step.generate_seconds = time.perf_counter() - clock
             self.trajectory.steps.append(step)
             path += action.token_ids
+            if action.stop == "memory":
+                return StopReason.MAX_MEMORY
             if len(path) >= self.limits.tokens and action.stop == "length":
                 return StopReason.MAX_TOKENS  # a sentence that our limit cut is no answer
             try:
@@ -180,13 +249,33 @@ class _Play:
             if turn + 1 == self.limits.turns:
                 break
             with _faults("step"):
-                observation_ids = self.renderer.observation(transition.messages, action)
-            if len(path) + len(observation_ids) >= self.limits.tokens:
+                path = self._next_path(path, step, transition)
+            context_ids = None if transition.history is None else tuple(path)
+            if len(path) >= self.limits.tokens:
+                step.observation_ids = ()
                 return StopReason.MAX_TOKENS
-            step.observation_ids = observation_ids
-            path += observation_ids
             state_key = transition.state_key
         return StopReason.MAX_TURNS
+
+    def _next_path(self, path: list[int], step: Step, transition: Transition) -> list[int]:
+        """What the policy has before it next: the history and the observation after it, or what the
+        environment put in their place.
+        """
+        if transition.history is None:
+            step.observation_ids = self.renderer.observation(transition.messages, step.action)
+            return path + list(step.observation_ids)
+        rest = list(transition.history)
+        if not rest or rest[-1].role == "assistant":
+            raise ValueError("a history must end with a message to the agent")
+        sampled = {id(step.message): step.action.token_ids for step in self.trajectory.steps}
+        new = list(self.renderer.prompt(_until_assistant(rest), self.env.schemas))
+        while rest:
+            message = rest.pop(0)  # one of the agent's: as it was sampled, if it was
+            ids = sampled.get(id(message)) or self.renderer.encode_message(message)
+            zeros = (0.0,) * len(ids)
+            action = Action(ids, zeros, zeros, 0, "stop")
+            new += [*ids, *self.renderer.observation(_until_assistant(rest), action)]
+        return new
 
     def _remaining(self) -> float:
         return self.deadline - time.perf_counter()
@@ -218,6 +307,13 @@ class _Play:
                 if not math.isfinite(value):
                     raise ValueError(f"the process reward {part!r} is {value}")
         return transition
+
+
+def _until_assistant(rest: list[Message]) -> list[Message]:
+    """Takes the messages before the agent's next one off the front."""
+    taken = list(itertools.takewhile(lambda message: message.role != "assistant", rest))
+    del rest[: len(taken)]
+    return taken
 
 
 async def _outcome(env: Env, seconds: float) -> Outcome:

@@ -1,34 +1,57 @@
-"""The simple native engine: batched sampling on the very model object that is trained.
+"""The native engine: continuous batching on the very model object that is trained.
 
-It works in ticks: a batch starts when every open session waits for tokens, so batches do not
-depend on timing and a run repeats bit for bit. Rows are padded on the left; each session keeps the
-keys and values of its tokens, so a new turn costs its new tokens only.
+Each pass of the model takes one new token of every session that is sampling, and all new tokens of
+those that have just asked. Between passes it waits until every open session has asked again, so
+batches do not depend on timing and a run repeats bit for bit; but not longer than its patience, so
+a slow tool holds up its own episode only.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-from agent_r1.config import NamedSection
+from pydantic import Field
+
+from agent_r1.config import ConfigError, NamedSection
 from agent_r1.types import Action, Sampling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from agent_r1.policy import Policy
+    from agent_r1.rollout.batch import Batch
+
+Stop = Literal["stop", "length", "memory"]
+SHARE_OF_FREE = 0.5
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """One call of ``generate`` that waits to be served."""
+    """One call of ``generate`` and what has been sampled for it so far."""
 
     prefix: list[int]
     sampling: Sampling
     seed: int
     future: asyncio.Future[Action]
+    limit: int = 0
+    """Tokens that it may have: ``sampling.max_tokens``, or fewer where memory ends before."""
+    uniforms: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+
+    def note(self, token_id: int, logprob: float, entropy: float) -> None:
+        """One more token was sampled."""
+        self.token_ids.append(token_id)
+        self.logprobs.append(logprob)
+        self.entropies.append(entropy)
+
+    def action(self, stop: Stop, version: int) -> Action:
+        return Action(
+            tuple(self.token_ids), tuple(self.logprobs), tuple(self.entropies), version, stop
+        )
 
 
 class NativeSession:
@@ -37,70 +60,167 @@ class NativeSession:
     def __init__(self, engine: NativeEngine, number: int) -> None:
         self._engine = engine
         self.number = number
-        self.cached_ids: list[int] = []
-        self.cache: list[tuple[Tensor, Tensor]] = []
-        """Keys and values per layer, each (heads, len(cached_ids), head width)."""
 
     async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
         future: asyncio.Future[Action] = asyncio.get_running_loop().create_future()
-        self._engine.waiting[self] = Request(list(prefix), sampling, seed, future)
-        self._engine.wake()
+        self._engine.ask(self, Request(list(prefix), sampling, seed, future))
         try:
             return await future
         finally:
-            self._engine.waiting.pop(self, None)
+            self._engine.withdraw(self)
 
     def close(self) -> None:
-        if self in self._engine.open:
-            self._engine.open.remove(self)
-            self.cache, self.cached_ids = [], []
-            self._engine.wake()
+        self._engine.close(self)
+
+
+@dataclass
+class Counters:
+    """What the engine did since it was last asked.
+
+    Attributes:
+        ticks: Passes of the model.
+        prefilled: Tokens run that were not sampled here one by one.
+        sampled: Tokens sampled.
+        dropped: Tokens computed again because memory had run short.
+        late: How often a pass went on without an episode whose tools took longer than the patience.
+        model_seconds: In passes of the model, and ``wait_seconds``: waiting for tools.
+    """
+
+    ticks: int = 0
+    prefilled: int = 0
+    sampled: int = 0
+    dropped: int = 0
+    late: int = 0
+    model_seconds: float = 0.0
+    wait_seconds: float = 0.0
 
 
 class NativeEngine:
     """See the module's docstring."""
 
     class Settings(NamedSection):
-        name: str = "native"
+        """The keys of ``[engine]``.
 
-    def __init__(self, settings: NamedSection, policy: Policy) -> None:
+        Attributes:
+            patience: Seconds that a pass waits for episodes whose tools are at work. A run repeats
+                bit for bit as long as no tool takes longer; 0 never waits.
+            cache_gib: Memory for keys and values; by default half of what is free.
+        """
+
+        name: str = "native"
+        patience: float = Field(1.0, ge=0)
+        cache_gib: float | None = Field(None, gt=0)
+
+    def __init__(self, settings: Settings, policy: Policy) -> None:
+        if policy.unpackable:
+            raise ConfigError(
+                f"engine 'native' cannot run this model: {policy.unpackable}; "
+                "set engine = 'padded', which is slower"
+            )
+        self._settings = settings
         self._policy = policy
         self._version = 0
-        self._num_opened = 0
+        self._task: asyncio.Task[None] | None = None
+        self._changed: asyncio.Event | None = None
+        self._batch: Batch | None = None
         self.open: set[NativeSession] = set()
-        self.waiting: dict[NativeSession, Request] = {}
+        self.requests: dict[NativeSession, Request] = {}
+        self._late: set[NativeSession] = set()
+        self._closed: list[NativeSession] = []
+        self.counters = Counters()
 
-    def session(self) -> NativeSession:
-        session = NativeSession(self, self._num_opened)
-        self._num_opened += 1
+    def session(self, number: int = 0) -> NativeSession:
+        session = NativeSession(self, number)
         self.open.add(session)
         return session
 
     def load(self, version: int) -> None:
-        """The model object is shared, so the weights are there already; caches of older ones must
-        be gone.
+        """The model object is shared, so the weights are there already; what was computed with
+        older ones must go.
         """
         assert not self.open, "weights changed while sessions were open"
         self._version = version
 
-    def wake(self) -> None:
-        if self.waiting and len(self.waiting) == len(self.open):
-            asyncio.get_running_loop().call_soon(self._tick)
+    def report(self) -> dict[str, float]:
+        counters, self.counters = self.counters, Counters()
+        return dict(vars(counters))
 
-    def _tick(self) -> None:
-        if not self.waiting or len(self.waiting) != len(self.open):
-            return  # a session opened, closed or was served since
-        sessions = sorted(self.waiting, key=lambda session: session.number)
-        requests = [self.waiting.pop(session) for session in sessions]
-        from agent_r1.rollout.batch import sample  # the first need of torch
+    # Called by sessions ------------------------------------------------------------------------
 
+    def ask(self, session: NativeSession, request: Request) -> None:
+        self.requests[session] = request
+        self._late.discard(session)
+        if self._task is None:
+            self._changed = asyncio.Event()
+            self._task = asyncio.get_running_loop().create_task(self._serve())
+        self._wake()
+
+    def withdraw(self, session: NativeSession) -> None:
+        self.requests.pop(session, None)
+        self._wake()
+
+    def close(self, session: NativeSession) -> None:
+        if session in self.open:
+            self.open.remove(session)
+            self._late.discard(session)
+            self._closed.append(session)
+            self._wake()
+        if not self.open:  # the learner needs the memory next
+            self._batch = None
+            self._closed.clear()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
+    # The loop ----------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Runs passes as long as someone waits for tokens."""
         try:
-            actions = sample(self._policy, sessions, requests, version=self._version)
+            while self.requests:
+                await self._join()
+                if not self.requests:
+                    break
+                self._pass()
+                await asyncio.sleep(0)
         except Exception as error:
-            for request in requests:
+            self._batch = None  # who knows what it holds
+            for request in self.requests.values():
                 if not request.future.done():
                     request.future.set_exception(error)
-            return
-        for request, action in zip(requests, actions, strict=True):
+        finally:
+            self._task = None
+
+    async def _join(self) -> None:
+        """Waits for sessions that are neither sampling nor asking, as long as patience lasts."""
+        assert self._changed is not None
+        start = time.perf_counter()
+        while absent := self.open - self.requests.keys() - self._late:
+            self._changed.clear()
+            left = self._settings.patience - (time.perf_counter() - start)
+            try:
+                await asyncio.wait_for(self._changed.wait(), max(left, 0.0))
+            except TimeoutError:
+                self._late |= absent & self.open - self.requests.keys()
+                self.counters.late += len(self._late & absent)
+        self.counters.wait_seconds += time.perf_counter() - start
+
+    def _pass(self) -> None:
+        if self._batch is None:
+            from agent_r1.memory import free_memory
+            from agent_r1.rollout.batch import Batch  # the first need of torch
+
+            gib = self._settings.cache_gib
+            size = gib * 2**30 if gib else SHARE_OF_FREE * free_memory(self._policy.device)
+            self._batch = Batch(self._policy, int(size) // self._policy.cache_bytes)
+        start = time.perf_counter()
+        # In a fixed order and not when they closed, which depends on timing.
+        self._batch.close(sorted(self._closed, key=lambda session: session.number))
+        self._closed.clear()
+        done = self._batch.run(self.requests, self.counters)
+        self.counters.model_seconds += time.perf_counter() - start
+        for session, stop in done.items():
+            request = self.requests.pop(session)
             if not request.future.done():
-                request.future.set_result(action)
+                request.future.set_result(request.action(stop, self._version))

@@ -8,6 +8,7 @@ ENVS = Registry(
     "env",
     {
         "hopworld": "agent_r1.tasks.hopworld:HopWorld",
+        "hopworld-memory": "agent_r1.tasks.hopworld_memory:HopWorldMemory",
         "multihop": "agent_r1.tasks.multihop:MultiHop",
         "tools": "agent_r1.tasks.tools:Tools",
     },

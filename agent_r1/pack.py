@@ -1,0 +1,153 @@
+"""Micro-batches as packed trees: every node once, no padding, logits only where an action token is
+predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agent_r1.attention import PackedTree, Span
+from agent_r1.batch import Actions, StepWeights
+from agent_r1.policy import Policy
+from agent_r1.tree import TokenTree, build_tree
+from agent_r1.types import Group, Step
+
+
+@dataclass(slots=True, frozen=True)
+class Pack:
+    """T tokens of a tree, depth first, with A action tokens to predict.
+
+    Attributes:
+        token_ids: (T,).
+        positions: (T,), of each token in its sequence.
+        predictors: (A,), the index of the token before each action token.
+        tree: Who attends to whom.
+        actions: The A action tokens.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    predictors: Tensor
+    tree: PackedTree
+    actions: Actions
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    def logprobs(self, policy: Policy, temperature: float) -> tuple[Tensor, Tensor]:
+        hidden = policy.hidden(self.token_ids, self.positions, self.tree)
+        return policy.logprobs(hidden[self.predictors], self.actions.token_ids, temperature)
+
+
+def packs(
+    groups: list[Group], weights: StepWeights, *, max_tokens: int, device: torch.device
+) -> Iterator[Pack]:
+    """A ``Cut``: as many branches as have ``max_tokens`` tokens together, those that they share
+    counted once.
+    """
+    tree = build_tree(*groups)
+    trained: set[int] = set()
+    part: set[int] = set()
+    num_tokens = 0
+    for path in _paths(tree):
+        size = sum(len(tree.nodes[node].token_ids) for node in path if node not in part)
+        if part and num_tokens + size > max_tokens:
+            yield _pack(tree, part, trained, weights, device)
+            part = set()
+            size = sum(len(tree.nodes[node].token_ids) for node in path)
+            num_tokens = 0
+        part.update(path)
+        num_tokens += size
+    if part:
+        yield _pack(tree, part, trained, weights, device)
+
+
+def _paths(tree: TokenTree) -> Iterator[list[int]]:
+    """The root-to-node paths that end with an action with no further action below, depth first."""
+    children = _children(tree, range(len(tree.nodes)))
+    stack = [[root] for root in reversed(children.get(None, []))]
+    while stack:
+        path = stack.pop()
+        below = children.get(path[-1], [])
+        stack += [[*path, child] for child in reversed(below)]
+        if not below and any(tree.nodes[node].step for node in path):
+            while tree.nodes[path[-1]].step is None:
+                path.pop()
+            yield path
+
+
+def _children(tree: TokenTree, nodes: Iterable[int]) -> dict[int | None, list[int]]:
+    children: dict[int | None, list[int]] = {}
+    for node in nodes:
+        children.setdefault(tree.nodes[node].parent, []).append(node)
+    return children
+
+
+def _pack(
+    tree: TokenTree,
+    part: set[int],
+    trained: set[int],
+    weights: StepWeights,
+    device: torch.device,
+) -> Pack:
+    """Lays out some nodes of a tree; an action already in ``trained`` is run but not trained."""
+    layout = _Layout(tree, _children(tree, sorted(part)), trained)
+    for root in layout.children[None]:
+        layout.lay(root, position=0, last=-1)
+    trained |= {node for node in part if tree.nodes[node].step is not None}
+    return Pack(
+        torch.tensor(layout.token_ids, device=device),
+        torch.tensor(layout.positions, device=device),
+        torch.tensor(layout.predictors, device=device),
+        PackedTree(layout.spans, device),
+        Actions.of(layout.steps, weights, device),
+    )
+
+
+class _Layout:
+    """Nodes laid out one after another, a node before its children."""
+
+    def __init__(
+        self, tree: TokenTree, children: dict[int | None, list[int]], trained: set[int]
+    ) -> None:
+        self.tree, self.children, self.trained = tree, children, trained
+        self.token_ids: list[int] = []
+        self.positions: list[int] = []
+        self.predictors: list[int] = []
+        self.spans: list[Span] = []
+        self.steps: list[Step] = []
+
+    def lay(self, node: int, *, position: int, last: int) -> None:
+        """Adds the chain of only children that starts with ``node``, then what branches off below.
+
+        ``position``: the place of its first token in its sequence; ``last``: index of the token
+        before.
+        """
+        start, begin = len(self.token_ids), position
+        while True:
+            ids, step = self.tree.nodes[node].token_ids, self.tree.nodes[node].step
+            below = self.children.get(node, [])
+            if step is not None and node not in self.trained:
+                first = len(self.token_ids)
+                self.predictors += [last, *range(first, first + len(ids) - 1)]
+                self.steps.append(step)
+            kept = ids if below else ids[:-1]  # nothing asks what follows the last token of all
+            self.token_ids += kept
+            self.positions += range(position, position + len(kept))
+            position += len(kept)
+            last = len(self.token_ids) - 1 if kept else last
+            if len(below) != 1:
+                break
+            (node,) = below
+        end, slot = len(self.token_ids), len(self.spans)
+        if end > start:
+            self.spans.append(Span(start, end, end, begin))
+        for child in below:
+            self.lay(child, position=position, last=last)
+        if below and end > start:
+            self.spans[slot] = Span(start, end, len(self.token_ids), begin)

@@ -1,0 +1,221 @@
+"""The fallback: a renderer derived from the tokenizer's own chat template.
+
+Contents are rendered as markers and put in afterwards as plain text, so that they cannot become
+control tokens. What comes after an action is what the template adds to a conversation that ends
+with it. At start-up this is proven on sample conversations, token by token: that earlier turns stay
+as they are when a turn is added, that contents come out unchanged, that a turn ends with a token,
+and that a call the template renders can be read back. A template that does otherwise is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from agent_r1.config import ConfigError, NamedSection
+from agent_r1.render.calls import parse_hermes, parse_llama3
+from agent_r1.render.encoding import Encoder, Markup
+from agent_r1.types import Action, Message, ToolCall
+
+_MARKER = re.compile("\ue000(\\d+)\ue001")
+_SAMPLES = ("What now?", ' Two "quoted"\nlines, {"a": [1]} & <b>.\n')
+_SCHEMA = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Look something up.",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}},
+    },
+}
+_CALL = ToolCall("look_up", {"word": "x"})
+
+
+class ChatTemplate:
+    """See the module's docstring; the methods are those of ``Renderer``."""
+
+    class Settings(NamedSection):
+        name: str = "template"
+
+    def __init__(self, settings: Settings, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer.backend_tokenizer)
+        if not getattr(tokenizer, "chat_template", None):
+            raise _refused("the tokenizer has none")
+        self._strips = False
+        try:
+            self._closing, self._end = self._find_end()
+            self._parse = self._find_parser()
+            if not self._holds():
+                self._strips = True
+                if not self._holds():
+                    raise _refused(
+                        "it renders earlier turns or contents anew when a turn is added, so that "
+                        "what was sampled would not stay what it was"
+                    )
+        except TemplateError as error:
+            raise _refused(f"it fails on a sample conversation: {error}") from error
+        self.stop_token_ids = tuple({self._end, tokenizer.eos_token_id} - {None})
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    ) -> tuple[int, ...]:
+        return self._encoder.encode(self._render(messages, tools, opening=True))
+
+    def observation(self, messages: Sequence[Message], action: Action) -> tuple[int, ...]:
+        ids = self._encoder.encode(self._after(messages))
+        return ids[1:] if action.token_ids[-1:] == (self._end,) else ids
+
+    def parse(self, action: Action) -> Message:
+        ids = action.token_ids
+        ended = ids[-1:] and ids[-1] in self.stop_token_ids
+        return self._parse(self._encoder.decode(ids[:-1] if ended else ids))
+
+    def encode_message(self, message: Message) -> tuple[int, ...]:
+        user = Message("user", _SAMPLES[0])
+        before = self._text(self._render([user], [], opening=True))
+        both = self._render([user, message], [], opening=False)
+        ids = self._encoder.encode(_minus(both, before))
+        closing = self._encoder.encode([Markup(self._closing)])
+        return ids[: len(ids) - len(closing) + 1]
+
+    def encode_action(self, text: str) -> tuple[int, ...]:
+        end = self._encoder.decode([self._end])
+        return self._encoder.encode([Markup(text + end)])
+
+    # How the template is asked -----------------------------------------------------------------
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], *, opening: bool
+    ) -> list[str | Markup]:
+        """The conversation as the template renders it, contents apart from markup."""
+        contents = [m.content.strip() if self._strips else m.content for m in messages]
+        markers = [f"\ue000{number}\ue001" if c else "" for number, c in enumerate(contents)]
+        text = self._apply(_rows(messages, markers), tools, opening=opening)
+        parts = _MARKER.split(text)
+        return [
+            contents[int(part)] if index % 2 else Markup(part) for index, part in enumerate(parts)
+        ]
+
+    def _apply(self, rows: list[Any], tools: Sequence[dict[str, Any]], *, opening: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                rows, tools=list(tools) or None, add_generation_prompt=opening, tokenize=False
+            )
+        )
+
+    @staticmethod
+    def _text(pieces: Sequence[str | Markup]) -> str:
+        return "".join(piece.text if isinstance(piece, Markup) else piece for piece in pieces)
+
+    def _before(self, messages: Sequence[Message]) -> list[Message]:
+        """A short conversation that such messages can follow."""
+        tools = [message for message in messages if message.role == "tool"]
+        calls = (_CALL,) * len(tools) if messages and messages[0].role == "tool" else ()
+        content = "" if calls else _SAMPLES[0]
+        return [Message("user", _SAMPLES[0]), Message("assistant", content, calls)]
+
+    def _after(self, messages: Sequence[Message]) -> list[str | Markup]:
+        """From the end of an action to the opening of the next: its end token first."""
+        before = self._before(messages)
+        text = self._text(self._render(before, [_SCHEMA], opening=False))
+        whole = self._render([*before, *messages], [_SCHEMA], opening=True)
+        return [Markup(self._closing), *_minus(whole, text)]
+
+    # What is found out and proven at start-up --------------------------------------------------
+
+    def _find_end(self) -> tuple[str, int]:
+        """What the template writes after an action, and the token that this begins with."""
+        opened = self._text(self._render([Message("user", "A")], [], opening=True))
+        both = [Message("user", "A"), Message("assistant", "B")]
+        whole = self._text(self._render(both, [], opening=False))
+        if not whole.startswith(opened + "B"):
+            raise _refused("an assistant's turn does not begin as the generation prompt does")
+        closing = whole[len(opened) + 1 :]
+        first = self._encoder.encode([Markup(closing)])[:1]
+        if not first or not self._encoder.is_control(first[0]):
+            raise _refused(f"a turn does not end with a token of its own but with {closing!r}")
+        return closing, first[0]
+
+    def _find_parser(self) -> Callable[[str], Message]:
+        """The reader of calls that understands how the template writes one."""
+        user = Message("user", _SAMPLES[0])
+        opened = self._text(self._render([user], [_SCHEMA], opening=True))
+        called = [user, Message("assistant", "", (_CALL,))]
+        text = self._text(self._render(called, [_SCHEMA], opening=False))
+        if "look_up" not in opened:
+            raise _refused("it does not show tools to the model")
+        written = text[len(opened) :].removesuffix(self._closing)
+        for parse in (parse_hermes, parse_llama3):
+            if text.startswith(opened) and parse(written).tool_calls == (_CALL,):
+                return parse
+        raise _refused(f"its tool calls are in a format that is not known here: {written!r:.100}")
+
+    def _holds(self) -> bool:
+        """Whether rendering turn by turn equals the template's own, on several conversations."""
+        call = Message("assistant", "", (_CALL,))
+        for system, result, reply in itertools.product((False, True), _SAMPLES, (False, True)):
+            conversation = [Message("system", _SAMPLES[1])] if system else []
+            conversation.append(Message("user", result))
+            ids = self.prompt(conversation, [_SCHEMA])
+            turns = [(call, Message("tool", result)), (call, Message("tool", _SAMPLES[0]))]
+            if reply:
+                turns.append((Message("assistant", "Which one?"), Message("user", result)))
+            for action, answer in turns:
+                said = self.encode_message(action)
+                zeros = (0.0,) * len(said)
+                observed = self.observation([answer], Action(said, zeros, zeros, 0, "stop"))
+                ids += said + observed
+                conversation += [action, answer]
+                rows = _rows(conversation, [message.content for message in conversation])
+                whole = self._apply(rows, [_SCHEMA], opening=True)
+                if list(ids) != self._tokenizer.encode(whole, add_special_tokens=False):
+                    return False
+        return True
+
+
+def _rows(messages: Sequence[Message], contents: Sequence[str]) -> list[dict[str, Any]]:
+    """Messages in the form that templates expect; a tool's answers its call by an id."""
+    rows: list[dict[str, Any]] = []
+    num_answers = 0
+    for message, content in zip(messages, contents, strict=True):
+        row: dict[str, Any] = {"role": message.role, "content": content}
+        calls = [call for call in message.tool_calls if isinstance(call, ToolCall)]
+        if calls:
+            row["tool_calls"] = [
+                {
+                    "id": f"call{number:05d}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for number, call in enumerate(calls)
+            ]
+        if message.role == "tool":
+            row |= {"tool_call_id": f"call{num_answers:05d}", "name": _CALL.name}
+        num_answers = num_answers + 1 if message.role == "tool" else 0
+        rows.append(row)
+    return rows
+
+
+def _minus(whole: list[str | Markup], before: str) -> list[str | Markup]:
+    """Pieces without a beginning that is known as text."""
+    rest: list[str | Markup] = []
+    for piece in whole:
+        text = piece.text if isinstance(piece, Markup) else piece
+        cut = min(len(before), len(text))
+        if before[:cut] != text[:cut]:
+            raise _refused("it renders earlier turns anew when a turn is added")
+        before = before[cut:]
+        kept = text[cut:]
+        rest.append(Markup(kept) if isinstance(piece, Markup) else kept)
+    return rest
+
+
+def _refused(reason: str) -> ConfigError:
+    return ConfigError(
+        f"renderer 'template': this chat template cannot be used turn by turn: {reason}; "
+        "choose 'chatml' or 'llama3', or write a renderer ('my_format.py:MyFormat')"
+    )
