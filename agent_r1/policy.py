@@ -96,6 +96,7 @@ class Policy:
         """The last hidden states (T, W) of a tree's tokens (T,) at positions (T,), in
         ``packed()``.
         """
+        assert self.base.config._attn_implementation == attention.NAME, "only in packed()"
         output = self.base.get_decoder()(
             input_ids=token_ids[None], position_ids=positions[None], use_cache=False, tree=tree
         )

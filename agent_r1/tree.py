@@ -119,8 +119,15 @@ def build_tree(*groups: Group) -> TokenTree:
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many ids two sequences begin with alike."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (one, two) in pairs if one != two), min(len(a), len(b)))
+    a, b = list(a), list(b)
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # comparing slices is what Python does fast
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _add_prompts(

@@ -103,12 +103,16 @@ class Batch:
         entering: list[Session] = []
         done: dict[Session, Stop] = {}
         num_new = 0
+        previous: Sequence[int] = ()
         for session in asking:
             request, row = requests[session], self._rows.get(session)
-            num_new += len(request.prefix) - (row.end if row else 0)
+            computed = row.end if row else common_prefix(previous, request.prefix)
+            previous = request.prefix
+            num_new += max(1, len(request.prefix) - computed)
             if entering and num_new > MAX_NEW_TOKENS:
                 break
             request.limit = request.sampling.max_tokens
+            request.room = self._needed(request, row)
             if not self._make_room(session, active, requests):
                 if active:
                     break
@@ -127,30 +131,28 @@ class Batch:
         self, session: Session, active: set[Session], requests: Mapping[Session, Request]
     ) -> bool:
         """Whether the budget holds what the active sessions and this one may come to."""
+        at_work = active | {session}
+        promised = sum(requests[s].room for s in at_work)
 
         def over() -> int:
-            at_work = active | {session}
-            rows = [row for s, row in self._rows.items() if s not in at_work]
-            trunks = sum(len(trunk.token_ids) for trunk in self.cache.trunks)
-            promised = sum(self._needed(s, requests[s]) for s in at_work)
-            return trunks + promised + sum(row.capacity for row in rows) - self._budget
+            idle = sum(row.capacity for s, row in self._rows.items() if s not in at_work)
+            return promised + idle + self.cache.trunk_tokens - self._budget
 
-        if over() > 0:
-            self.cache.prune(over())
-        for other in sorted(self._rows.keys() - active - {session}, key=lambda s: s.number):
-            if over() <= 0:
-                break
-            self.cache.close(self._rows.pop(other))
-            self._dropped.add(other)
-            self.cache.prune(over())
+        if (excess := over()) > 0:
+            self.cache.prune(excess)
+            for other in sorted(self._rows.keys() - at_work, key=lambda s: s.number):
+                if (excess := over()) <= 0:
+                    break
+                self.cache.close(self._rows.pop(other))
+                self._dropped.add(other)
+                self.cache.prune(excess)
         return over() <= 0
 
-    def _needed(self, session: Session, request: Request) -> int:
+    def _needed(self, request: Request, row: Row | None) -> int:
         """The room that a session's own tokens may come to take."""
-        row = self._rows.get(session)
         trunk = row.trunk if row else self.cache.match(request.prefix[:-1])
-        shared = trunk.end if trunk else 0
-        return slab_size(len(request.prefix) - shared + request.limit)
+        own = len(request.prefix) - (trunk.end if trunk else 0)
+        return slab_size(own + request.limit)
 
     # What is computed --------------------------------------------------------------------------
 
@@ -175,8 +177,9 @@ class Batch:
             entries.sort(key=lambda entry: (entry[0], entry[1].number))
             runs += self._share(entries, trunk, 0, trunk.end if trunk else 0, keep=True)
         for session in entering:
-            row = self._rows[session]
-            self.cache.place(row, len(requests[session].prefix) - row.base)
+            request, row = requests[session], self._rows[session]
+            self.cache.place(row, len(request.prefix) - row.base)
+            request.room = self._needed(request, row)
         return runs
 
     def _kept(self, session: Session, prefix: Sequence[int]) -> Row | None:

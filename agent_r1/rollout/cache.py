@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from agent_r1.tree import common_prefix
@@ -104,9 +103,11 @@ class Slab:
     def add(self, row: Row) -> None:
         """Takes a row in, wherever it was before."""
         if len(self.rows) == self.kv.shape[2]:
-            more = list(self.kv.shape)
-            more[2] = max(4, len(self.rows) // 2)
-            self.kv = torch.cat([self.kv, self.kv.new_zeros(more)], dim=2)
+            shape = list(self.kv.shape)
+            shape[2] = max(8, 2 * len(self.rows))
+            larger = self.kv.new_zeros(shape)  # pages that are not written take no memory yet
+            larger[:, :, : len(self.rows)] = self.kv
+            self.kv = larger
         index = len(self.rows)
         if row.token_ids:
             self.kv[:, :, index, :, : len(row.token_ids)] = row.kv
@@ -143,10 +144,9 @@ class Cache:
         self._clock = 0
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens that memory is taken for."""
-        trunks = sum(len(trunk.token_ids) for trunk in self.trunks)
-        return trunks + sum(row.capacity for row in self.rows)
+    def trunk_tokens(self) -> int:
+        """Tokens of all trunks."""
+        return sum(len(trunk.token_ids) for trunk in self.trunks)
 
     def empty(self, num_tokens: int) -> Tensor:
         """(L, 2, K, N, D), to be filled."""

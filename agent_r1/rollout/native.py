@@ -37,6 +37,8 @@ class Request:
     future: asyncio.Future[Action]
     limit: int = 0
     """Tokens that it may have: ``sampling.max_tokens``, or fewer where memory ends before."""
+    room: int = 0
+    """Tokens of the session's own that memory is promised for."""
     uniforms: list[float] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
