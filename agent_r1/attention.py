@@ -10,7 +10,6 @@ Shape letters: H query heads, K key-value heads, Q and N numbers of queries and 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
+
+from agent_r1.kernels import attend, attend_backward, join
 
 NAME = "agent_r1_tree"
 """Under which transformers knows the function."""
@@ -187,6 +188,32 @@ def _within(queries: range, keys: range, window: int, device: torch.device) -> T
     return (distance >= 0) & (distance < window)
 
 
+def attend_parts(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: Sequence[Part],
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """Writes the joint result of the parts to ``out`` (1, H, T, D) and ``lse`` (1, H, T)."""
+    for part in parts:
+        queries, keys = slice(part.q0, part.q1), slice(part.k0, part.k1)
+        piece, piece_lse = attend(
+            query[:, :, queries],
+            key[:, :, keys],
+            value[:, :, keys],
+            scale=scale,
+            causal=part.causal,
+            mask=part.mask,
+        )
+        if part.first:
+            out[:, :, queries], lse[:, :, queries] = piece, piece_lse
+        else:
+            join(out[:, :, queries], lse[:, :, queries], piece, piece_lse)
+
+
 class _TreeAttention(torch.autograd.Function):
     """Runs the parts and joins them. Backward needs the joint result and log-sum-exp only, so each
     part of the gradient is exact by itself.
@@ -198,20 +225,7 @@ class _TreeAttention(torch.autograd.Function):
     ) -> Tensor:
         out = torch.empty_like(query)
         lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-        for part in parts:
-            queries, keys = slice(part.q0, part.q1), slice(part.k0, part.k1)
-            piece, piece_lse = attend(
-                query[:, :, queries],
-                key[:, :, keys],
-                value[:, :, keys],
-                scale=scale,
-                causal=part.causal,
-                mask=part.mask,
-            )
-            if part.first:
-                out[:, :, queries], lse[:, :, queries] = piece, piece_lse
-            else:
-                join(out[:, :, queries], lse[:, :, queries], piece, piece_lse)
+        attend_parts(query, key, value, parts, scale, out, lse)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.parts, ctx.scale = parts, scale
         return out
@@ -238,177 +252,3 @@ class _TreeAttention(torch.autograd.Function):
             d_key[:, :, keys] += pieces[1]
             d_value[:, :, keys] += pieces[2]
         return d_query, d_key, d_value, None, None
-
-
-def join(out: Tensor, lse: Tensor, piece: Tensor, piece_lse: Tensor) -> None:
-    """Adds, in place, what more keys contribute. ``out`` (..., Q, D), ``lse`` (..., Q)."""
-    total = torch.logaddexp(lse, piece_lse)
-    out.mul_((lse - total).exp_().unsqueeze(-1).to(out.dtype))
-    out.addcmul_(piece, (piece_lse - total).exp_().unsqueeze(-1).to(out.dtype))
-    lse.copy_(total)
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scale: float,
-    causal: bool = False,
-    mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Attention of some queries to some keys, and the log-sum-exp of its scores.
-
-    Args:
-        query: (B, H, Q, D). key, value: (B, K, N, D), H a multiple of K.
-        causal: Query i sees the keys up to i.
-        mask: Boolean, broadcast to (B, 1, Q, N); every query must see a key.
-
-    Returns:
-        (B, H, Q, D) and float32 (B, H, Q).
-    """
-    batch, heads, num_queries, width = query.shape
-    if not causal:  # heads that share keys become queries: (B, K, H / K * Q, D)
-        query, mask = _fold(query, key), _fold_mask(mask, query, key)
-    kernel = _cpu_kernel if query.device.type == "cpu" and _kernel_works() else _plain_kernel
-    out, lse = kernel(query, key, value, scale, causal, mask)
-    return out.reshape(batch, heads, num_queries, width), lse.reshape(batch, heads, num_queries)
-
-
-def attend_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    scale: float,
-    causal: bool = False,
-    mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, as far as these keys contribute to ``out``."""
-    shape = query.shape
-    if not causal:
-        mask = _fold_mask(mask, query, key)
-        grad, query, out = (_fold(x, key) for x in (grad, query, out))
-        lse = lse.reshape(query.shape[:3])
-    on_cpu = query.device.type == "cpu" and _kernel_works()
-    kernel = _cpu_kernel_backward if on_cpu else _plain_kernel_backward
-    d_query, d_key, d_value = kernel(grad, query, key, value, out, lse, scale, causal, mask)
-    return d_query.reshape(shape), d_key, d_value
-
-
-def _fold(x: Tensor, key: Tensor) -> Tensor:
-    batch, _, _, width = x.shape
-    return x.reshape(batch, key.shape[1], -1, width)
-
-
-def _fold_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    groups = query.shape[1] // key.shape[1]
-    if mask is None or mask.shape[-2] == 1 or groups == 1:
-        return mask
-    return mask.repeat(*(1,) * (mask.dim() - 2), groups, 1)
-
-
-def _cpu_kernel(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """PyTorch's own flash kernel, in the form that returns the log-sum-exp."""
-    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, lse = op(query, key, value, 0.0, causal, attn_mask=_bias(mask, query), scale=scale)
-    return out, lse
-
-
-def _cpu_kernel_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    causal: bool,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    bias = _bias(mask, query)
-    grads: tuple[Tensor, Tensor, Tensor] = op(
-        grad, query, key, value, out, lse, 0.0, causal, attn_mask=bias, scale=scale
-    )
-    return grads
-
-
-def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
-    bias.masked_fill_(~mask, float("-inf"))
-    return bias if bias.dim() == 4 else bias[None, None]
-
-
-@functools.cache
-def _kernel_works() -> bool:
-    """Whether this PyTorch's kernel does what we rely on; its interface is not a public one."""
-    x = torch.linspace(-1.0, 1.0, 2 * 4 * 3 * 8).reshape(2, 4, 3, 8)
-    arguments = (x, x[:, :2], x[:, 2:], 0.3, True, None)
-    try:
-        out, lse = _cpu_kernel(*arguments)
-        grads = _cpu_kernel_backward(x, *arguments[:3], out, lse, *arguments[3:])
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    plain, plain_lse = _plain_kernel(*arguments)
-    plain_grads = _plain_kernel_backward(x, *arguments[:3], out, lse, *arguments[3:])
-    ours, theirs = [out, lse, *grads], [plain, plain_lse, *plain_grads]
-    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
-
-
-def _scores(
-    query: Tensor, key: Tensor, scale: float, causal: bool, mask: Tensor | None
-) -> tuple[Tensor, int]:
-    """float32 scores (B, H, Q, N) and how many query heads share a key head."""
-    groups = query.shape[1] // key.shape[1]
-    scores = (query @ key.repeat_interleave(groups, 1).transpose(2, 3)).float() * scale
-    if causal:
-        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
-        scores = scores.masked_fill(~visible, float("-inf"))
-    if mask is not None:
-        bias = _bias(mask, query)
-        assert bias is not None
-        scores = scores + bias
-    return scores, groups
-
-
-def _plain_kernel(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The same by matrix products, for devices without that kernel."""
-    scores, groups = _scores(query, key, scale, causal, mask)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse.unsqueeze(-1)).exp().to(value.dtype)
-    return weights @ value.repeat_interleave(groups, 1), lse
-
-
-def _plain_kernel_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    causal: bool,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    scores, groups = _scores(query, key, scale, causal, mask)
-    weights = (scores - lse.unsqueeze(-1)).exp()
-    grad = grad.float()
-    d_weights = grad @ value.repeat_interleave(groups, 1).float().transpose(2, 3)
-    delta = (grad * out.float()).sum(-1, keepdim=True)
-    d_scores = weights * (d_weights - delta) * scale
-    d_query = d_scores @ key.repeat_interleave(groups, 1).float()
-    d_key = d_scores.transpose(2, 3) @ query.float()
-    d_value = weights.transpose(2, 3) @ grad
-    shape = (key.shape[0], key.shape[1], groups, *key.shape[2:])
-    d_key, d_value = (x.reshape(shape).sum(2) for x in (d_key, d_value))
-    return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype)

@@ -28,6 +28,8 @@ class State:
         cursor: Training tasks drawn so far.
         best: Best validation figure so far, and ``best_iteration``, whose checkpoint reached it.
         train_seconds: Time spent in iterations, evaluations and checkpoints not counted.
+        micro_batch_tokens: As chosen by the memory there was at first; what is free when a run is
+            resumed must not change its last bits.
     """
 
     iteration: int = 0
@@ -35,6 +37,7 @@ class State:
     best: float | None = None
     best_iteration: int = 0
     train_seconds: float = 0.0
+    micro_batch_tokens: int = 0
 
 
 class Checkpoints:

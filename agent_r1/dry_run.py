@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent_r1.env_check import check_env
-from agent_r1.memory import plan_memory
-from agent_r1.policy import device_of, load_config, load_tokenizer
+from agent_r1.policy import load_tokenizer
 from agent_r1.recipe import Recipe
 from agent_r1.render import RENDERERS
 from agent_r1.render.calls import parse_hermes
 from agent_r1.run_async import run_async
 from agent_r1.tasks import ENVS
+from agent_r1.trainer import memory_of
 from agent_r1.types import Action, Kind, derive_seed
 
 
@@ -67,14 +67,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     report = DryRun(task.id, notes=notes)
     run_async(_play(report, recipe, env_class(recipe.env), task, renderer, tokenizer))
     _warn(report, recipe)
-    plan = plan_memory(
-        load_config(recipe.model),
-        recipe.model,
-        recipe.learner,
-        device=device_of(recipe.model),
-        longest=recipe.limits.tokens,
-        reference=bool(recipe.algorithm.model_dump().get("kl_coef")),
-    )
+    plan = memory_of(recipe)
     episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)
     report.memory = plan.figures(episodes=episodes, tokens=recipe.limits.tokens)
     return report
@@ -90,22 +83,20 @@ async def _play(
     messages = await env.reset(task, derive_seed(recipe.seed, task.id))
     add(Kind.OBSERVATION, renderer.prompt(messages, env.schemas))
     for text in env.gold() if hasattr(env, "gold") else []:
-        ids = renderer.encode_action(text)
+        # Scripts are written in one form; the renderer writes and reads them in its own.
+        ids = renderer.encode_message(parse_hermes(text))
+        action = Action(ids, (0.0,) * len(ids), (0.0,) * len(ids), 0, "stop")
         if len(ids) > recipe.limits.tokens_per_turn:
             report.warnings.append(
                 f"a gold action has {len(ids)} tokens, "
                 f"limits.tokens_per_turn is {recipe.limits.tokens_per_turn}"
             )
         add(Kind.ACTION, ids)
-        transition = await env.step(parse_hermes(text))
+        transition = await env.step(renderer.parse(action))
         report.rewards.append(transition.rewards)
         if transition.done:
             break
-        zeros = (0.0,) * len(ids)
-        add(
-            Kind.OBSERVATION,
-            renderer.observation(transition.messages, Action(ids, zeros, zeros, 0, "stop")),
-        )
+        add(Kind.OBSERVATION, renderer.observation(transition.messages, action))
     await env.close()
     num_turns = sum(kind == "action" for kind, _, _ in report.segments)
     if num_turns > recipe.limits.turns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -114,11 +114,8 @@ class Learner:
         """Layers recompute their activations in training mode only; there is no dropout anyway."""
         self.policy.model.train(self.settings.checkpointing)
         try:
-            if self.policy.unpackable:
+            with nullcontext() if self.policy.unpackable else self.policy.packed():
                 yield
-            else:
-                with self.policy.packed():
-                    yield
         finally:
             self.policy.model.eval()
 
@@ -195,7 +192,7 @@ class Learner:
             if self.reference is None:
                 with self.policy.without_adapter():
                     return micro.logprobs(self.policy, self.temperature)[0]
-            with self.reference.packed():
+            with nullcontext() if self.policy.unpackable else self.reference.packed():
                 return micro.logprobs(self.reference, self.temperature)[0]
 
     def _note(self, micro: MicroBatch, logprobs: Tensor, sums: _Sums) -> None:
@@ -214,8 +211,9 @@ class Learner:
             values = values[count:]
 
     def _culprit(self) -> str:
-        for name, parameter in self.policy.model.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
+        trained = (n for n, p in self.policy.model.named_parameters() if p.requires_grad)
+        for name, master in zip(trained, self.optimizer.masters, strict=True):
+            if master.grad is not None and not master.grad.isfinite().all():
                 return f"; first in the gradient of {name}"
         return ""
 

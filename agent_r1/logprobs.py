@@ -47,7 +47,7 @@ def head_logprobs(
         Log-probabilities and entropies, each (A,), float32.
     """
     result: tuple[Tensor, Tensor] = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, token_ids, temperature or 1.0
+        hidden, weight, bias, token_ids, temperature or 1.0, torch.is_grad_enabled()
     )
     return result
 
@@ -63,9 +63,10 @@ class _HeadLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         token_ids: Tensor,
         temperature: float,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-        num_kept = KEPT_BYTES // (4 * weight.shape[0]) if any(ctx.needs_input_grad) else 0
+        num_kept = KEPT_BYTES // (4 * weight.shape[0]) if keep else 0
         logprobs, entropies, kept = [], [], []
         for start in range(0, len(hidden), size):
             logp = _logp(hidden[start : start + size], weight, bias, temperature)
@@ -107,6 +108,7 @@ class _HeadLogprobs(torch.autograd.Function):
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
+            None,
             None,
             None,
         )

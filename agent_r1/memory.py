@@ -101,19 +101,28 @@ def plan_memory(
         )
     chosen = learner.micro_batch_tokens
     chosen = chosen or max(longest, min(fits, MAX_MICRO_BATCH[device.type]))
-    cache = 2 * math.prod(cache_shape(config)) * dtype.itemsize
+    packable = why_unpackable(config) is None
+    cache = 2 * math.prod(cache_shape(config)) * dtype.itemsize if packable else 0
     return MemoryPlan(available, weights, activations, logits, cache, chosen)
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had, limits of a container included."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cuda":  # blocks that PyTorch holds and nobody uses are free, too
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     available = int(psutil.virtual_memory().available)
-    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int(used.read_text()))
-    return available
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (group / "memory.current").exists():
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text())
+            lines = (group / "memory.stat").read_text().splitlines()
+            reclaimable = next(
+                (int(x.split()[1]) for x in lines if x.startswith("inactive_file ")), 0
+            )
+            available = min(available, int(limit) - used + reclaimable)
+    return max(available, 0)
 
 
 def _activations(skeleton: PreTrainedModel, checkpointing: bool) -> float:
@@ -121,10 +130,13 @@ def _activations(skeleton: PreTrainedModel, checkpointing: bool) -> float:
     num_tokens = 64
     config = skeleton.config
     width = int(config.hidden_size) * skeleton.dtype.itemsize
-    if why_unpackable(config):  # cannot be run as a tree: a rough rule
-        kept = 34.0 * int(config.num_hidden_layers) * width
-    else:
-        kept = _saved_bytes(Policy(skeleton, None), num_tokens) / num_tokens  # type: ignore[arg-type]
+    rough = 34.0 * int(config.num_hidden_layers) * width
+    kept = rough
+    if why_unpackable(config) is None:
+        try:
+            kept = _saved_bytes(Policy(skeleton, None), num_tokens) / num_tokens  # type: ignore[arg-type]
+        except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError):
+            kept = rough  # its layers do not run without weights
     if checkpointing:  # the input of every layer, and all of the one that is computed again
         return int(config.num_hidden_layers) * width + kept / int(config.num_hidden_layers)
     return kept

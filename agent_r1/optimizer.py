@@ -46,6 +46,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         self._adamw.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # left behind where memory ran out
+            parameter.grad = None
 
     def clip_grad(self, max_norm: float) -> float:
         """Scales the gradient down to ``max_norm``; returns its norm before."""

@@ -38,7 +38,7 @@ class ModelSettings(Section):
 
     path: str = "hopworld-base"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     lora: LoraSettings | None = None
 
 

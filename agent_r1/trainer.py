@@ -18,7 +18,7 @@ from agent_r1.checkpoint import Checkpoints, State
 from agent_r1.config import ConfigError
 from agent_r1.evaluate import Evaluation, evaluate, score
 from agent_r1.learner import Learner, Update
-from agent_r1.memory import plan_memory
+from agent_r1.memory import MemoryPlan, plan_memory
 from agent_r1.policy import (
     Policy,
     device_of,
@@ -80,7 +80,20 @@ def preflight(recipe: Recipe) -> None:
         )
     tokenizer = load_tokenizer(recipe.model)
     RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
+    memory_of(recipe)
     run_async(_try_env(recipe))
+
+
+def memory_of(recipe: Recipe) -> MemoryPlan:
+    """What a run would take; an error if it cannot be had."""
+    return plan_memory(
+        load_config(recipe.model),
+        recipe.model,
+        recipe.learner,
+        device=device_of(recipe.model),
+        longest=recipe.limits.tokens,
+        reference=bool(recipe.algorithm.model_dump().get("kl_coef")),
+    )
 
 
 async def _try_env(recipe: Recipe) -> None:
@@ -116,15 +129,7 @@ class Trainer:
         self.validation = tasks_of(recipe, "validation")[: recipe.evaluation.tasks]
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=recipe.checkpoint.keep)
         last = self.checkpoints.last
-        reference = bool(recipe.algorithm.model_dump()["kl_coef"])
-        plan = plan_memory(
-            load_config(recipe.model),
-            recipe.model,
-            recipe.learner,
-            device=device_of(recipe.model),
-            longest=recipe.limits.tokens,
-            reference=reference,
-        )
+        plan = memory_of(recipe)
         self.policy = load_policy(
             recipe.model, checkpoint=last.resolve() if last else None, seed=recipe.seed
         )
@@ -145,6 +150,7 @@ class Trainer:
         if last:
             self.state = self.checkpoints.restore(self.policy, self.learner)
             self.rollout.engine.load(self.state.iteration)
+            self.learner.micro_batch_tokens = self.state.micro_batch_tokens
         run.forget_after(self.state.iteration if last else -1)
 
     def train(self) -> State:
@@ -157,6 +163,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """Iteration 0: the policy as it came."""
+        self.state.micro_batch_tokens = self.learner.micro_batch_tokens
         row: dict[str, Any] = {"iteration": 0}
         if self.recipe.evaluation.every:
             row["validation"] = self._validate()
@@ -189,6 +196,7 @@ class Trainer:
         with clock("other"):
             self.run.write_trajectories(iteration, groups)
         state.iteration = iteration
+        state.micro_batch_tokens = self.learner.micro_batch_tokens
         state.train_seconds += clock.total
         for note in update.notes:
             self.reporter.warn(f"iteration {iteration}: {note}")
@@ -230,7 +238,8 @@ class Trainer:
         if engine.get("dropped"):
             self.reporter.warn(
                 f"iteration {iteration}: memory ran short, {engine['dropped']:g} tokens were "
-                "computed again; a larger engine.cache_gib or a smaller train.concurrency helps"
+                "computed again, so that another run may not repeat this one bit for bit; a larger "
+                "engine.cache_gib or a smaller train.concurrency helps"
             )
 
     def _validate(self) -> dict[str, Any]:

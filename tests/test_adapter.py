@@ -140,7 +140,8 @@ def test_half_precision_steps_are_made_on_float32_masters():
     assert torch.equal(weight, torch.ones_like(weight))
     assert not torch.equal(master, torch.ones_like(master))
     state = copy.deepcopy(learner.optimizer.state_dict())
-    again = Learner(policy, GRPO(GRPO.Settings()), settings, temperature=1.0)
+    other = make_policy(make_family("llama").model.to(torch.bfloat16), None)
+    again = Learner(other, GRPO(GRPO.Settings()), settings, temperature=1.0)
     again.optimizer.load_state_dict(state)
     for _ in range(3):
         learner.update(groups, lr=1e-3, seed=0)
@@ -207,6 +208,15 @@ def test_memory_that_runs_out_restarts_the_accumulation_in_smaller_cuts():
         assert one[name] == pytest.approx(two[name], rel=1e-4)
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], atol=1e-4), name
+
+
+def test_nothing_is_left_of_a_gradient_that_memory_did_not_suffice_for():
+    policy = make_policy(make_family("llama").model.to(torch.bfloat16), None)
+    learner = Learner(policy, GRPO(GRPO.Settings()), LearnerSettings(), temperature=1.0)
+    for parameter in learner.optimizer.parameters:
+        parameter.grad = torch.ones_like(parameter)  # the hook failed here
+    learner.optimizer.zero_grad()
+    assert all(p.grad is None for p in learner.optimizer.parameters)
 
 
 def test_memory_that_is_never_enough_is_an_error():

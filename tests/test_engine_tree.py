@@ -3,6 +3,7 @@ kept within its budget, and no episode held up by another's tools.
 """
 
 import asyncio
+import functools
 import time
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 
 from agent_r1.config import ConfigError
 from agent_r1.logprobs import token_logprobs
+from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.rollout.native import NativeEngine
 from agent_r1.rollout.padded import PaddedEngine
 from agent_r1.rollout.sampling import draw, truncated
+from agent_r1.tasks.hopworld import HopWorld
 from agent_r1.types import Sampling
 from tests.families import FAMILIES, VOCABULARY, make_family
 
@@ -166,6 +169,41 @@ def test_a_slow_tool_holds_up_its_own_episode_only(patience, late):
     asyncio.run(both())
     assert (ended[1] - start < 0.5) == late
     assert bool(engine.report()["late"]) == late
+
+
+def test_a_history_rewritten_while_the_others_went_on():
+    """The row was taken out of its slab meanwhile, and is cut back then."""
+    policy = make_family("llama")
+    late = {"prompt": ids(1, 40), "pause": 0.1, "rewrite": lambda p: p[:30] + ids(8, 9)}
+    busy = {"prompt": ids(2, 40), "turns": 6, "pause": 0.02}
+    for calls in run(engine_of(policy, patience=0.0), late, busy):
+        check(policy, calls)
+
+
+def test_a_row_that_fills_its_slab_while_it_has_to_wait():
+    """128 tokens are just a slab; the next turn finds no room as long as others sample."""
+    policy = make_family("llama")
+    sampling = Sampling(max_tokens=29, stop_token_ids=())
+    full = {"prompt": ids(1, 100), "turns": 2, "sampling": sampling}
+    others = [{"prompt": ids(n, 60), "turns": 3, "sampling": sampling} for n in (2, 3)]
+    engine = engine_of(policy, cache_gib=gib(policy, 4 * 128), patience=0.0)
+    for calls in run(engine, full, *others):
+        check(policy, calls)
+
+
+def test_an_engine_that_fails_leaves_no_session_open(base_policy, renderer):
+    class Broken(HopWorld):
+        def __init__(self, settings):
+            raise ConfigError("no such thing")
+
+    engine = engine_of(base_policy)
+    rollout = Rollout(
+        functools.partial(Broken, HopWorld.Settings()), engine, renderer, Limits(), concurrency=2
+    )
+    tasks = HopWorld.tasks(HopWorld.Settings(), "train")[:4]
+    with pytest.raises(ConfigError, match="no such thing"):
+        asyncio.run(rollout.run(tasks, attempts=1, temperature=1.0, seed=0))
+    assert not engine.open
 
 
 def test_a_cancelled_call_leaves_the_session_usable():

@@ -14,7 +14,7 @@ ROWS = [
     {"env"},
     {"env_check", "tasks", "tasks.search", "tasks.hopworld", "tasks.hopworld_memory",
      "tasks.multihop", "tasks.tools"},
-    {"attention", "logprobs"},
+    {"kernels", "attention", "logprobs"},
     {"policy"},
     {"memory"},
     {"rollout", "rollout.native", "rollout.batch", "rollout.cache", "rollout.tick",

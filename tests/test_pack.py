@@ -87,6 +87,15 @@ def test_gradients_equal_those_of_the_simple_path(family):
     assert_close(gradients(policy, groups, packs, checkpointing=True), oracle)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_the_plain_kernel_of_other_devices_gives_the_same(family, monkeypatch):
+    policy, groups = make_family(family), random_groups()
+    oracle = gradients(policy, groups, rows)
+    monkeypatch.setattr("agent_r1.kernels._kernel_works", lambda: False)
+    monkeypatch.setattr("agent_r1.kernels.QUERIES", 7)
+    assert_close(gradients(policy, groups, packs), oracle)
+
+
 @pytest.mark.parametrize("max_tokens", [1, 50, 120])
 def test_the_cut_holds_the_budget_and_every_action_once(max_tokens):
     groups = random_groups(3, num_groups=4)

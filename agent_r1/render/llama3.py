@@ -46,6 +46,7 @@ class Llama3:
             )
         ends = map(self._encoder.id_of, (_END, "<|eom_id|>", "<|end_of_text|>"))
         self.stop_token_ids = tuple(end for end in ends if end is not None)
+        self._closing_ids = tuple(map(self._encoder.id_of, (_END, "<|eom_id|>")))
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
@@ -66,7 +67,7 @@ class Llama3:
         return self._encoder.encode([*pieces, *_turns(rest), *_header("assistant")])
 
     def observation(self, messages: Sequence[Message], action: Action) -> tuple[int, ...]:
-        closed = action.token_ids[-1:] and action.token_ids[-1] in self.stop_token_ids
+        closed = action.token_ids[-1:] and action.token_ids[-1] in self._closing_ids
         opening = [] if closed else [Markup(_END)]
         return self._encoder.encode([*opening, *_turns(messages), *_header("assistant")])
 

@@ -52,10 +52,10 @@ class Batch:
         """
         sessions = sorted(requests, key=lambda session: session.number)
         running = [s for s in sessions if requests[s].token_ids]
-        for session, row in self._rows.items():
-            if session not in requests:
-                self.cache.park(row)
         entering, done = self._admit(sessions, requests)
+        served = [*running, *entering]
+        for session in self._rows.keys() - set(served):
+            self.cache.park(self._rows[session])
         runs = self._enter(entering, requests, counters)
         for session in running:
             row = self._rows[session]
@@ -65,7 +65,6 @@ class Batch:
         if not tick.num_tokens:
             return done
         hidden = self._forward(tick)
-        served = [*running, *entering]
         counters.ticks += 1
         counters.prefilled += tick.num_tokens - len(running)
         counters.sampled += len(served)
@@ -105,14 +104,15 @@ class Batch:
         num_new = 0
         previous: Sequence[int] = ()
         for session in asking:
-            request, row = requests[session], self._rows.get(session)
-            computed = row.end if row else common_prefix(previous, request.prefix)
+            request = requests[session]
+            request.limit = request.sampling.max_tokens
+            row, trunk = self._promise(session, request)
+            computed = row.end if row else trunk.end if trunk else 0
+            computed = max(computed, common_prefix(previous, request.prefix))
             previous = request.prefix
             num_new += max(1, len(request.prefix) - computed)
             if entering and num_new > MAX_NEW_TOKENS:
                 break
-            request.limit = request.sampling.max_tokens
-            request.room = self._needed(request, row)
             if not self._make_room(session, active, requests):
                 if active:
                     break
@@ -132,27 +132,40 @@ class Batch:
     ) -> bool:
         """Whether the budget holds what the active sessions and this one may come to."""
         at_work = active | {session}
-        promised = sum(requests[s].room for s in at_work)
+
+        def promised() -> int:
+            return sum(requests[s].room for s in at_work)
 
         def over() -> int:
             idle = sum(row.capacity for s, row in self._rows.items() if s not in at_work)
-            return promised + idle + self.cache.trunk_tokens - self._budget
+            return promised() + idle + self.cache.trunk_tokens - self._budget
 
-        if (excess := over()) > 0:
-            self.cache.prune(excess)
-            for other in sorted(self._rows.keys() - at_work, key=lambda s: s.number):
-                if (excess := over()) <= 0:
-                    break
-                self.cache.close(self._rows.pop(other))
-                self._dropped.add(other)
-                self.cache.prune(excess)
+        if over() <= 0:
+            return True
+        if promised() > self._budget:
+            return False  # letting go of the rest would not do
+        self.cache.prune(over())
+        for other in at_work - self._rows.keys():  # a trunk that they counted on may be gone
+            self._promise(other, requests[other])
+        for other in sorted(self._rows.keys() - at_work, key=lambda s: s.number):
+            if over() <= 0:
+                break
+            self.cache.close(self._rows.pop(other))
+            self._dropped.add(other)
+            self.cache.prune(over())
         return over() <= 0
 
-    def _needed(self, request: Request, row: Row | None) -> int:
-        """The room that a session's own tokens may come to take."""
+    def _promise(self, session: Session, request: Request) -> tuple[Row | None, Trunk | None]:
+        """Notes the room that a session's own tokens may come to take; its row, cut back to where
+        its history was rewritten, and the trunk that it begins with.
+        """
+        row = self._kept(session, request.prefix)
         trunk = row.trunk if row else self.cache.match(request.prefix[:-1])
         own = len(request.prefix) - (trunk.end if trunk else 0)
-        return slab_size(own + request.limit)
+        request.room = slab_size(own + request.limit)
+        if row is not None and row.slab is not None:
+            request.room = max(request.room, row.slab.capacity)
+        return row, trunk
 
     # What is computed --------------------------------------------------------------------------
 
@@ -164,10 +177,12 @@ class Batch:
         fresh: dict[Trunk | None, list[tuple[list[int], Session]]] = {}
         for session in entering:
             prefix = requests[session].prefix
-            row = self._kept(session, prefix) or self._begun(session, prefix)
+            # A donor is a row that has been computed: those of this pass are made further below.
+            row = self._rows.get(session) or self._begun(session, prefix)
             if session in self._dropped:
                 self._dropped.remove(session)
-                counters.dropped += len(prefix) - (row.end if row else 0)
+                trunk = self.cache.match(prefix[:-1])
+                counters.dropped += len(prefix) - (row.end if row else trunk.end if trunk else 0)
             if row is None:
                 trunk = self.cache.match(prefix[:-1])
                 fresh.setdefault(trunk, []).append((prefix[trunk.end if trunk else 0 :], session))
@@ -179,7 +194,8 @@ class Batch:
         for session in entering:
             request, row = requests[session], self._rows[session]
             self.cache.place(row, len(request.prefix) - row.base)
-            request.room = self._needed(request, row)
+            own = len(request.prefix) - row.base + request.limit
+            request.room = max(slab_size(own), row.capacity)
         return runs
 
     def _kept(self, session: Session, prefix: Sequence[int]) -> Row | None:

@@ -74,7 +74,7 @@ class Row:
         """(L, 2, K, N, D)."""
         if self.slab is None:
             assert self.parked is not None
-            return self.parked
+            return self.parked[:, :, :, : len(self.token_ids)]
         return self.slab.kv[:, :, self.index, :, : len(self.token_ids)]
 
     def history(self) -> Iterator[int]:
@@ -101,7 +101,7 @@ class Slab:
         self.kv = like.new_zeros(layers, 2, 0, heads, capacity, width)
 
     def add(self, row: Row) -> None:
-        """Takes a row in, wherever it was before."""
+        """Takes in a row that is in no slab."""
         if len(self.rows) == self.kv.shape[2]:
             shape = list(self.kv.shape)
             shape[2] = max(8, 2 * len(self.rows))
@@ -111,8 +111,6 @@ class Slab:
         index = len(self.rows)
         if row.token_ids:
             self.kv[:, :, index, :, : len(row.token_ids)] = row.kv
-        if row.slab is not None:
-            row.slab.remove(row)
         self.rows.append(row)
         row.slab, row.index, row.parked = self, index, None
 
@@ -139,7 +137,7 @@ class Cache:
         self.shape = shape
         self.like = like
         self.trunks: list[Trunk] = []
-        self.rows: set[Row] = set()
+        self.rows: dict[Row, None] = {}
         self.slabs: dict[int, Slab] = {}
         self._clock = 0
 
@@ -156,14 +154,13 @@ class Cache:
     def open(self, trunk: Trunk | None) -> Row:
         """A new row below a trunk."""
         row = Row(trunk, parked=self.empty(0))
-        self.rows.add(row)
+        self.rows[row] = None
         self._use(trunk)
         return row
 
     def close(self, row: Row) -> None:
-        self.rows.discard(row)
-        if row.slab is not None:
-            row.slab.remove(row)
+        del self.rows[row]
+        self._leave_slab(row)
         row.parked = None
         if row.trunk is not None:
             row.trunk.users -= 1
@@ -174,13 +171,15 @@ class Cache:
         if row.slab is None or row.slab.capacity < capacity:
             if capacity not in self.slabs:
                 self.slabs[capacity] = Slab(capacity, self.shape, self.like)
+            if row.slab is not None:
+                self.park(row)
             self.slabs[capacity].add(row)
 
     def park(self, row: Row) -> None:
         """Takes a row out of its slab, to its own length."""
         if row.slab is not None:
             row.parked = row.kv.clone()
-            row.slab.remove(row)
+            self._leave_slab(row)
 
     def grow(self, parent: Trunk | None, token_ids: Sequence[int], kv: Tensor) -> Trunk:
         """A new trunk below another."""
@@ -196,9 +195,9 @@ class Cache:
         trunk: Trunk | None = None
         while True:
             depth = trunk.end if trunk else 0
-            rest = token_ids[depth : depth + MIN_TRUNK]
+            rest = tuple(token_ids[depth : depth + MIN_TRUNK])
             below = [t for t in self.trunks if t.parent is trunk]
-            alike = [t for t in below if t.token_ids[:MIN_TRUNK] == tuple(rest)]
+            alike = [t for t in below if _begins_alike(t.token_ids[:MIN_TRUNK], rest)]
             if not alike:
                 return trunk
             trunk = alike[0]
@@ -230,6 +229,13 @@ class Cache:
                 oldest.parent.users -= 1
             num_tokens -= len(oldest.token_ids)
 
+    def _leave_slab(self, row: Row) -> None:
+        """A slab that nobody is left in is given back."""
+        if (slab := row.slab) is not None:
+            slab.remove(row)
+            if not slab.rows:
+                del self.slabs[slab.capacity]
+
     def _use(self, trunk: Trunk | None) -> None:
         self._clock += 1
         if trunk is not None:
@@ -239,14 +245,20 @@ class Cache:
 
     def _split(self, trunk: Trunk, length: int) -> Trunk:
         """Parts a trunk in two and returns the upper part; what was below stays below the lower."""
-        upper = Trunk(trunk.parent, trunk.token_ids[:length], trunk.kv[:, :, :, :length])
+        # Copies, so that either part can be let go without the other.
+        upper = Trunk(trunk.parent, trunk.token_ids[:length], trunk.kv[:, :, :, :length].clone())
         trunk.parent, trunk.token_ids = upper, trunk.token_ids[length:]
-        trunk.kv = trunk.kv[:, :, :, length:]
+        trunk.kv = trunk.kv[:, :, :, length:].clone()
         upper.users, upper.last_used = 1, trunk.last_used
         self.trunks.append(upper)
         return upper
 
 
+def _begins_alike(run: tuple[int, ...], token_ids: tuple[int, ...]) -> bool:
+    """Whether a run of at most ``MIN_TRUNK`` tokens stands whole at the beginning."""
+    return len(run) <= len(token_ids) and run == token_ids[: len(run)]
+
+
 def slab_size(num_tokens: int) -> int:
     """The capacity of the slab for a row of so many tokens: a power of two."""
-    return max(MIN_SLAB, 1 << (num_tokens - 1).bit_length())
+    return max(MIN_SLAB, 1 << max(num_tokens - 1, 0).bit_length())

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -65,7 +65,7 @@ class Rollout:
     renderer: Renderer
     limits: Limits
     concurrency: int = 256
-    """Episodes at once."""
+    """Episodes at once, not counting those that are only being scored."""
     top_p: float = 1.0
     top_k: int = 0
     """Of sampling; for evaluation only."""
@@ -85,56 +85,74 @@ class Rollout:
             self.top_p,
             self.top_k,
         )
-        numbers = iter(range(len(plan)))
-        episodes: dict[int, asyncio.Task[Trajectory]] = {}
-        ended = asyncio.Event()
 
-        def start_next() -> None:
-            """An episode begins as soon as another needs the engine no more, and its session is
-            open before the engine goes on: the batches do not depend on timing.
-            """
-            if (number := next(numbers, None)) is None:
-                return
+        def play(number: int, session: Session) -> Coroutine[None, None, Trajectory]:
             index, attempt = plan[number]
-            session = _Released(self.engine.session(number), start_next)
-            episodes[number] = asyncio.ensure_future(
-                run_episode(
-                    self.make_env,
-                    session,
-                    self.renderer,
-                    tasks[index],
-                    attempt=attempt,
-                    limits=self.limits,
-                    sampling=sampling,
-                    # All attempts meet the same instance; a task drawn twice is sampled anew.
-                    env_seed=derive_seed(seed, tasks[index].id),
-                    sampling_seed=derive_seed(seed, index, tasks[index].id, attempt),
-                )
+            return run_episode(
+                self.make_env,
+                session,
+                self.renderer,
+                tasks[index],
+                attempt=attempt,
+                limits=self.limits,
+                sampling=sampling,
+                # All attempts meet the same instance; a task drawn twice is sampled anew.
+                env_seed=derive_seed(seed, tasks[index].id),
+                sampling_seed=derive_seed(seed, index, tasks[index].id, attempt),
             )
-            episodes[number].add_done_callback(lambda _: ended.set())
 
-        for _ in range(self.concurrency):
-            start_next()
-        try:
-            while pending := [episode for episode in episodes.values() if not episode.done()]:
-                ended.clear()
-                await ended.wait()
-                for episode in pending:
-                    if episode.done():
-                        episode.result()  # what is no fault of one episode ends all
-        finally:
-            numbers = iter(())
-            for episode in episodes.values():
-                episode.cancel()
-            await asyncio.gather(*episodes.values(), return_exceptions=True)
+        trajectories = await _Episodes(self.engine, play, len(plan)).run(self.concurrency)
         groups = [Group(task, []) for task in tasks]
-        for number, (index, _) in enumerate(plan):
-            groups[index].trajectories.append(episodes[number].result())
+        for (index, _), trajectory in zip(plan, trajectories, strict=True):
+            groups[index].trajectories.append(trajectory)
         return groups
 
 
+class _Episodes:
+    """Plays episodes, so many at once. The next one begins as soon as another needs the engine no
+    more, and its session is open before the engine goes on: batches do not depend on timing.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        play: Callable[[int, Session], Coroutine[None, None, Trajectory]],
+        count: int,
+    ) -> None:
+        self._engine, self._play, self._count = engine, play, count
+        self._numbers = iter(range(count))
+        self._sessions: list[_Released] = []
+        self._tasks: list[asyncio.Task[Trajectory]] = []
+        self._ended: asyncio.Queue[asyncio.Task[Trajectory]] = asyncio.Queue()
+
+    async def run(self, concurrency: int) -> list[Trajectory]:
+        """All trajectories in order. What is no fault of one episode alone ends all and is
+        raised.
+        """
+        for _ in range(concurrency):
+            self._start_next()
+        try:
+            for _ in range(self._count):
+                (await self._ended.get()).result()
+        finally:
+            self._numbers = iter(())
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for session in self._sessions:  # of those that were cancelled before they began
+                session.close()
+        return [task.result() for task in self._tasks]
+
+    def _start_next(self) -> None:
+        if (number := next(self._numbers, None)) is not None:
+            session = _Released(self._engine.session(number), self._start_next)
+            self._sessions.append(session)
+            self._tasks.append(asyncio.ensure_future(self._play(number, session)))
+            self._tasks[-1].add_done_callback(self._ended.put_nowait)
+
+
 class _Released:
-    """A session that says when it is closed."""
+    """A session that says when it is about to be closed."""
 
     def __init__(self, session: Session, then: Callable[[], None]) -> None:
         self._session = session
@@ -144,10 +162,10 @@ class _Released:
         return await self._session.generate(prefix, sampling, seed)
 
     def close(self) -> None:
-        self._session.close()
         then, self._then = self._then, None
         if then is not None:
-            then()
+            then()  # first, so that the engine is never without a session in between
+        self._session.close()
 
 
 class _FaultError(Exception):

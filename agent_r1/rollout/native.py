@@ -142,6 +142,7 @@ class NativeEngine:
         """
         assert not self.open, "weights changed while sessions were open"
         self._version = version
+        self._batch = None
 
     def report(self) -> dict[str, float]:
         counters, self.counters = self.counters, Counters()

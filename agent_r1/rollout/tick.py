@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from agent_r1.attention import Part, Span, attend, join, tree_parts
+from agent_r1.attention import Part, Span, attend_parts, tree_parts
+from agent_r1.kernels import attend, join
 from agent_r1.rollout.cache import Cache, Row, Slab, Trunk
 
 
@@ -164,20 +165,7 @@ class Tick:
             out[0, :, tokens], lse[0, :, tokens] = part.transpose(0, 1), part_lse.t()
         if window not in self._parts:
             self._parts[window] = tree_parts(self._spans, window, self.device)
-        for part_ in self._parts[window]:
-            queries, keys = slice(part_.q0, part_.q1), slice(part_.k0, part_.k1)
-            piece_, piece_lse = attend(
-                query[:, :, queries],
-                key[:, :, keys],
-                value[:, :, keys],
-                scale=scale,
-                causal=part_.causal,
-                mask=part_.mask,
-            )
-            if part_.first:
-                out[:, :, queries], lse[:, :, queries] = piece_, piece_lse
-            else:
-                join(out[:, :, queries], lse[:, :, queries], piece_, piece_lse)
+        attend_parts(query, key, value, self._parts[window], scale, out, lse)
         for holder, some, mask in self._pasts(window):
             past = holder.kv[layer]
             keys_values = past[None, 0], past[None, 1]
