@@ -76,7 +76,7 @@ class Learner:
         *,
         temperature: float,
         reference: Policy | None = None,
-        micro_batch_tokens: int = 4096,
+        micro_batch_tokens: int = 2048,
     ) -> None:
         self.policy = policy
         self.algorithm = algorithm

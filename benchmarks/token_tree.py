@@ -386,29 +386,45 @@ def measured(part: str, *arguments: str, checkout: Path | None = None) -> dict[s
     return {**result, "peak_memory_mib": max(usage.ru_maxrss / 1024, children)}
 
 
-def everything(data: Path, before: Path | None) -> dict[str, Any]:
+def everything(arguments: argparse.Namespace) -> None:
+    """Measures the parts asked for; after each, the file holds what is known so far."""
     from first_light import machine
 
-    report: dict[str, Any] = {"machine": machine()}
-    report["iteration"] = {"after": measured("iteration", "--data", str(data.resolve()))}
-    if before:
-        old = measured("iteration", "--data", str(data.resolve()), checkout=before.resolve())
-        report["iteration"]["before"] = old
-    report["learner"] = {path: measured("learner", "--path", path) for path in ("packed", "padded")}
-    report["decode"] = {}
-    for count in (1, 16, 64):
-        both = {
-            engine: measured("decode", "--episodes", str(count), "--engine", engine)
-            for engine in ("ours", "generate")
-        }
-        both["ratio"] = both["generate"]["seconds"] / both["ours"]["seconds"]
-        report["decode"][str(count)] = both
-    report["tick"] = {
-        f"{name}, {count} episodes": measured("tick", "--model", name, "--episodes", str(count))
-        for name in ("hopworld-base", SMOLLM2)
-        for count in (1, 64)
-    }
-    return report
+    out: Path = arguments.out
+    report: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    report["machine"] = machine()
+
+    def note(part: str, key: str, result: Any) -> None:
+        report.setdefault(part, {})[key] = result
+        out.write_text(json.dumps(report, indent=2) + "\n")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if "iteration" in arguments.parts:
+        if arguments.data is None:
+            raise SystemExit("--data: a folder with HotpotQA is needed for the iteration")
+        data = str(arguments.data.resolve())
+        if arguments.before:
+            old = arguments.before.resolve()
+            note("iteration", "before", measured("iteration", "--data", data, checkout=old))
+        note("iteration", "after", measured("iteration", "--data", data))
+    if "learner" in arguments.parts:
+        for path in ("packed", "padded"):
+            note("learner", path, measured("learner", "--path", path))
+    if "decode" in arguments.parts:
+        for count in ("1", "16", "64"):
+            both: dict[str, Any] = {}
+            for engine in ("ours", "generate"):
+                both[engine] = measured("decode", "--episodes", count, "--engine", engine)
+            both["ratio"] = both["generate"]["seconds"] / both["ours"]["seconds"]
+            note("decode", count, both)
+    if "tick" in arguments.parts:
+        for model in ("hopworld-base", SMOLLM2):
+            for count in ("1", "64"):
+                result = measured("tick", "--model", model, "--episodes", count)
+                note("tick", f"{model}, {count} episodes", result)
+
+
+PARTS = ("iteration", "learner", "decode", "tick")
 
 
 def main() -> None:
@@ -416,7 +432,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder with HotpotQA")
     parser.add_argument("--before", type=Path, help="an older checkout, for the iteration")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--part", choices=("iteration", "learner", "decode", "tick"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which to measure")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--path", default="packed")
     parser.add_argument("--engine", default="ours")
     parser.add_argument("--episodes", type=int, default=64)
@@ -436,10 +453,8 @@ def main() -> None:
     elif arguments.part == "tick":
         result = tick(arguments.model, arguments.episodes)
     else:
-        if arguments.data is None:
-            parser.error("--data: a folder with HotpotQA is needed")
-        result = everything(arguments.data, arguments.before)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        everything(arguments)
+        return
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
