@@ -76,7 +76,7 @@ class Learner:
         *,
         temperature: float,
         reference: Policy | None = None,
-        micro_batch_tokens: int = 2048,
+        micro_batch_tokens: int = 4096,
     ) -> None:
         self.policy = policy
         self.algorithm = algorithm

@@ -150,7 +150,8 @@ class Trainer:
         if last:
             self.state = self.checkpoints.restore(self.policy, self.learner)
             self.rollout.engine.load(self.state.iteration)
-            self.learner.micro_batch_tokens = self.state.micro_batch_tokens
+            if self.state.micro_batch_tokens:
+                self.learner.micro_batch_tokens = self.state.micro_batch_tokens
         run.forget_after(self.state.iteration if last else -1)
 
     def train(self) -> State:

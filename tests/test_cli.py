@@ -66,6 +66,19 @@ def test_eval_of_a_run_and_of_a_recipe(finished):
     assert run("eval", folder, "--seed", 1).returncode == 2
 
 
+def test_export_writes_a_model_folder_once(finished, tmp_path):
+    folder, _ = finished
+    out = tmp_path / "model"
+    result = run("export", folder, out, "--checkpoint", "last", "--json")
+    assert json.loads(result.stdout) == {"model": str(out)}
+    weights = (folder / "checkpoints" / "last" / "model.safetensors").read_bytes()
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert (out / "tokenizer.json").exists()
+    again = run("export", folder, out)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+
+
 def test_train_json_is_json_alone(tmp_path):
     result = run("train", "hopworld", "--run", tmp_path / "run", *QUICK, "--json")
     assert json.loads(result.stdout)["last"]["iteration"] == 1
