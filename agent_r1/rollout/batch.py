@@ -54,12 +54,14 @@ class Batch:
         running = [s for s in sessions if requests[s].token_ids]
         entering, done = self._admit(sessions, requests)
         served = [*running, *entering]
-        for session in self._rows.keys() - set(served):
-            self.cache.park(self._rows[session])
+        at_work = set(served)
+        for session, row in self._rows.items():  # in order: where rows lie decides last bits
+            if session not in at_work:
+                self.cache.park(row)
         runs = self._enter(entering, requests, counters)
         for session in running:
-            row = self._rows[session]
-            self.cache.place(row, len(row.token_ids) + 1)
+            own = self._rows[session]
+            self.cache.place(own, len(own.token_ids) + 1)
         sampling = [(self._rows[s], requests[s].token_ids[-1]) for s in running]
         tick = Tick(self.cache, sampling, runs)
         if not tick.num_tokens:
