@@ -20,6 +20,7 @@ _HOME = {
     "ToolEnv": "agent_r1.env",
     "ToolResult": "agent_r1.tools",
     "Transition": "agent_r1.env",
+    "advantage": "agent_r1.algorithms.base",
     "check_env": "agent_r1.env_check",
     "export": "agent_r1.api",
     "load": "agent_r1.api",
@@ -37,6 +38,7 @@ __all__ = [
     "ToolEnv",
     "ToolResult",
     "Transition",
+    "advantage",
     "check_env",
     "export",
     "load",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from agent_r1.algorithms.base import advantage
     from agent_r1.api import Agent, export, load, resume, train
     from agent_r1.env import Env, ToolEnv, Transition
     from agent_r1.env_check import check_env

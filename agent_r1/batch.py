@@ -1,10 +1,7 @@
-"""From scored trajectories to what the learner trains on: credit, groups with a signal,
-mini-batches, and the action tokens of a micro-batch.
-"""
+"""What the learner runs: the action tokens of a micro-batch, and the protocol of its two forms."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,111 +9,109 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from agent_r1.algorithms.base import Algorithm, Credit
+from agent_r1.assign import Share, Shares
 from agent_r1.policy import Policy
 from agent_r1.types import Group, Step
 
 
-def assign_credit(groups: list[Group], algorithm: Algorithm, credit: Credit) -> None:
-    """Fills in ``Step.advantages`` of all scored trajectories."""
-    for group in groups:
-        advantages = algorithm.advantages(group, credit)
-        for trajectory, per_step in zip(group.scored, advantages, strict=True):
-            for step, values in zip(trajectory.steps, per_step, strict=True):
-                step.advantages = tuple(values)
-
-
-def informative(groups: list[Group]) -> list[Group]:
-    """The groups that would change the policy: some advantage is not zero."""
-    return [
-        group
-        for group in groups
-        if any(any(step.advantages or ()) for t in group.scored for step in t.steps)
-    ]
-
-
-def minibatches(groups: list[Group], count: int, seed: int) -> list[list[Group]]:
-    """The groups, shuffled, in ``count`` parts of like size; fewer where there are fewer groups."""
-    shuffled = list(groups)
-    random.Random(seed).shuffle(shuffled)
-    count = min(count, len(shuffled))
-    return [shuffled[part::count] for part in range(count)]
-
-
 @dataclass(slots=True, frozen=True)
 class Actions:
-    """The action tokens of a micro-batch, A in all, step after step.
+    """What the loss needs to know of the action tokens of a micro-batch, A in all, step after step.
 
     Attributes:
-        steps: Whose they are.
-        token_ids: (A,).
-        sampling_logprobs: (A,).
+        sampling_logprobs: (A,), as sampled.
+        old_logprobs: (A,), those that ratios are relative to.
+        reference_logprobs: (A,), or ``None`` without a KL term in the loss.
         advantages: (A,).
+        old_values, value_targets: (A,), or ``None`` without a critic.
         weights: (A,), what each token weighs in the loss of the whole mini-batch.
+        sequences: (A,), the number of each token's trajectory.
     """
 
-    steps: Sequence[Step]
-    token_ids: Tensor
     sampling_logprobs: Tensor
+    old_logprobs: Tensor
+    reference_logprobs: Tensor | None
     advantages: Tensor
+    old_values: Tensor | None
+    value_targets: Tensor | None
     weights: Tensor
+    sequences: Tensor
 
     @classmethod
-    def of(cls, steps: Sequence[Step], weights: StepWeights, device: torch.device) -> Actions:
+    def of(cls, steps: Sequence[Step], shares: Shares, device: torch.device) -> Actions:
         """Credit must be assigned."""
 
         def flat(values: Callable[[Step], Sequence[float] | None]) -> Tensor:
             listed = [value for step in steps for value in values(step) or ()]
             return torch.tensor(listed, dtype=torch.float32, device=device)
 
-        ids = [token_id for step in steps for token_id in step.action.token_ids]
+        def known(values: Callable[[Step], Sequence[float] | None]) -> Tensor | None:
+            return None if any(values(step) is None for step in steps) else flat(values)
+
         assert all(step.advantages is not None for step in steps), "credit comes before batches"
+        nothing = Share(0.0, 0)
+        of = [shares.get(id(step), nothing) for step in steps]
+        counts = [len(step.action.token_ids) for step in steps]
+        numbers = [s.sequence for s, count in zip(of, counts, strict=True) for _ in range(count)]
+        weights = [s.weight for s, count in zip(of, counts, strict=True) for _ in range(count)]
         return cls(
-            steps,
-            torch.tensor(ids, device=device),
-            flat(lambda step: step.action.logprobs),
-            flat(lambda step: step.advantages),
-            flat(lambda step: [weights[id(step)]] * len(step.action.token_ids)),
+            sampling_logprobs=flat(lambda step: step.action.logprobs),
+            old_logprobs=flat(lambda step: step.old_logprobs or step.action.logprobs),
+            reference_logprobs=known(lambda step: step.reference_logprobs),
+            advantages=flat(lambda step: step.advantages),
+            old_values=known(lambda step: step.values and step.values[:-1]),
+            value_targets=known(lambda step: step.value_targets),
+            weights=torch.tensor(weights, dtype=torch.float32, device=device),
+            sequences=torch.tensor(numbers, dtype=torch.long, device=device),
         )
 
 
-StepWeights = dict[int, float]
-"""By ``id`` of a step, what each of its tokens weighs."""
+@dataclass(slots=True, frozen=True)
+class Forward:
+    """What one forward pass says about the A action tokens of S steps.
 
+    Attributes:
+        logprobs, entropies: (A,).
+        before: (A, W), the last hidden state before each action token.
+        after: (S, W), that of each step's last token; ``None`` unless the cut kept ``ends``.
+    """
 
-def step_weights(groups: list[Group], algorithm: Algorithm) -> StepWeights:
-    """What tokens weigh in the loss of a mini-batch, however it is cut into micro-batches."""
-    trajectories = [trajectory for group in groups for trajectory in group.scored]
-    per_token = algorithm.token_weights([t.num_action_tokens for t in trajectories])
-    return {
-        id(step): weight
-        for trajectory, weight in zip(trajectories, per_token, strict=True)
-        for step in trajectory.steps
-    }
+    logprobs: Tensor
+    entropies: Tensor
+    before: Tensor
+    after: Tensor | None
 
 
 class MicroBatch(Protocol):
     """What one forward and backward pass runs."""
 
     @property
-    def actions(self) -> Actions: ...
+    def steps(self) -> Sequence[Step]:
+        """Whose actions it trains, each step in one micro-batch only."""
+        ...
 
     @property
     def num_tokens(self) -> int:
         """Tokens run, padding not counted."""
         ...
 
-    def logprobs(self, policy: Policy, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies (A,) of the action tokens."""
-        ...
+    def forward(self, policy: Policy, temperature: float) -> Forward: ...
 
 
 class Cut(Protocol):
-    """Cuts a mini-batch into micro-batches of at most ``max_tokens`` tokens, or one branch.
+    """Cuts trajectories into micro-batches of at most ``max_tokens`` tokens, or one branch.
 
-    How it is cut changes nothing: weights are relative to the mini-batch as a whole.
+    How they are cut changes nothing: weights are relative to the mini-batch as a whole. With
+    ``whole``, a trajectory whose history was rewritten, and so has several branches, is in one
+    micro-batch. With ``ends``, states after the last tokens are computed, too.
     """
 
     def __call__(
-        self, groups: list[Group], weights: StepWeights, *, max_tokens: int, device: torch.device
+        self,
+        groups: list[Group],
+        *,
+        max_tokens: int,
+        device: torch.device,
+        whole: bool = False,
+        ends: bool = False,
     ) -> Iterator[MicroBatch]: ...

@@ -1,7 +1,8 @@
 """Checkpoints: everything that the next iteration depends on, written at once or not at all.
 
-``checkpoints/000010`` is a plain Hugging Face model folder with ``trainer.pt`` (optimiser, RNG) and
-``state.json`` beside the weights. ``checkpoints/last`` and ``checkpoints/best`` are links.
+``checkpoints/000010`` is a plain Hugging Face model folder with ``trainer.pt`` (optimiser, value
+head, RNG) and ``state.json`` beside the weights. ``checkpoints/last`` and ``checkpoints/best`` are
+links.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         policy.save(partial)
-        extra = {"optimizer": learner.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        extra = {"learner": learner.state_dict(), "rng": torch.get_rng_state()}
         torch.save(extra, partial / "trainer.pt")
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)
@@ -72,7 +73,7 @@ class Checkpoints:
         """
         folder = self.folder / "last"
         extra = torch.load(folder / "trainer.pt", map_location=policy.device, weights_only=True)
-        learner.optimizer.load_state_dict(extra["optimizer"])
+        learner.load_state_dict(extra["learner"])
         torch.set_rng_state(extra["rng"].cpu())
         return State(**json.loads((folder / "state.json").read_text()))
 

@@ -91,7 +91,36 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     check.set_defaults(run_command=_check, takes_overrides=True)
 
-    for command in (train, evaluate, export, check):
+    explain = commands.add_parser(
+        "explain",
+        help="why a stored trajectory was learned from as it was",
+        allow_abbrev=False,
+    )
+    explain.add_argument("run", metavar="RUN", help="a run folder")
+    explain.add_argument(
+        "trajectory",
+        nargs="?",
+        metavar="ITERATION/GROUP/ATTEMPT",
+        help="by default the last iteration's first group with a signal",
+    )
+    explain.add_argument("--tokens", action="store_true", help="a line for each token, too")
+    explain.set_defaults(run_command=_explain)
+
+    bench = commands.add_parser(
+        "bench", help="compare algorithms and baselines over seeds", allow_abbrev=False
+    )
+    bench.add_argument("experiment", help="a TOML file")
+    bench.add_argument("--quick", action="store_true", help="the short form that the file gives")
+    bench.add_argument(
+        "--out", metavar="FOLDER", help="tables and figures (default: runs/bench/NAME)"
+    )
+    bench.add_argument(
+        "--runs", metavar="FOLDER", help="run folders, shared by experiments (default: runs/bench)"
+    )
+    bench.add_argument("--parallel", type=_count, help="runs at once (default: by the cores)")
+    bench.set_defaults(run_command=_bench)
+
+    for command in (train, evaluate, export, check, explain, bench):
         command.add_argument(
             "--json", action="store_true", help="print figures as JSON, nothing else"
         )
@@ -235,6 +264,48 @@ def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
     report = dry_run(recipe)
     print(json.dumps(report.as_dict()) if arguments.json else report.as_text())
     return 0
+
+
+def _explain(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from agent_r1.explain import explain
+    from agent_r1.run import RunFolder
+
+    found = explain(RunFolder.open(arguments.run), arguments.trajectory)
+    print(json.dumps(found.as_dict()) if arguments.json else found.as_text(tokens=arguments.tokens))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from pathlib import Path
+
+    from agent_r1.bench.experiment import load_experiment
+    from agent_r1.bench.schedule import run_experiment
+
+    path = Path(arguments.experiment)
+    experiment, jobs = load_experiment(path, quick=arguments.quick)
+    name = path.stem + ("-quick" if arguments.quick else "")
+    out = Path(arguments.out or Path("runs") / "bench" / name)
+    outcome = run_experiment(
+        experiment,
+        jobs,
+        runs=Path(arguments.runs or Path("runs") / "bench"),
+        out=out,
+        parallel=arguments.parallel,
+        say=(lambda line: print(line, file=sys.stderr, flush=True))
+        if arguments.json
+        else (lambda line: print(line, flush=True)),
+    )
+    if arguments.json:
+        files = [str(file) for file in outcome.files]
+        print(json.dumps({"files": files, "failures": outcome.failures}))
+    elif outcome.files:
+        print("\n" + (out / "table.md").read_text())
+        print("\n".join(map(str, outcome.files)))
+    for failure in outcome.failures:
+        print(f"agent-r1: {failure}", file=sys.stderr)
+    if outcome.failures:
+        print("agent-r1: the same command tries again what failed", file=sys.stderr)
+    return 1 if outcome.failures else 0
 
 
 if __name__ == "__main__":

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from agent_r1.algorithms.base import Algorithm
-from agent_r1.algorithms.losses import k3
-from agent_r1.batch import Cut, MicroBatch, minibatches, step_weights
+from agent_r1.algorithms.kl import ESTIMATORS, KLSettings
+from agent_r1.algorithms.losses import truncated_importance
+from agent_r1.assign import Shares, minibatches, shares
+from agent_r1.batch import Actions, Cut, Forward, MicroBatch
 from agent_r1.optimizer import Optimizer
 from agent_r1.pack import packs
 from agent_r1.policy import Policy
@@ -27,7 +31,10 @@ class Update:
 
     Attributes:
         loss, grad_norm, kl: Means over the optimiser steps; ``kl`` is to the reference, if there
-            is one.
+            is one, by the loss's estimator.
+        value_loss: Mean over the optimiser steps of the critic's part of the loss.
+        explained_variance: Of the value targets, by the critic's values before the update: 1 is
+            perfect, 0 no better than their mean; ``None`` without a critic.
         clip_fraction: Share of action tokens whose ratio was outside the clip range.
         logprob_error: Largest difference between log-probabilities of engine and learner, before
             any step.
@@ -40,6 +47,8 @@ class Update:
     loss: float = 0.0
     grad_norm: float = 0.0
     kl: float = 0.0
+    value_loss: float = 0.0
+    explained_variance: float | None = None
     clip_fraction: float = 0.0
     logprob_error: float = 0.0
     num_tokens: int = 0
@@ -54,6 +63,7 @@ class _Sums:
 
     loss: float = 0.0
     kl: float = 0.0
+    value_loss: float = 0.0
     clip_fraction: float = 0.0
     logprob_error: float = 0.0
     num_tokens: int = 0
@@ -61,7 +71,7 @@ class _Sums:
 
 
 class Learner:
-    """Owns the optimiser.
+    """Owns the optimiser, and the critic's value head if the algorithm has one.
 
     Trees of tokens are packed, each node once; a model whose trees cannot be packed is trained on
     padded rows. ``reference`` is the frozen policy that the KL term, if any, pulls towards; with an
@@ -82,30 +92,98 @@ class Learner:
         self.algorithm = algorithm
         self.settings = settings
         self.temperature = temperature
-        self.optimizer = Optimizer(policy.model.parameters(), settings)
+        self.critic = value_head(policy) if algorithm.critic else None
+        self.optimizer = Optimizer(
+            policy.model.parameters(),
+            settings,
+            head=() if self.critic is None else self.critic.parameters(),
+            head_lr=algorithm.settings.value_lr if algorithm.critic else 0.0,
+        )
         self.cut: Cut = rows if policy.unpackable else packs
         self.micro_batch_tokens = micro_batch_tokens
-        self.kl_coef: float = algorithm.settings.kl_coef
-        if self.kl_coef and reference is None and not policy.has_adapter:
-            raise ValueError(f"kl_coef = {self.kl_coef} needs a reference policy")
+        self.kl: KLSettings | None = algorithm.settings.kl
+        if self.kl and reference is None and not policy.has_adapter:
+            raise ValueError(f"kl = {self.kl!r} needs a reference policy")
         self.reference = reference
         if settings.checkpointing:
             policy.base.activation_checkpointing_enable({"use_reentrant": False})
 
-    def update(self, groups: list[Group], *, lr: float, seed: int) -> Update:
-        """Trains on the groups' action tokens; credit must be assigned. No groups, no update."""
-        result = Update()
+    @torch.no_grad()
+    def prepare(self, groups: list[Group], *, old: bool = False) -> None:
+        """Fills in what must be known of the policy before credit is assigned: the critic's values,
+        log-probabilities of the reference for a KL term in the reward, and with ``old`` or an
+        importance cap those of the policy itself. Costs nothing where none is asked for.
+        """
+        old = old or self.algorithm.settings.importance_cap is not None
+        if self.critic is not None or old:
+            with self._packed(self.policy):
+                for micro in self._micro_batches(groups, ends=self.critic is not None):
+                    self._look(micro, micro.forward(self.policy, self.temperature), old=old)
+        if self.kl is not None and self.kl.place == "reward":
+            self._refer(groups)
+
+    def _look(self, micro: MicroBatch, found: Forward, *, old: bool) -> None:
+        if old:
+            for step, logprobs in _by_step(micro.steps, found.logprobs):
+                step.old_logprobs = logprobs
+        if self.critic is not None:
+            assert found.after is not None
+            after = self._values(found.after).tolist()
+            of_steps = _by_step(micro.steps, self._values(found.before))
+            for (step, values), last in zip(of_steps, after, strict=True):
+                step.values = (*values, last)
+
+    def _values(self, hidden: Tensor) -> Tensor:
+        assert self.critic is not None
+        values: Tensor = self.critic(hidden.float()).squeeze(-1)
+        return values
+
+    @torch.no_grad()
+    def _refer(self, groups: list[Group]) -> None:
+        """Fills in ``Step.reference_logprobs``."""
+        policy = self.reference or self.policy
+        with (
+            nullcontext() if self.reference else self.policy.without_adapter(),
+            self._packed(policy),
+        ):
+            for micro in self._micro_batches(groups):
+                found = micro.forward(policy, self.temperature)
+                for step, logprobs in _by_step(micro.steps, found.logprobs):
+                    step.reference_logprobs = logprobs
+
+    def _micro_batches(self, groups: list[Group], *, ends: bool = False) -> Iterator[MicroBatch]:
+        return self.cut(
+            groups,
+            max_tokens=self.micro_batch_tokens,
+            device=self.policy.device,
+            whole=self.algorithm.whole_trajectories,
+            ends=ends,
+        )
+
+    def _packed(self, policy: Policy) -> Any:
+        return nullcontext() if policy.unpackable else policy.packed()
+
+    def update(
+        self, groups: list[Group], *, lr: float, seed: int, critic_only: bool = False
+    ) -> Update:
+        """Trains on the groups' action tokens; credit must be assigned. No groups, no update.
+
+        ``critic_only``: the value head alone is trained.
+        """
+        result = Update(explained_variance=explained_variance(groups) if self.critic else None)
         num_batches = 0
+        if self.kl is not None and self.kl.place == "loss":
+            self._refer(groups)
         with self._mode():
             for epoch in range(self.settings.epochs if groups else 0):
                 parts = minibatches(groups, self.settings.minibatches, derive_seed(seed, epoch))
                 for index, part in enumerate(parts):
                     where = f"epoch {epoch + 1}, mini-batch {index + 1}"
-                    self._step(part, result, lr=lr, where=where)
+                    self._step(part, result, lr=lr, critic_only=critic_only, where=where)
                     num_batches += 1
         if num_batches:
             result.clip_fraction /= num_batches
-        for name in ("loss", "grad_norm", "kl"):
+        for name in ("loss", "grad_norm", "kl", "value_loss"):
             setattr(result, name, getattr(result, name) / max(1, result.num_steps))
         return result
 
@@ -114,14 +192,16 @@ class Learner:
         """Layers recompute their activations in training mode only; there is no dropout anyway."""
         self.policy.model.train(self.settings.checkpointing)
         try:
-            with nullcontext() if self.policy.unpackable else self.policy.packed():
+            with self._packed(self.policy):
                 yield
         finally:
             self.policy.model.eval()
 
-    def _step(self, groups: list[Group], result: Update, *, lr: float, where: str) -> None:
+    def _step(
+        self, groups: list[Group], result: Update, *, lr: float, critic_only: bool, where: str
+    ) -> None:
         """One optimiser step on one mini-batch."""
-        sums = self._accumulate(groups, result)
+        sums = self._accumulate(groups, result, critic_only=critic_only)
         if result.num_steps == 0:
             result.logprob_error = max(result.logprob_error, sums.logprob_error)
         result.clip_fraction += sums.clip_fraction
@@ -140,23 +220,19 @@ class Learner:
         result.loss += sums.loss
         result.grad_norm += norm
         result.kl += sums.kl
+        result.value_loss += sums.value_loss
 
-    def _accumulate(self, groups: list[Group], result: Update) -> _Sums:
+    def _accumulate(self, groups: list[Group], result: Update, *, critic_only: bool) -> _Sums:
         """The gradient of a mini-batch; begun again in smaller cuts when the device's memory runs
         out.
         """
-        weights = step_weights(groups, self.algorithm)
+        weights = shares(groups, self.algorithm)
         while True:
             self.optimizer.zero_grad()
             sums = _Sums()
             try:
-                for micro in self.cut(
-                    groups,
-                    weights,
-                    max_tokens=self.micro_batch_tokens,
-                    device=self.policy.device,
-                ):
-                    self._backward(micro, sums)
+                for micro in self._micro_batches(groups):
+                    self._backward(micro, weights, sums, critic_only=critic_only)
                 return sums
             except torch.OutOfMemoryError:
                 if self.micro_batch_tokens < MIN_MICRO_BATCH:
@@ -169,46 +245,71 @@ class Learner:
             )
             torch.cuda.empty_cache()
 
-    def _backward(self, micro: MicroBatch, sums: _Sums) -> None:
+    def _backward(
+        self, micro: MicroBatch, weights: Shares, sums: _Sums, *, critic_only: bool = False
+    ) -> None:
         """Adds the gradient of one micro-batch, and its share of what is reported."""
-        actions = micro.actions
-        reference = self._reference_logprobs(micro) if self.kl_coef else None
-        logprobs, entropies = micro.logprobs(self.policy, self.temperature)
-        loss = self.algorithm.policy_loss(logprobs, actions.sampling_logprobs, actions.advantages)
-        if reference is not None:
-            penalty = k3(logprobs, reference)
-            sums.kl += (actions.weights * penalty.detach()).sum().item()
-            loss = loss + self.kl_coef * penalty
-        if entropy_coef := self.algorithm.settings.entropy_coef:
-            loss = loss - entropy_coef * entropies
+        actions = Actions.of(micro.steps, weights, self.policy.device)
+        found = micro.forward(self.policy, self.temperature)
+        if critic_only:
+            loss = torch.zeros_like(found.logprobs)
+        else:
+            loss = self._policy_loss(found, actions, sums)
+        if self.critic is not None:
+            through = self.algorithm.settings.value_gradient and not critic_only
+            values = self._values(found.before if through else found.before.detach())
+            assert actions.old_values is not None and actions.value_targets is not None
+            value_loss = self.algorithm.value_loss(
+                values, actions.old_values, actions.value_targets
+            )
+            sums.value_loss += (actions.weights * value_loss.detach()).sum().item()
+            loss = loss + value_loss
         total = (actions.weights * loss).sum()
         total.backward()
         sums.loss += total.item()
         sums.num_tokens += micro.num_tokens
-        self._note(micro, logprobs.detach(), sums)
+        self._note(micro, actions, found.logprobs.detach(), sums)
 
-    def _reference_logprobs(self, micro: MicroBatch) -> Tensor:
-        with torch.no_grad():
-            if self.reference is None:
-                with self.policy.without_adapter():
-                    return micro.logprobs(self.policy, self.temperature)[0]
-            with nullcontext() if self.policy.unpackable else self.reference.packed():
-                return micro.logprobs(self.reference, self.temperature)[0]
+    def _policy_loss(self, found: Forward, actions: Actions, sums: _Sums) -> Tensor:
+        """(A,): the algorithm's loss, importance weights, KL and entropy terms."""
+        settings = self.algorithm.settings
+        loss = self.algorithm.policy_loss(
+            found.logprobs, actions.old_logprobs, actions.advantages, actions.sequences
+        )
+        if (cap := settings.importance_cap) is not None:
+            loss = loss * truncated_importance(
+                actions.old_logprobs, actions.sampling_logprobs, cap=cap
+            )
+        if self.kl is not None and self.kl.place == "loss":
+            assert actions.reference_logprobs is not None
+            estimate: Callable[[Tensor, Tensor], Tensor] = ESTIMATORS[self.kl.estimator]
+            penalty = estimate(found.logprobs, actions.reference_logprobs)
+            sums.kl += (actions.weights * penalty.detach()).sum().item()
+            loss = loss + self.kl.coef * penalty
+        if settings.entropy_coef:
+            loss = loss - settings.entropy_coef * found.entropies
+        return loss
 
-    def _note(self, micro: MicroBatch, logprobs: Tensor, sums: _Sums) -> None:
+    def _note(self, micro: MicroBatch, actions: Actions, logprobs: Tensor, sums: _Sums) -> None:
         """The ratios of each token, and what they say about the update."""
-        difference = logprobs - micro.actions.sampling_logprobs
-        ratios = difference.exp()
-        if difference.numel():
-            sums.logprob_error = max(sums.logprob_error, difference.abs().max().item())
+        if actions.sampling_logprobs.numel():
+            error = (logprobs - actions.sampling_logprobs).abs().max().item()
+            sums.logprob_error = max(sums.logprob_error, error)
+        ratios = (logprobs - actions.old_logprobs).exp()
         low, high = self.algorithm.clip_bounds()
         outside = (ratios < low) | (ratios > high)
-        sums.clip_fraction += (micro.actions.weights * outside).sum().item()
-        values = ratios.tolist()
-        for step in micro.actions.steps:
-            count = len(step.action.token_ids)
-            sums.ratios.append((step, tuple(values[:count])))
-            values = values[count:]
+        sums.clip_fraction += (actions.weights * outside).sum().item()
+        sums.ratios += _by_step(micro.steps, ratios)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next update depends on, besides the policy."""
+        critic = None if self.critic is None else self.critic.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "critic": critic}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
 
     def _culprit(self) -> str:
         trained = (n for n, p in self.policy.model.named_parameters() if p.requires_grad)
@@ -220,3 +321,30 @@ class Learner:
 
 MIN_MICRO_BATCH = 64
 """Smaller cuts would not help: what remains is a single branch."""
+
+
+def value_head(policy: Policy) -> torch.nn.Linear:
+    """From a last hidden state to its value, which is 0 before any training."""
+    width = policy.base.get_output_embeddings().weight.shape[1]
+    head = torch.nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return head
+
+
+def explained_variance(groups: list[Group]) -> float:
+    """``1 - var(target - value) / var(target)`` over the action tokens; 0 if all targets are
+    equal.
+    """
+    steps = [step for group in groups for t in group.scored for step in t.steps]
+    targets = torch.tensor([x for step in steps for x in step.value_targets or ()])
+    values = torch.tensor([x for step in steps for x in (step.values or ())[:-1]])
+    if len(targets) < 2 or (variance := targets.var().item()) == 0.0:
+        return 0.0
+    return 1.0 - (targets - values).var().item() / variance
+
+
+def _by_step(steps: Sequence[Step], per_token: Tensor) -> list[tuple[Step, tuple[float, ...]]]:
+    """Numbers per action token (A,), each step's own."""
+    rest = iter(per_token.tolist())
+    return [(step, tuple(islice(rest, len(step.action.token_ids)))) for step in steps]

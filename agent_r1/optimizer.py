@@ -13,17 +13,31 @@ from agent_r1.sections import LearnerSettings
 
 
 class Optimizer:
-    """Steps the trainable ones of some parameters.
+    """Steps the trainable ones of some parameters, and those of a value head at its own rate.
 
     A parameter in half precision has a float32 master: gradients of micro-batches are summed in
     float32, the step is made there, and the parameter is its rounding. Small steps are not lost.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], settings: LearnerSettings) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        settings: LearnerSettings,
+        *,
+        head: Iterable[Parameter] = (),
+        head_lr: float = 0.0,
+    ) -> None:
+        """``head``: float32; ``head_lr``: its rate where the others have ``settings.lr``."""
         self.parameters = [p for p in parameters if p.requires_grad]
         self.masters = [self._master(p) for p in self.parameters]
+        self.head = list(head)
+        self._scales = (1.0, head_lr / settings.lr)
+        groups: list[dict[str, Any]] = [
+            {"params": self.masters},
+            *([{"params": self.head}] if self.head else []),
+        ]
         self._adamw = torch.optim.AdamW(
-            self.masters,
+            groups,
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
@@ -50,12 +64,16 @@ class Optimizer:
             parameter.grad = None
 
     def clip_grad(self, max_norm: float) -> float:
-        """Scales the gradient down to ``max_norm``; returns its norm before."""
+        """Scales the gradient down to ``max_norm``; returns its norm before. The head's, whose size
+        says nothing about the policy's, is clipped apart.
+        """
+        if self.head:
+            torch.nn.utils.clip_grad_norm_(self.head, max_norm, error_if_nonfinite=False)
         return torch.nn.utils.clip_grad_norm_(self.masters, max_norm).item()
 
     def step(self, lr: float) -> None:
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
+        for group, scale in zip(self._adamw.param_groups, self._scales, strict=False):
+            group["lr"] = lr * scale
         self._adamw.step()
         with torch.no_grad():
             for parameter, master in zip(self.parameters, self.masters, strict=True):

@@ -4,14 +4,14 @@ predicted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from agent_r1.attention import PackedTree, Span
-from agent_r1.batch import Actions, StepWeights
+from agent_r1.batch import Forward
 from agent_r1.policy import Policy
 from agent_r1.tree import TokenTree, build_tree
 from agent_r1.types import Group, Step
@@ -19,33 +19,46 @@ from agent_r1.types import Group, Step
 
 @dataclass(slots=True, frozen=True)
 class Pack:
-    """T tokens of a tree, depth first, with A action tokens to predict.
+    """T tokens of a tree, depth first, with A action tokens of S steps to predict.
 
     Attributes:
         token_ids: (T,).
         positions: (T,), of each token in its sequence.
         predictors: (A,), the index of the token before each action token.
+        action_ids: (A,).
+        ends: (S,), the index of each step's last token; ``None`` unless asked for.
         tree: Who attends to whom.
-        actions: The A action tokens.
+        steps: Whose the action tokens are.
     """
 
     token_ids: Tensor
     positions: Tensor
     predictors: Tensor
+    action_ids: Tensor
+    ends: Tensor | None
     tree: PackedTree
-    actions: Actions
+    steps: Sequence[Step]
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
-    def logprobs(self, policy: Policy, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(self, policy: Policy, temperature: float) -> Forward:
         hidden = policy.hidden(self.token_ids, self.positions, self.tree)
-        return policy.logprobs(hidden[self.predictors], self.actions.token_ids, temperature)
+        before = hidden[self.predictors]
+        logprobs, entropies = policy.logprobs(before, self.action_ids, temperature)
+        return Forward(
+            logprobs, entropies, before, None if self.ends is None else hidden[self.ends]
+        )
 
 
 def packs(
-    groups: list[Group], weights: StepWeights, *, max_tokens: int, device: torch.device
+    groups: list[Group],
+    *,
+    max_tokens: int,
+    device: torch.device,
+    whole: bool = False,
+    ends: bool = False,
 ) -> Iterator[Pack]:
     """A ``Cut``: as many branches as have ``max_tokens`` tokens together, those that they share
     counted once.
@@ -54,17 +67,28 @@ def packs(
     trained: set[int] = set()
     part: set[int] = set()
     num_tokens = 0
-    for path in _paths(tree):
+    for path in _together(tree, groups) if whole else _paths(tree):
         size = sum(len(tree.nodes[node].token_ids) for node in path if node not in part)
         if part and num_tokens + size > max_tokens:
-            yield _pack(tree, part, trained, weights, device)
+            yield _pack(tree, part, trained, device, ends=ends)
             part = set()
             size = sum(len(tree.nodes[node].token_ids) for node in path)
             num_tokens = 0
         part.update(path)
         num_tokens += size
     if part:
-        yield _pack(tree, part, trained, weights, device)
+        yield _pack(tree, part, trained, device, ends=ends)
+
+
+def _together(tree: TokenTree, groups: list[Group]) -> list[list[int]]:
+    """The nodes of each trajectory's paths."""
+    owner = {id(s): n for n, t in enumerate(t for g in groups for t in g.scored) for s in t.steps}
+    nodes: dict[int, dict[int, None]] = {}
+    for path in _paths(tree):
+        step = tree.nodes[path[-1]].step
+        assert step is not None, "a path ends with an action"
+        nodes.setdefault(owner[id(step)], {}).update(dict.fromkeys(path))
+    return [list(of_trajectory) for of_trajectory in nodes.values()]
 
 
 def _paths(tree: TokenTree) -> Iterator[list[int]]:
@@ -92,11 +116,12 @@ def _pack(
     tree: TokenTree,
     part: set[int],
     trained: set[int],
-    weights: StepWeights,
     device: torch.device,
+    *,
+    ends: bool,
 ) -> Pack:
     """Lays out some nodes of a tree; an action already in ``trained`` is run but not trained."""
-    layout = _Layout(tree, _children(tree, sorted(part)), trained)
+    layout = _Layout(tree, _children(tree, sorted(part)), trained, ends=ends)
     for root in layout.children[None]:
         layout.lay(root, position=0, last=-1)
     trained |= {node for node in part if tree.nodes[node].step is not None}
@@ -104,8 +129,10 @@ def _pack(
         torch.tensor(layout.token_ids, device=device),
         torch.tensor(layout.positions, device=device),
         torch.tensor(layout.predictors, device=device),
+        torch.tensor([i for step in layout.steps for i in step.action.token_ids], device=device),
+        torch.tensor(layout.lasts, device=device) if ends else None,
         PackedTree(layout.spans, device),
-        Actions.of(layout.steps, weights, device),
+        layout.steps,
     )
 
 
@@ -113,13 +140,19 @@ class _Layout:
     """Nodes laid out one after another, a node before its children."""
 
     def __init__(
-        self, tree: TokenTree, children: dict[int | None, list[int]], trained: set[int]
+        self,
+        tree: TokenTree,
+        children: dict[int | None, list[int]],
+        trained: set[int],
+        *,
+        ends: bool,
     ) -> None:
-        self.tree, self.children, self.trained = tree, children, trained
+        self.tree, self.children, self.trained, self.ends = tree, children, trained, ends
         self.token_ids: list[int] = []
         self.positions: list[int] = []
         self.predictors: list[int] = []
         self.spans: list[Span] = []
+        self.lasts: list[int] = []
         self.steps: list[Step] = []
 
     def lay(self, node: int, *, position: int, last: int) -> None:
@@ -135,8 +168,10 @@ class _Layout:
             if step is not None and node not in self.trained:
                 first = len(self.token_ids)
                 self.predictors += [last, *range(first, first + len(ids) - 1)]
+                self.lasts.append(first + len(ids) - 1)
                 self.steps.append(step)
-            kept = ids if below else ids[:-1]  # nothing asks what follows the last token of all
+            # As a rule nothing asks what follows the last token of all.
+            kept = ids if below or self.ends else ids[:-1]
             self.token_ids += kept
             self.positions += range(position, position + len(kept))
             position += len(kept)

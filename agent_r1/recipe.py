@@ -136,9 +136,11 @@ class Recipe(Section):
                 )
         if self.model.lora and self.model.lora.targets == ():
             raise ValueError("model.lora.targets = []: name layers, or 'all-linear'")
-        if self.train.attempts < 2 and self.algorithm.name == "grpo":
+        algorithm = ALGORITHMS.resolve(self.algorithm.name)
+        if self.train.attempts < 2 and algorithm.compares_attempts:
             raise ValueError(
-                "train.attempts = 1: GRPO compares attempts at the same task; use 2 or more"
+                f"train.attempts = 1: {self.algorithm.name!r} compares attempts at the same task; "
+                "use 2 or more"
             )
         return self
 

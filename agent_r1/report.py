@@ -50,8 +50,8 @@ def write_result(
 
 
 def draw_curve(run: RunFolder) -> Path | None:
-    """Success over the iterations as ``curve.png``; ``None`` without matplotlib (the extra
-    ``plot``).
+    """Success over the iterations as ``curve.png``, and below it each part of the process rewards;
+    ``None`` without matplotlib (the extra ``plot``).
     """
     try:
         import matplotlib
@@ -62,7 +62,16 @@ def draw_curve(run: RunFolder) -> Path | None:
 
     rows = run.metrics()
     trained = [(row["iteration"], row["figures"]["success"]) for row in rows if "figures" in row]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    parts = sorted({k for row in rows for k in row.get("figures", ()) if k.startswith("process/")})
+    figure, panels = pyplot.subplots(
+        1 + bool(parts),
+        figsize=(7, 6.5 if parts else 4),
+        height_ratios=(2, 1) if parts else None,
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+    )
+    axes = panels[0][0]
     axes.plot(*zip(*trained, strict=True), color="0.7", label="training episodes")
     validated = [
         (row["iteration"], row["validation"]["categories"]) for row in rows if "validation" in row
@@ -74,9 +83,15 @@ def draw_curve(run: RunFolder) -> Path | None:
             marker="o",
             label=f"validation, category {category or 'all'}",
         )
-    axes.set(xlabel="iteration", ylabel="success", ylim=(0, 1.02), title=run.path.name)
-    axes.legend(loc="lower right")
-    axes.grid(alpha=0.3)
+    axes.set(ylabel="success", ylim=(0, 1.02), title=run.path.name)
+    for part in parts:
+        points = [(r["iteration"], r["figures"].get(part, 0.0)) for r in rows if "figures" in r]
+        panels[1][0].plot(*zip(*points, strict=True), label=part.removeprefix("process/"))
+        panels[1][0].set(ylabel="process reward")
+    for (panel,) in panels:
+        panel.legend(loc="lower right")
+        panel.grid(alpha=0.3)
+    panels[-1][0].set(xlabel="iteration")
     path = run.path / "curve.png"
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -86,6 +86,11 @@ class RunFolder:
         for line in gzip.decompress(self._trajectories(iteration).read_bytes()).splitlines():
             yield _GROUP.validate_python(json.loads(line))
 
+    def trajectory_iterations(self) -> list[int]:
+        """The iterations whose trajectories are stored, in order."""
+        files = (self.path / "trajectories").glob("*.jsonl.gz")
+        return sorted(int(path.name.split(".")[0]) for path in files)
+
     def forget_after(self, iteration: int) -> None:
         """Drops what came after the checkpoint that is resumed from."""
         rows = [row for row in self.metrics() if row["iteration"] <= iteration]

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from agent_r1.algorithms import ALGORITHMS, CREDITS
-from agent_r1.batch import assign_credit, informative
+from agent_r1.assign import assign_credit, informative
 from agent_r1.checkpoint import Checkpoints, State
 from agent_r1.config import ConfigError
-from agent_r1.evaluate import Evaluation, evaluate, score
-from agent_r1.learner import Learner, Update
+from agent_r1.evaluate import Evaluation, evaluate
+from agent_r1.learner import Learner
+from agent_r1.masks import copy_back, masks_of, settle, unmasked
 from agent_r1.memory import MemoryPlan, plan_memory
+from agent_r1.metrics import Clock, figures_of
 from agent_r1.policy import (
     Policy,
     device_of,
@@ -92,7 +92,7 @@ def memory_of(recipe: Recipe) -> MemoryPlan:
         recipe.learner,
         device=device_of(recipe.model),
         longest=recipe.limits.tokens,
-        reference=bool(recipe.algorithm.model_dump().get("kl_coef")),
+        reference=recipe.algorithm.model_dump().get("kl") is not None,
     )
 
 
@@ -175,26 +175,17 @@ class Trainer:
         recipe, state = self.recipe, self.state
         iteration = state.iteration + 1
         seed = derive_seed(recipe.seed, "iteration", iteration)
-        clock = _Clock()
+        clock = Clock()
         self.rollout.engine.report()  # what a validation added does not count
-        with clock("rollout"):
-            tasks = self._draw(recipe.train.tasks)
-            groups = run_async(
-                self.rollout.run(
-                    tasks,
-                    attempts=recipe.train.attempts,
-                    temperature=recipe.train.temperature,
-                    seed=seed,
-                )
-            )
-        with clock("credit"):
-            assign_credit(groups, self.algorithm, self.credit)
-            used = informative(groups)
+        groups, view, used = self._collect(seed, clock)
         with clock("learner"):
             lr = recipe.learner.rate(iteration, recipe.train.iterations)
-            update = self.learner.update(used, lr=lr, seed=seed)
+            warmup: int = getattr(recipe.algorithm, "critic_warmup", 0)
+            update = self.learner.update(used, lr=lr, seed=seed, critic_only=iteration <= warmup)
             self.rollout.engine.load(iteration)
         with clock("other"):
+            if view is not groups:
+                copy_back(view, groups)
             self.run.write_trajectories(iteration, groups)
         state.iteration = iteration
         state.micro_batch_tokens = self.learner.micro_batch_tokens
@@ -208,7 +199,8 @@ class Trainer:
             self.reporter.warn(
                 f"iteration {iteration}: {len(faults)} episodes excluded, the first: {faults[0]}"
             )
-        row = {"iteration": iteration, **_figures(groups, used, update, lr, clock)}
+        shaped = self._shaped(groups)
+        row = {"iteration": iteration, **figures_of(groups, used, update, shaped, lr, clock)}
         engine = self.rollout.engine.report()
         row["engine"] = engine
         self._advise(iteration, engine, clock)
@@ -224,7 +216,57 @@ class Trainer:
         if due or (recipe.evaluation.every and state.best_iteration != best):
             self.checkpoints.save(state, self.policy, self.learner)
 
-    def _advise(self, iteration: int, engine: dict[str, float], clock: _Clock) -> None:
+    def _collect(self, seed: int, clock: Clock) -> tuple[list[Group], list[Group], list[Group]]:
+        """All groups of an iteration; the same as the learner sees them; and those of the latter to
+        train on. Credit is assigned, groups without a signal are left out and, as often as the
+        algorithm wants, replaced by fresh ones.
+        """
+        train = self.recipe.train
+        groups: list[Group] = []
+        view: list[Group] = []
+        used: list[Group] = []
+        for refill in range(1 + getattr(self.recipe.algorithm, "refills", 0)):
+            with clock("rollout"):
+                fresh = run_async(
+                    self.rollout.run(
+                        self._draw(train.tasks - len(used)),
+                        attempts=train.attempts,
+                        temperature=train.temperature,
+                        seed=derive_seed(seed, "refill", refill) if refill else seed,
+                    )
+                )
+            with clock("credit"):
+                seen = self._assign_credit(fresh)
+                groups += fresh
+                view += seen
+                # A critic learns from every group.
+                used += seen if self.algorithm.critic else informative(seen)
+            if len(used) >= train.tasks:
+                break
+        whole = all(one is other for one, other in zip(view, groups, strict=True))
+        return groups, groups if whole else view, [group for group in used if group.scored]
+
+    def _assign_credit(self, groups: list[Group]) -> list[Group]:
+        """Returns the groups to train on: these, or a view of them with a mask switched off."""
+        loss_mask, advantage_mask = masks_of(self.algorithm)
+        if loss_mask and advantage_mask:
+            self.learner.prepare(groups)
+            assign_credit(groups, self.algorithm, self.credit)
+            return groups
+        view = unmasked(groups)
+        self.learner.prepare(view, old=True)
+        settle(view, groups)
+        assign_credit(view, self.algorithm, self.credit)
+        copy_back(view, groups)
+        return groups if loss_mask else view
+
+    def _shaped(self, groups: list[Group]) -> float | None:
+        """The mean of what episodes earned by the algorithm's and the credit's reckoning."""
+        rewards = [self.algorithm.rewards(group, self.credit) for group in groups]
+        totals = [sum(map(sum, per_step)) for of_group in rewards for per_step in of_group]
+        return sum(totals) / len(totals) if totals else None
+
+    def _advise(self, iteration: int, engine: dict[str, float], clock: Clock) -> None:
         """Says what the engine's figures mean for the user."""
         if engine.get("late"):
             self.reporter.warn(
@@ -270,31 +312,14 @@ class Trainer:
         return drawn
 
     def _reference(self) -> Policy | None:
-        """The policy as it came, frozen, if the loss has a KL term."""
-        if not self.algorithm.settings.kl_coef or self.policy.has_adapter:
+        """The policy as it came, frozen, if there is a KL term."""
+        if self.algorithm.settings.kl is None or self.policy.has_adapter:
             return None
         return load_policy(self.recipe.model)
 
     def _out_of_time(self) -> bool:
         limit = self.recipe.train.seconds
         return limit is not None and self.state.train_seconds >= limit
-
-
-class _Clock:
-    """Wall seconds by part of an iteration."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
-
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
 
 
 @functools.lru_cache(maxsize=2)
@@ -317,56 +342,3 @@ def _named(evaluation: Evaluation, metric: str) -> float | None:
             f"checkpoint.metric = {metric!r}: the environment gives {', '.join(known)}"
         )
     return known[metric]
-
-
-def _figures(
-    groups: list[Group], used: list[Group], update: Update, lr: float, clock: _Clock
-) -> dict[str, Any]:
-    """The metrics of one iteration. What depends on the machine's speed stands apart from what
-    does not.
-    """
-    episodes = [trajectory for group in groups for trajectory in group.trajectories]
-    steps = [step for episode in episodes for step in episode.steps]
-    entropies = [entropy for step in steps for entropy in step.action.entropies]
-    total = score(episodes)
-    num = max(1, len(episodes))
-    action_tokens = sum(episode.num_action_tokens for episode in episodes)
-    figures: dict[str, Any] = {
-        "success": total.success,
-        "reward": total.reward,
-        **total.metrics,
-        "entropy": sum(entropies) / max(1, len(entropies)),
-        "action_tokens": action_tokens / num,
-        "tokens": sum(episode.num_tokens for episode in episodes) / num,
-        "turns": len(steps) / num,
-        "groups_used": len(used),
-        "groups_without_signal": len(groups) - len(used),
-        "loss": update.loss,
-        "grad_norm": update.grad_norm,
-        "kl": update.kl,
-        "clip_fraction": update.clip_fraction,
-        "logprob_error": update.logprob_error,
-        "updates": update.num_steps,
-        "updates_skipped": len(update.skipped),
-        "lr": lr,
-    }
-    for episode in episodes:
-        _count(figures, f"stop/{episode.stop}")
-        for part, value in episode.process_reward().items():
-            _count(figures, f"process/{part}", value / num)
-    for step in steps:
-        for fault in step.faults:
-            _count(figures, f"fault/{fault}")
-    return {
-        "figures": figures,
-        "skipped": update.skipped,
-        "seconds": {**clock.seconds, "total": clock.total},
-        "tokens_per_second": {
-            "generated": action_tokens / clock.seconds["rollout"],
-            "trained": update.num_tokens / clock.seconds["learner"],
-        },
-    }
-
-
-def _count(figures: dict[str, Any], key: str, amount: float = 1) -> None:
-    figures[key] = figures.get(key, 0) + amount

@@ -153,7 +153,13 @@ class Step:
             the policy had before it then, the prompt included.
         generate_seconds: Wall time waited for the engine.
         env_seconds: Wall time waited for the environment.
+        reference_logprobs: Of each action token under the reference policy, where a KL term asks.
+        old_logprobs: Of each action token under the policy that the update started from, as the
+            learner sees it; ``None`` where the sampling ones stand for them.
+        values: The critic's, of the state before each action token and, as one number more, of that
+            after the last; ``None`` without a critic.
         advantages: Per action token; ``None`` until credit is assigned.
+        value_targets: Per action token, what the critic should have said.
         ratios: Importance ratio per action token, new policy over sampling policy, at the first
             update that used it; ``None`` if no update did.
     """
@@ -168,7 +174,11 @@ class Step:
     context_ids: tuple[int, ...] | None = None
     generate_seconds: float = 0.0
     env_seconds: float = 0.0
+    reference_logprobs: tuple[float, ...] | None = None
+    old_logprobs: tuple[float, ...] | None = None
+    values: tuple[float, ...] | None = None
     advantages: tuple[float, ...] | None = None
+    value_targets: tuple[float, ...] | None = None
     ratios: tuple[float, ...] | None = None
 
 

@@ -134,7 +134,6 @@ def learner(path: str) -> dict[str, Any]:
     import torch
 
     from agent_r1.algorithms.grpo import GRPO
-    from agent_r1.batch import step_weights
     from agent_r1.learner import Learner
     from agent_r1.pack import packs
     from agent_r1.rows import rows
@@ -156,14 +155,7 @@ def learner(path: str) -> dict[str, Any]:
 
     seconds = clock(once, runs=2)
     trajectories = [t for g in groups for t in g.trajectories]
-    cut = list(
-        learner.cut(
-            groups,
-            step_weights(groups, algorithm),
-            max_tokens=learner.micro_batch_tokens,
-            device=policy.device,
-        )
-    )
+    cut = list(learner.cut(groups, max_tokens=learner.micro_batch_tokens, device=policy.device))
     result: dict[str, Any] = {
         "seconds": seconds,
         "episodes": len(trajectories),

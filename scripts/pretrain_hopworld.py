@@ -10,6 +10,11 @@ Supervised only, in five stages, because copying does not emerge from dialogues 
 5. habits: dialogues of a poor agent, which guesses, breaks its calls, asks for the wrong relation
    and above all answers before it has followed every hop. These scripted habits are what
    reinforcement has to overcome; the card says so.
+
+A start where success is rarer, for the experiment on process rewards, is more of the last stage:
+
+    python scripts/pretrain_hopworld.py --base agent_r1/assets/hopworld-base \
+        --habits 0.01 0.2 0.01 0.93 --threads 1 --out runs/starts/hopworld-hard
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jinja2 import Environment
@@ -39,8 +45,20 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TAGS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 TEMPLATE = Path(__file__).parent / "hermes_template.jinja"
 CARD = Path(__file__).parent / "hopworld_base_card.md"
-GUESSES, BREAKS_CALLS, WRONG_RELATION, STOPS_EARLY = 0.1, 0.2, 0.1, 0.55
-"""How often the poor agent of the last stage does what: a dialogue, a search, a search, a hop."""
+
+
+class Habits(NamedTuple):
+    """How often the poor agent of the last stage does what: a dialogue, a search, a search, a
+    hop.
+    """
+
+    guesses: float = 0.1
+    breaks_calls: float = 0.2
+    wrong_relation: float = 0.1
+    stops_early: float = 0.55
+
+
+HABITS = Habits()
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -117,7 +135,10 @@ class Examples:
     text 0.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, seed: int, habits: Habits = HABITS
+    ) -> None:
+        self.habits = habits
         self.renderer = ChatML(ChatML.Settings(), tokenizer)
         self.rng = random.Random(seed)
         env = hw.HopWorld(hw.HopWorld.Settings())
@@ -204,21 +225,21 @@ class Examples:
     def poor_dialogue(self, num_hops: int) -> Example:
         """A poor agent's: guesses, broken calls, wrong relations, answers before the last hop."""
         world = hw.build_world(self.rng.getrandbits(62), num_hops)
-        if self.rng.random() < GUESSES:
+        if self.rng.random() < self.habits.guesses:
             guess = self.rng.choice(world.facts).subject
             return self.render(world, [(f"<answer> {guess} </answer>", "")])
         turns = []
         *searches, answer = hw.gold_actions(world)
         for hop, (text, fact) in enumerate(zip(searches, world.chain, strict=True)):
-            if hop and self.rng.random() < STOPS_EARLY:
+            if hop and self.rng.random() < self.habits.stops_early:
                 found = world.chain[hop - 1]
                 answer = f"{found.text} <answer> {found.object} </answer>"
                 break
-            if self.rng.random() < BREAKS_CALLS:
+            if self.rng.random() < self.habits.breaks_calls:
                 broken = text.replace('"}}', self.rng.choice(['"}', "}}", '"']))
                 (call,) = parse_hermes(broken).tool_calls
                 turns.append((broken, f"Error: {call.reason}"))
-            if self.rng.random() < WRONG_RELATION:
+            if self.rng.random() < self.habits.wrong_relation:
                 other = self.rng.choice([f for f in world.facts if f.subject == fact.subject])
                 turns.append(
                     (
@@ -320,14 +341,43 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--base", type=Path, help="start from this model and do the last stage")
+    parser.add_argument(
+        "--habits", type=float, nargs=4, default=HABITS, metavar=tuple(Habits._fields)
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    tokenizer = train_tokenizer()
-    make = Examples(tokenizer, arguments.seed)
-    model = build_model(len(tokenizer))
+    if arguments.base:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.base)
+        model = Qwen3ForCausalLM.from_pretrained(arguments.base)
+    else:
+        tokenizer = train_tokenizer()
+        model = build_model(len(tokenizer))
+    make = Examples(tokenizer, arguments.seed, Habits(*arguments.habits))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    if not arguments.base:
+        learn_the_skills(model, make, arguments.seed)
+    habits = {lambda hops=hops: make.poor_dialogue(hops): 1 for hops in (1, 2, 3)}
+    make.rng.seed(arguments.seed + 1)
+    fit(
+        model,
+        mixture(make.rng, habits),
+        steps=50,
+        lr=1e-3,
+        decay_from=1.0,
+        warmup=5,
+        label="habits",
+    )
+    model.eval()
+    model.save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+    if not arguments.base:
+        shutil.copy(CARD, arguments.out / "README.md")
 
+
+def learn_the_skills(model: Qwen3ForCausalLM, make: Examples, seed: int) -> None:
+    """The first four stages."""
     fit(model, make.loop, steps=350, decay_from=1.0, label="loop")
     match = {make.loop: 1, make.repeat: 1, make.pairs: 2}
     fit(model, mixture(make.rng, match), steps=200, decay_from=1.0, label="match")
@@ -348,15 +398,8 @@ def main() -> None:
         lambda: make.dialogue(3): 1.5,
     }
     rng = make.rng
-    rng.seed(arguments.seed)  # so that the last two stages can be repeated on their own
+    rng.seed(seed)  # so that the last two stages can be repeated on their own
     fit(model, mixture(rng, dialogues), steps=300, decay_from=0.4, warmup=10, label="dialogues")
-    habits = {lambda hops=hops: make.poor_dialogue(hops): 1 for hops in (1, 2, 3)}
-    rng.seed(arguments.seed + 1)
-    fit(model, mixture(rng, habits), steps=50, lr=1e-3, decay_from=1.0, warmup=5, label="habits")
-    model.eval()
-    model.save_pretrained(arguments.out)
-    tokenizer.save_pretrained(arguments.out)
-    shutil.copy(CARD, arguments.out / "README.md")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM
 
 import agent_r1
 from agent_r1.algorithms.grpo import GRPO
+from agent_r1.assign import shares
 from agent_r1.attention import PackedTree, Span
-from agent_r1.batch import step_weights
+from agent_r1.batch import Actions
 from agent_r1.config import ConfigError
 from agent_r1.learner import Learner, _Sums
 from agent_r1.memory import free_memory, plan_memory
@@ -59,18 +60,20 @@ def test_the_engine_samples_from_the_adapted_model():
 
 
 def test_an_adapter_is_its_own_reference():
-    algorithm = GRPO(GRPO.Settings(kl_coef=0.5))
+    algorithm = GRPO(GRPO.Settings(kl={"coef": 0.5}))
     policy, groups = with_adapter("llama"), random_groups()
     learner = Learner(policy, algorithm, LearnerSettings(), temperature=1.0)
     update = learner.update(groups, lr=1e-3, seed=0)
     plain = make_family("llama")
     expected = 0.0
-    for micro in packs(groups, step_weights(groups, algorithm), max_tokens=10**6, device=CPU):
+    weights = shares(groups, algorithm)
+    for micro in packs(groups, max_tokens=10**6, device=CPU):
         before = with_adapter("llama")
         with torch.no_grad(), before.packed(), plain.packed():
-            ours, theirs = (micro.logprobs(p, 1.0)[0] for p in (before, plain))
+            ours, theirs = (micro.forward(p, 1.0).logprobs for p in (before, plain))
         difference = theirs - ours
-        expected += (micro.actions.weights * (difference.exp() - difference - 1)).sum().item()
+        weighed = Actions.of(micro.steps, weights, CPU).weights
+        expected += (weighed * (difference.exp() - difference - 1)).sum().item()
     assert update.kl == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
 
@@ -78,7 +81,7 @@ def test_an_adapter_is_its_own_reference():
 RECIPE = {
     "env": "hopworld",
     "threads": 2,
-    "credit": "trajectory",
+    "credit": {"name": "trajectory", "weights": {"answered": 0.0}},
     "limits": {"turns": 2, "tokens_per_turn": 64, "tokens": 400},
     "train": {"iterations": 2, "tasks": 2, "attempts": 4},
     "learner": {"lr": 0.01},
@@ -157,10 +160,10 @@ def test_the_gradient_in_half_precision_is_summed_in_float32():
     exact = gradients(make_family("llama"), groups, packs)
     policy = make_policy(make_family("llama").model.to(torch.bfloat16), None)
     learner = Learner(policy, GRPO(GRPO.Settings()), LearnerSettings(), temperature=0.8)
-    weights = step_weights(groups, learner.algorithm)
+    weights = shares(groups, learner.algorithm)
     with policy.packed():
-        for micro in packs(groups, weights, max_tokens=40, device=CPU):
-            learner._backward(micro, _Sums())
+        for micro in packs(groups, max_tokens=40, device=CPU):
+            learner._backward(micro, weights, _Sums())
     assert all(p.grad is None for p in learner.optimizer.parameters)
     assert {m.grad.dtype for m in learner.optimizer.masters} == {torch.float32}
     assert len(learner.optimizer.masters) == len(exact)
@@ -183,11 +186,11 @@ class Scarce(GRPO):
         super().__init__(GRPO.Settings())
         self.most, self.failed = most, 0
 
-    def policy_loss(self, logprobs, sampling_logprobs, advantages):
+    def policy_loss(self, logprobs, old_logprobs, advantages, sequences):
         if len(logprobs) > self.most:
             self.failed += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().policy_loss(logprobs, sampling_logprobs, advantages)
+        return super().policy_loss(logprobs, old_logprobs, advantages, sequences)
 
 
 def test_memory_that_runs_out_restarts_the_accumulation_in_smaller_cuts():

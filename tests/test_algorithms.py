@@ -1,148 +1,568 @@
-"""Credit, advantages and losses against numbers worked out by hand or by plain NumPy."""
+"""Every algorithm against plain NumPy written from its paper, not from our code."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agent_r1.algorithms.advantages import group_relative
-from agent_r1.algorithms.base import Algorithm
-from agent_r1.algorithms.credit import OutcomeCredit, StepCredit, TrajectoryCredit
-from agent_r1.algorithms.grpo import GRPO
-from agent_r1.algorithms.losses import clipped_policy_loss, k3
-from agent_r1.types import Group, Message, Outcome, Step, StopReason, Task, Trajectory
+from agent_r1.algorithms import ALGORITHMS, CREDITS
+from agent_r1.algorithms.advantages import gae, group_relative, leave_one_out, whiten
+from agent_r1.algorithms.base import Algorithm, advantage
+from agent_r1.algorithms.dapo import overlong_punishment
+from agent_r1.algorithms.kl import k1, k2, k3
+from agent_r1.algorithms.losses import (
+    cispo_loss,
+    clipped_policy_loss,
+    sequence_ratio,
+    truncated_importance,
+    value_loss,
+)
+from agent_r1.assign import assign_credit, informative, shares
+from tests.batches import flat, make_groups
 
-from .fakes import make_action
-
-REWARDS = [{"format": 1.0, "reached": 0.5}, {"format": 0.0}, {"reached": 0.5}]
-
-
-def trajectory(outcome, rewards, texts=None):
-    texts = texts or ["ab"] * len(rewards)
-    steps = [
-        Step(make_action(text), Message("assistant", text), rewards=part)
-        for text, part in zip(texts, rewards, strict=True)
-    ]
-    return Trajectory("t", "", 0, (), (1,), steps, StopReason.DONE, Outcome(outcome, outcome >= 1))
-
-
-def group(*trajectories):
-    return Group(Task("t", "?"), list(trajectories))
+WEIGHTS = {"format": 0.1, "reached": 2.0}
 
 
-def test_outcome_credit_ignores_process_rewards():
-    assert OutcomeCredit(OutcomeCredit.Settings()).returns(REWARDS, 2.0) == [2.0, 2.0, 2.0]
+def algorithm(name, **keys):
+    return ALGORITHMS.resolve(name)(ALGORITHMS.section({"name": name, **keys}))
 
 
-def test_trajectory_credit_sums_weighted_parts():
-    settings = TrajectoryCredit.Settings(weights={"format": 0.1})
-    assert TrajectoryCredit(settings).returns(REWARDS, 1.0) == pytest.approx([2.1] * 3)
+def credit(name, **keys):
+    return CREDITS.resolve(name)(CREDITS.section({"name": name, **keys}))
 
 
-def test_step_credit_is_the_discounted_return_to_go():
-    credit = StepCredit(StepCredit.Settings(weights={"format": 0.1, "reached": 2.0}, gamma=0.5))
-    r = [0.1 + 1.0, 0.0, 1.0]
-    expected = [
-        r[0] + 0.5 * r[1] + 0.25 * r[2] + 0.25 * 3.0,
-        r[1] + 0.5 * r[2] + 0.5 * 3.0,
-        r[2] + 3.0,
-    ]
-    assert credit.returns(REWARDS, 3.0) == pytest.approx(expected)
+# The oracle: rewards -----------------------------------------------------------------------------
 
 
-def test_group_relative_by_hand():
-    values = [1.0, 0.0, 0.0, 1.0, 0.5]
-    array = np.array(values)
-    expected = (array - array.mean()) / array.std(ddof=1)
-    assert group_relative(values) == pytest.approx(expected.tolist())
-    assert group_relative(values, normalize_std=False) == pytest.approx((array - 0.5).tolist())
+def process(step):
+    return sum(WEIGHTS[part] * value for part, value in step.rewards.items())
+
+
+def lengths(t):
+    return [len(s.action.token_ids) for s in t.steps]
+
+
+def repeat_tokens(t, per_step):
+    return np.repeat(per_step, lengths(t))
+
+
+def token_rewards(t, level, outcome=None):
+    """Where a reward stands: a flat array over the action tokens of a trajectory."""
+    outcome = t.outcome.reward if outcome is None else outcome
+    r = np.zeros(sum(lengths(t)))
+    ends = np.cumsum(lengths(t)) - 1
+    if level in ("step", "token"):
+        for end, step in zip(ends, t.steps, strict=True):
+            r[end] += process(step)
+    if level == "trajectory":
+        r[-1] += sum(process(s) for s in t.steps)
+    r[-1] += outcome
+    return r
+
+
+def discounted_sums(r, gamma):
+    return np.array([sum(gamma ** (k - t) * r[k] for k in range(t, len(r))) for t in range(len(r))])
+
+
+def step_sums(t, r):
+    return np.array([part.sum() for part in np.split(r, np.cumsum(lengths(t))[:-1])])
+
+
+def scored(g):
+    return [t for t in g.trajectories if t.outcome is not None]
+
+
+def oracle_group(group, level, normalise, gamma=1.0, outcome=lambda t: t.outcome.reward):
+    """Advantage per token of each trajectory for algorithms that compare units of a group."""
+    ts = scored(group)
+    rewards = [token_rewards(t, level, outcome(t)) for t in ts]
+    if level in ("outcome", "trajectory"):
+        a = normalise(np.array([r.sum() for r in rewards]))
+        return [np.full(len(r), x) for x, r in zip(a, rewards, strict=True)]
+    if level == "step":
+        returns = [
+            discounted_sums(step_sums(t, r), gamma) for t, r in zip(ts, rewards, strict=True)
+        ]
+    else:
+        returns = [discounted_sums(r, gamma) for r in rewards]
+    a = np.split(normalise(np.concatenate(returns)), np.cumsum([len(x) for x in returns])[:-1])
+    if level == "step":
+        return [repeat_tokens(t, x) for t, x in zip(ts, a, strict=True)]
+    return a
+
+
+def zscore(x):
+    return (x - x.mean()) / x.std(ddof=1) if x.std() > 1e-9 else np.zeros_like(x)
+
+
+def centre(x):
+    return x - x.mean()
+
+
+def others(x):
+    return np.array([x[i] - np.delete(x, i).mean() for i in range(len(x))])
+
+
+# Advantages --------------------------------------------------------------------------------------
+
+LEVELS = ["outcome", "trajectory", "step", "token"]
+BASELINES = {
+    "grpo": zscore,
+    "dapo": zscore,
+    "gspo": zscore,
+    "cispo": zscore,
+    "dr-grpo": centre,
+    "rloo": others,
+}
+
+
+def credit_of(level):
+    keys = {} if level == "outcome" else {"weights": WEIGHTS}
+    return credit(level, **keys)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_group_advantages(name, level):
+    groups = make_groups()
+    ours = algorithm(name).advantages(groups, credit_of(level))
+    theirs = [oracle_group(group, level, BASELINES[name]) for group in groups]
+    assert flat(ours) == pytest.approx(np.concatenate(list(itertools.chain(*theirs))).tolist())
+    if level == "outcome":
+        assert not any(flat([ours[1]])), "a group of equal outcomes has no signal"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_reinforce_pp(level):
+    groups = make_groups()
+    ours = algorithm("reinforce++", gamma=0.9).advantages(groups, credit_of(level))
+    returns = np.concatenate(
+        [discounted_sums(token_rewards(t, level), 0.9) for g in groups for t in scored(g)]
+    )
+    expected = (returns - returns.mean()) / returns.std()
+    assert flat(ours) == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_reinforce_pp_with_baseline(level):
+    groups = make_groups()
+    ours = algorithm("reinforce++-baseline").advantages(groups, credit_of(level))
+    a = np.concatenate([x for g in groups for x in oracle_group(g, level, centre)])
+    assert flat(ours) == pytest.approx(((a - a.mean()) / a.std()).tolist())
+
+
+@pytest.mark.parametrize("level", ["outcome", "step"])
+@pytest.mark.parametrize("normalize_std", [True, False])
+def test_gigpo(level, normalize_std):
+    groups = make_groups()
+    keys = {"gamma": 0.9, "step_weight": 0.7, "normalize_std": normalize_std}
+    ours = algorithm("gigpo", **keys).advantages(groups, credit_of(level))
+    norm = zscore if normalize_std else centre
+    expected = []
+    for group in groups:
+        ts = scored(group)
+        rewards = [token_rewards(t, level) for t in ts]
+        episode = norm(np.array([r.sum() for r in rewards]))
+        returns = [discounted_sums(step_sums(t, r), 0.9) for t, r in zip(ts, rewards, strict=True)]
+        for i, t in enumerate(ts):
+            per_step = np.zeros(len(t.steps))
+            for s, step in enumerate(t.steps):
+                same = [
+                    (j, k)
+                    for j, other in enumerate(ts)
+                    for k, o in enumerate(other.steps)
+                    if o.state_key == step.state_key
+                ]
+                values = np.array([returns[j][k] for j, k in same])
+                relative = norm(values)[same.index((i, s))] if len(values) > 1 else 0.0
+                per_step[s] = episode[i] + 0.7 * relative
+            expected.append(repeat_tokens(t, per_step))
+    assert flat(ours) == pytest.approx(np.concatenate(expected).tolist())
+
+
+def oracle_gae(r, v, last, gamma, lam):
+    """As the sum of discounted temporal differences, eq. 16."""
+    after = np.append(v[1:], last)
+    delta = r + gamma * after - v
+    return discounted_sums(delta, gamma * lam)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("truncated", ["bootstrap", "keep"])
+def test_ppo_walks_over_action_tokens_across_turns(level, truncated):
+    groups = make_groups()
+    ppo = algorithm("ppo", gamma=0.95, lam=0.9, truncated=truncated, normalize=False)
+    ours = ppo.advantages(groups, credit_of(level))
+    targets = ppo.value_targets(groups, credit_of(level))
+    expected, expected_targets = [], []
+    for t in (t for g in groups for t in scored(g)):
+        v = np.concatenate([s.values[:-1] for s in t.steps])
+        cut = truncated == "bootstrap" and t.stop == "max_turns"
+        r = token_rewards(t, level, 0.0 if cut else None)
+        a = oracle_gae(r, v, t.steps[-1].values[-1] if cut else 0.0, 0.95, 0.9)
+        expected.append(a)
+        expected_targets.append(a + v)
+    assert flat(ours) == pytest.approx(np.concatenate(expected).tolist())
+    assert flat(targets) == pytest.approx(np.concatenate(expected_targets).tolist())
+    a = np.concatenate(expected)
+    whitened = algorithm("ppo", gamma=0.95, lam=0.9, truncated=truncated)
+    ours = flat(whitened.advantages(groups, credit_of(level)))
+    assert ours == pytest.approx(((a - a.mean()) / a.std()).tolist())
+
+
+def test_step_gae_takes_a_turn_for_one_action():
+    groups = make_groups()
+    steps = algorithm("step-gae", gamma=0.9, lam=0.8, normalize=False)
+    ours = steps.advantages(groups, credit_of("step"))
+    targets = steps.value_targets(groups, credit_of("step"))
+    expected, expected_targets = [], []
+    for t in (t for g in groups for t in scored(g)):
+        v = np.array([s.values[0] for s in t.steps])
+        cut = t.stop == "max_turns"
+        r = step_sums(t, token_rewards(t, "step", 0.0 if cut else None))
+        a = oracle_gae(r, v, t.steps[-1].values[-1] if cut else 0.0, 0.9, 0.8)
+        expected.append(repeat_tokens(t, a))
+        expected_targets.append(repeat_tokens(t, a + v))
+    assert flat(ours) == pytest.approx(np.concatenate(expected).tolist())
+    assert flat(targets) == pytest.approx(np.concatenate(expected_targets).tolist())
+
+
+def test_numbers_by_hand():
+    assert group_relative([1.0, 0.0, 0.0, 1.0], normalize_std=False) == [0.5, -0.5, -0.5, 0.5]
+    assert leave_one_out([3.0, 0.0, 0.0]) == pytest.approx([3.0, -1.5, -1.5])
+    assert whiten([1.0, 3.0]) == [-1.0, 1.0]
+    # delta = [0 + .5 * 2 - 1, 4 - 2] = [0, 2]; A = [0 + .25 * 2, 2]
+    assert gae([0.0, 4.0], [1.0, 2.0], last_value=0.0, gamma=0.5, lam=0.5) == [0.5, 2.0]
+    assert gae([0.0, 4.0], [1.0, 2.0], last_value=2.0, gamma=0.5, lam=0.5) == [0.75, 3.0]
 
 
 @pytest.mark.parametrize("values", [[], [3.0], [0.5, 0.5, 0.5], [0.1 + 0.2, 0.3]])
 def test_no_difference_no_signal(values):
     assert group_relative(values) == [0.0] * len(values)
-
-
-def test_grpo_spreads_a_trajectorys_advantage_over_all_its_tokens():
-    good = trajectory(1.0, [{}, {}], ["abc", "d"])
-    bad = trajectory(0.0, [{}], ["xy"])
-    failed = trajectory(0.0, [{}])
-    failed.outcome = None
-    grpo, credit = GRPO(GRPO.Settings()), OutcomeCredit(OutcomeCredit.Settings())
-    a = 0.5 / math.sqrt(0.5)
-    advantages = grpo.advantages(group(good, failed, bad), credit)
-    assert [[len(step) for step in t] for t in advantages] == [[4, 2], [3]]
-    assert advantages[0] == [pytest.approx([a] * 4), pytest.approx([a] * 2)]
-    assert advantages[1] == [pytest.approx([-a] * 3)]
-
-
-def test_grpo_with_step_credit_compares_all_steps_of_the_group():
-    one = trajectory(1.0, [{"reached": 1.0}, {}])
-    two = trajectory(0.0, [{"reached": 1.0}, {}, {}])
-    grpo = GRPO(GRPO.Settings())
-    advantages = grpo.advantages(group(one, two), StepCredit(StepCredit.Settings()))
-    returns = np.array([2.0, 1.0, 1.0, 0.0, 0.0])
-    expected = (returns - returns.mean()) / returns.std(ddof=1)
-    flat = [step[0] for t in advantages for step in t]
-    assert flat == pytest.approx(expected.tolist())
+    assert leave_one_out(values) == [0.0] * len(values)
+    assert whiten(values) == [0.0] * len(values)
 
 
 @pytest.mark.parametrize("compare", ["index", "state_key"])
-def test_grpo_may_compare_steps_of_the_same_index_or_state(compare):
-    one = trajectory(1.0, [{"reached": 1.0}, {}])
-    two = trajectory(0.0, [{"reached": 0.5}, {}, {}])
-    for t in (one, two):
-        for index, step in enumerate(t.steps):
-            step.state_key = f"state {index}"
-    credit = StepCredit(StepCredit.Settings(compare=compare))
-    flat = [
-        step[0] for t in GRPO(GRPO.Settings()).advantages(group(one, two), credit) for step in t
-    ]
-    a = 0.5**0.5
-    assert flat == pytest.approx([a, a, -a, -a, 0.0])
+@pytest.mark.parametrize("level", ["step", "token"])
+def test_units_may_be_compared_with_those_of_the_same_index_or_state(level, compare):
+    groups = make_groups()
+    ours = algorithm("grpo").advantages(
+        groups, credit(level, weights=WEIGHTS, gamma=0.5, compare=compare)
+    )
+    expected = []
+    for group in groups:
+        ts = scored(group)
+        units = []  # (trajectory, key, return, number of tokens)
+        for i, t in enumerate(ts):
+            r = token_rewards(t, level)
+            of_steps = discounted_sums(step_sums(t, r), 0.5)
+            of_tokens = np.split(discounted_sums(r, 0.5), np.cumsum(lengths(t))[:-1])
+            for s, step in enumerate(t.steps):
+                key = s if compare == "index" else step.state_key
+                n = lengths(t)[s]
+                if level == "step":
+                    units.append((i, key, of_steps[s], n))
+                else:
+                    units += [(i, key, x, 1) for x in of_tokens[s]]
+        for i in range(len(ts)):
+            for j, key, value, n in units:
+                if j == i:
+                    same = np.array([v for _, k, v, _ in units if k == key])
+                    std = same.std(ddof=1) if len(same) > 1 else 0.0
+                    expected += [(value - same.mean()) / std if std > 1e-9 else 0.0] * n
+    assert flat(ours) == pytest.approx(expected)
 
 
-def test_token_weights_sum_to_one():
+def test_gating_leaves_process_rewards_out_where_outcomes_are_equal():
+    groups = make_groups()
+    for level in ("trajectory", "step", "token"):
+        gated = algorithm("grpo").advantages(groups, credit(level, weights=WEIGHTS, gate=True))
+        free = algorithm("grpo").advantages(groups, credit(level, weights=WEIGHTS))
+        assert flat([gated[0]]) == flat([free[0]])
+        assert any(flat([free[1]]))
+        assert not any(flat([gated[1]]))
+
+
+def test_soft_punishment_of_over_long_episodes():
+    groups = make_groups()
+    dapo = algorithm("dapo", overlong={"length": 6, "buffer": 4})
+
+    def outcome(t):
+        n = sum(lengths(t))
+        fine = 0.0 if n <= 2 else (2 - n) / 4 if n <= 6 else -1.0
+        return t.outcome.reward + fine
+
+    ours = flat(dapo.advantages(groups, credit_of("outcome")))
+    theirs = [oracle_group(g, "outcome", zscore, outcome=outcome) for g in groups]
+    assert ours == pytest.approx(np.concatenate(list(itertools.chain(*theirs))).tolist())
+    assert [overlong_punishment(n, length=100, buffer=20) for n in (0, 80, 85, 100, 999)] == [
+        0.0, 0.0, -0.25, -1.0, -1.0,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_in_the_reward(estimator):
+    groups = make_groups()
+    kl = {"coef": 0.3, "estimator": estimator, "place": "reward"}
+    functions = {
+        "k1": lambda d: d,
+        "k2": lambda d: d**2 / 2,
+        "k3": lambda d: np.exp(-d) - 1 + d,
+    }
+    returns = []
+    for t in (t for g in groups for t in scored(g)):
+        d = np.concatenate([np.subtract(s.action.logprobs, s.reference_logprobs) for s in t.steps])
+        r = token_rewards(t, "outcome") - 0.3 * functions[estimator](d)
+        returns.append(discounted_sums(r, 1.0))
+    x = np.concatenate(returns)
+    ours = algorithm("reinforce++", kl=kl).advantages(groups, credit_of("outcome"))
+    assert flat(ours) == pytest.approx(((x - x.mean()) / x.std()).tolist())
+    # Where the unit is the trajectory, the penalty of all its tokens is in its return.
+    totals = iter([r[0] for r in returns])
+    expected = []
+    for g in groups:
+        per_trajectory = zscore(np.array([next(totals) for _ in scored(g)]))
+        for a, t in zip(per_trajectory, scored(g), strict=True):
+            expected += [a] * sum(lengths(t))
+    ours = algorithm("grpo", kl=kl).advantages(groups, credit_of("outcome"))
+    assert flat(ours) == pytest.approx(expected)
+
+
+# Losses ------------------------------------------------------------------------------------------
+
+RATIOS = np.array([0.5, 0.5, 1.0, 2.0, 2.0, 1.1, 0.9])
+ADVANTAGES = np.array([1.0, -1.0, 3.0, 1.0, -1.0, 0.0, 2.0])
+SEQUENCES = np.array([0, 0, 0, 1, 1, 2, 2])
+OLD = np.linspace(-2.0, -0.5, 7)
+NEW = OLD + np.log(RATIOS)
+
+
+def tensors(*arrays):
+    return [torch.tensor(a) for a in arrays]
+
+
+def numeric_gradient(f, x, h=1e-6):
+    steps = np.eye(len(x)) * h
+    return np.array([(f(x + d) - f(x - d)) / (2 * h) for d in steps])
+
+
+def torch_gradient(loss, x):
+    x = torch.tensor(x, requires_grad=True)
+    loss(x).sum().backward()
+    return x.grad.numpy()
+
+
+def test_clipped_loss():
+    new, old, a = tensors(NEW, OLD, ADVANTAGES)
+    expected = -np.minimum(RATIOS * ADVANTAGES, np.clip(RATIOS, 0.8, 1.3) * ADVANTAGES)
+    loss = clipped_policy_loss(new, old, a, clip_low=0.2, clip_high=0.3)
+    assert loss.numpy() == pytest.approx(expected)
+
+    def by_numpy(x):
+        r = np.exp(x - OLD)
+        return -np.minimum(r * ADVANTAGES, np.clip(r, 0.8, 1.3) * ADVANTAGES).sum()
+
+    ours = torch_gradient(
+        lambda x: clipped_policy_loss(x, old, a, clip_low=0.2, clip_high=0.3), NEW
+    )
+    assert ours == pytest.approx(numeric_gradient(by_numpy, NEW), abs=1e-6)
+    # Clipped in the direction of the advantage: no gradient. Else -ratio * advantage.
+    assert ours == pytest.approx([-0.5, 0, -3, 0, 2, 0, -1.8])
+
+
+@pytest.mark.parametrize("clip", [(1e-3, 2e-3), (0.9, 9.0)])
+def test_gspo_is_the_clipped_objective_of_sequence_ratios(clip):
+    """Value and finite differences of eq. 5, with one advantage a sequence."""
+    per_sequence = np.array([1.0, -2.0, 0.5])
+    a = per_sequence[SEQUENCES]
+    counts = np.bincount(SEQUENCES)
+
+    def objective(x):
+        s = np.exp([(x - OLD)[i == SEQUENCES].mean() for i in range(3)])
+        clipped = np.clip(s, 1 - clip[0], 1 + clip[1])
+        return -np.minimum(s * per_sequence, clipped * per_sequence).mean()
+
+    weights = torch.tensor(1 / (3 * counts[SEQUENCES]))
+    gspo = algorithm("gspo", clip_low=clip[0], clip_high=clip[1])
+    assert gspo.token_weights(counts.tolist()) == pytest.approx((1 / (3 * counts)).tolist())
+
+    def ours(x):
+        old, advantages, sequences = tensors(OLD, a, SEQUENCES)
+        return weights * gspo.policy_loss(x, old, advantages, sequences)
+
+    assert ours(torch.tensor(NEW)).sum().item() == pytest.approx(objective(NEW))
+    assert torch_gradient(ours, NEW) == pytest.approx(numeric_gradient(objective, NEW), abs=1e-7)
+    ratio = sequence_ratio(*tensors(NEW, OLD, SEQUENCES))
+    assert ratio[3].item() == pytest.approx(2.0)
+
+
+def test_cispo_stops_the_gradient_at_the_weight():
+    """Its gradient is that of w A logp with w held fixed; the clipped weight keeps it alive."""
+    new, old, a = tensors(NEW, OLD, ADVANTAGES)
+    w = np.clip(RATIOS, 0.0, 1.5)
+    loss = cispo_loss(new, old, a, clip_low=1.0, clip_high=0.5)
+    assert loss.numpy() == pytest.approx(-w * ADVANTAGES * NEW)
+    ours = torch_gradient(lambda x: cispo_loss(x, old, a, clip_low=1.0, clip_high=0.5), NEW)
+    fixed = numeric_gradient(lambda x: (-w * ADVANTAGES * x).sum(), NEW)
+    assert ours == pytest.approx(fixed, abs=1e-6)
+    assert ours[3] != 0.0
+    through = numeric_gradient(
+        lambda x: (-np.clip(np.exp(x - OLD), 0, 1.5) * ADVANTAGES * x).sum(), NEW
+    )
+    assert ours != pytest.approx(through, abs=1e-3), "else the test shows nothing"
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_value_loss(clip):
+    v, old, target = np.array([0.0, 1.0, 3.0]), np.array([0.1, 0.5, 1.0]), np.array([1.0, 0.9, 2.0])
+
+    def by_numpy(x):
+        loss = (x - target) ** 2
+        if clip is not None:
+            loss = np.maximum(loss, (old + np.clip(x - old, -clip, clip) - target) ** 2)
+        return loss / 2
+
+    ours = value_loss(*tensors(v, old, target), clip=clip)
+    assert ours.numpy() == pytest.approx(by_numpy(v))
+    gradient = torch_gradient(lambda x: value_loss(x, *tensors(old, target), clip=clip), v)
+    assert gradient == pytest.approx(numeric_gradient(lambda x: by_numpy(x).sum(), v), abs=1e-6)
+
+
+def test_kl_estimators_are_what_they_say():
+    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
+    exact = (p * (p / q).log()).sum().item()
+    assert (p * k1(p.log(), q.log())).sum().item() == pytest.approx(exact, abs=1e-6)
+    assert (p * k3(p.log(), q.log())).sum().item() == pytest.approx(exact, abs=1e-6)
+    assert (k3(p.log(), q.log()) >= 0).all()
+    d = torch.tensor([0.3, -0.2])
+    assert k2(d, torch.zeros(2)).tolist() == pytest.approx([0.045, 0.02])
+    assert k3(0.3, 0.0) == pytest.approx(math.exp(-0.3) - 1 + 0.3)
+    # In the loss, the gradient of k2 over samples of p is that of KL(p || q).
+    logits = torch.tensor([0.5, -0.2, 0.1], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.1, 0.3, -0.4], dtype=torch.float64).log_softmax(0)
+    logp = logits.log_softmax(0)
+    (true,) = torch.autograd.grad((logp.exp() * (logp - reference)).sum(), logits)
+    logp = logits.log_softmax(0)
+    (sampled,) = torch.autograd.grad((logp.exp().detach() * k2(logp, reference)).sum(), logits)
+    assert sampled.tolist() == pytest.approx(true.tolist())
+
+
+def test_truncated_importance_weights():
+    old, sampled = tensors(np.log([0.5, 0.5, 0.5]), np.log([0.5, 0.1, 0.9]))
+    assert truncated_importance(old, sampled, cap=2.0).tolist() == pytest.approx([1, 2, 5 / 9])
+
+
+# Normalisers -------------------------------------------------------------------------------------
+
+
+def test_token_weights():
     counts = [3, 1, 4]
-    by_token = GRPO(GRPO.Settings()).token_weights(counts)
-    by_sequence = GRPO(GRPO.Settings(aggregation="sequence")).token_weights(counts)
+    by_token = algorithm("grpo").token_weights(counts)
+    by_sequence = algorithm("grpo", aggregation="sequence").token_weights(counts)
+    fixed = algorithm("dr-grpo", fixed_length=10).token_weights(counts)
     assert by_token == pytest.approx([1 / 8] * 3)
     assert by_sequence == pytest.approx([1 / 9, 1 / 3, 1 / 12])
-    for weights in (by_token, by_sequence):
-        assert sum(w * c for w, c in zip(weights, counts, strict=True)) == pytest.approx(1.0)
+    assert fixed == pytest.approx([1 / 30] * 3)
 
 
-def test_clipped_loss_by_hand():
-    ratios = np.array([0.5, 0.5, 1.0, 2.0, 2.0])
-    advantages = np.array([1.0, -1.0, 3.0, 1.0, -1.0])
-    expected = -np.minimum(ratios * advantages, np.clip(ratios, 0.8, 1.3) * advantages)
-    old = torch.full((5,), -1.0, dtype=torch.float64)
-    new = (old + torch.tensor(np.log(ratios))).requires_grad_()
-    loss = clipped_policy_loss(new, old, torch.tensor(advantages), clip_low=0.2, clip_high=0.3)
-    assert loss.tolist() == pytest.approx(expected.tolist())
-    loss.sum().backward()
-    # Clipped in the direction of the advantage: no gradient. Else -ratio * advantage.
-    assert new.grad.tolist() == pytest.approx([-0.5, 0.0, -3.0, 0.0, 2.0])
+def test_masked_truncated_trajectories_are_compared_but_not_trained_on():
+    groups = make_groups()
+    grpo = algorithm("grpo", truncated="mask")
+    assign_credit(groups, grpo, credit_of("outcome"))
+    of = shares(groups, grpo)
+    for t in (t for g in groups for t in scored(g)):
+        assert all((id(s) in of) != t.stop.truncated for s in t.steps)
+    weight = next(iter(of.values())).weight
+    kept = [t for g in groups for t in scored(g) if not t.stop.truncated]
+    assert weight == pytest.approx(1 / sum(sum(lengths(t)) for t in kept))
+    advantages = zscore(np.array([1.0, 0.0, 0.25]))
+    assert groups[0].trajectories[1].steps[0].advantages[0] == pytest.approx(advantages[1])
 
 
-def test_k3_is_an_estimate_of_the_divergence():
-    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
-    exact = (p * (p / q).log()).sum()
-    assert (p * k3(p.log(), q.log())).sum().item() == pytest.approx(exact.item(), abs=1e-6)
-    assert (k3(p.log(), q.log()) >= 0).all()
+# Properties --------------------------------------------------------------------------------------
+
+NAMES = sorted(ALGORITHMS.table)
 
 
-def test_an_algorithm_of_ones_own_needs_two_functions():
-    class Reinforce(Algorithm):
-        def advantages(self, group, credit):
-            return [
-                [[t.outcome.reward] * len(s.action.token_ids) for s in t.steps]
-                for t in group.scored
-            ]
+@given(st.permutations(range(3)), st.sampled_from(NAMES), st.sampled_from(LEVELS))
+def test_the_order_of_attempts_does_not_matter(order, name, level):
+    groups, shuffled = make_groups(), make_groups()
+    kept = groups[0].trajectories[:3]
+    shuffled[0].trajectories = [shuffled[0].trajectories[i] for i in order]
+    one = algorithm(name).advantages(groups, credit_of(level))[0]
+    two = algorithm(name).advantages(shuffled, credit_of(level))[0]
+    assert len(kept) == len(two)
+    for place, i in enumerate(order):
+        assert flat([[two[place]]]) == pytest.approx(flat([[one[i]]]), abs=1e-12)
 
-        def policy_loss(self, logprobs, sampling_logprobs, advantages):
-            return -logprobs * advantages
 
-    mine = Reinforce(Algorithm.Settings(name="mine"))
-    assert mine.advantages(group(trajectory(0.5, [{}])), None) == [[[0.5, 0.5, 0.5]]]
+@given(
+    st.lists(st.integers(0, 9), min_size=10, max_size=10),
+    st.sampled_from(NAMES),
+    st.sampled_from(LEVELS),
+)
+def test_observation_tokens_change_no_advantage_and_no_weight(numbers, name, level):
+    groups, longer = make_groups(), make_groups()
+    extra = itertools.cycle(numbers)
+    for t in (t for g in longer for t in g.trajectories):
+        for step in t.steps:
+            step.observation_ids += (7,) * next(extra)
+    one, two = (algorithm(name).advantages(g, credit_of(level)) for g in (groups, longer))
+    assert flat(one) == flat(two)
+    weights = [[s.weight for s in shares(g, algorithm(name)).values()] for g in (groups, longer)]
+    assert weights[0] == weights[1]
+
+
+@given(st.floats(-5, 5), st.floats(0.1, 10), st.sampled_from(["grpo", "reinforce++", "ppo"]))
+def test_normalised_advantages_do_not_know_the_scale_of_rewards(shift, scale, name):
+    if name == "ppo":
+        shift = 0.0  # its values would have to shift, too
+    groups, scaled = make_groups(), make_groups()
+    for t in (t for g in scaled for t in scored(g)):
+        t.outcome = type(t.outcome)(t.outcome.reward * scale + shift, False)
+        for step in t.steps:
+            step.values = tuple(v * scale for v in step.values)
+    one, two = (algorithm(name).advantages(g, credit_of("outcome")) for g in (groups, scaled))
+    assert flat(two) == pytest.approx(flat(one), abs=1e-6)
+
+
+# Plumbing ----------------------------------------------------------------------------------------
+
+
+def test_credit_is_written_into_the_steps():
+    groups = make_groups()
+    assign_credit(groups, algorithm("ppo"), credit_of("token"))
+    for t in (t for g in groups for t in scored(g)):
+        for step in t.steps:
+            assert len(step.advantages) == len(step.value_targets) == len(step.action.token_ids)
+    assign_credit(groups, algorithm("grpo"), credit_of("outcome"))
+    assert informative(groups) == groups[:1]
+
+
+def test_an_algorithm_from_a_function():
+    @advantage
+    def best_of(returns):
+        """1 for the best, 0 for the others."""
+        return [float(value == max(returns)) for value in returns]
+
+    mine = best_of(best_of.Settings(name="mine"))
+    assert isinstance(mine, Algorithm)
+    ours = mine.advantages(make_groups()[:1], credit_of("outcome"))
+    assert [trajectory[0][0] for trajectory in ours[0]] == [1.0, 0.0, 0.0]
+    new, old, a, s = tensors(NEW, OLD, ADVANTAGES, SEQUENCES)
+    assert torch.equal(
+        mine.policy_loss(new, old, a, s),
+        clipped_policy_loss(new, old, a, clip_low=0.2, clip_high=0.2),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_names_its_source(name):
+    module = __import__(type(algorithm(name)).__module__, fromlist=["x"])
+    assert "arXiv" in module.__doc__
+    assert type(algorithm(name)).__doc__

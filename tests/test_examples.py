@@ -76,6 +76,22 @@ def test_questions_tools_and_a_reward_function_without_a_class(tmp_path, monkeyp
     assert figures["success"] is None
 
 
+@pytest.mark.parametrize("name", ["above_median", "OnlyWhatWorked"])
+def test_an_algorithm_of_ones_own(tmp_path, name):
+    recipe = {
+        "env": "hopworld",
+        "algorithm": f"{EXAMPLES / 'my_algorithm.py'}:{name}",
+        "limits": {"turns": 2, "tokens_per_turn": 48, "tokens": 400},
+        "train": {"iterations": 1, "tasks": 3, "attempts": 4},
+        "learner": {"lr": 1e-4},
+        "evaluation": {"every": 0},
+        "threads": 1,
+    }
+    figures = api.train(recipe, run=tmp_path / "run").metrics[-1]["figures"]
+    assert figures["updates"] == 1
+    assert figures["grad_norm"] > 0
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
 def test_example_recipes_pass_their_check(path):
     command = [sys.executable, "-m", "agent_r1.cli", "check", str(path)]

@@ -75,11 +75,11 @@ def test_process_rewards_cannot_be_farmed():
     task = HopWorld.tasks(HopWorld.Settings(train_hops=(2,)), "train")[0]
     gold = hw.gold_actions(hw.build_world(task.data["seed"], 2))
     transitions, outcome = play(task, gold[0], gold[0], gold[0], gold[1], gold[1], gold[2])
-    total = {"format": 0.0, "reached": 0.0}
+    total = {"format": 0.0, "reached": 0.0, "answered": 0.0}
     for transition in transitions:
         for part, value in transition.rewards.items():
             total[part] += value
-    assert total == {"format": 1.0, "reached": 1.0}
+    assert total == {"format": 1.0, "reached": 1.0, "answered": 1.0}
     assert outcome.success
 
 

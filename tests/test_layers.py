@@ -13,35 +13,50 @@ ROWS = [
      "render.template"},
     {"env"},
     {"env_check", "tasks", "tasks.search", "tasks.hopworld", "tasks.hopworld_memory",
-     "tasks.multihop", "tasks.tools"},
+     "tasks.multihop", "tasks.naive_rag", "tasks.tools"},
     {"kernels", "attention", "logprobs"},
     {"policy"},
     {"memory"},
     {"rollout", "rollout.native", "rollout.batch", "rollout.cache", "rollout.tick",
      "rollout.sampling", "rollout.padded", "rollout.episode"},
     {"algorithms", "algorithms.base", "algorithms.advantages", "algorithms.losses",
-     "algorithms.credit", "algorithms.grpo"},
+     "algorithms.kl", "algorithms.credit", "algorithms.grpo", "algorithms.dr_grpo",
+     "algorithms.dapo", "algorithms.gspo", "algorithms.cispo", "algorithms.rloo",
+     "algorithms.reinforce_pp", "algorithms.gigpo", "algorithms.ppo", "algorithms.step_gae"},
+    {"assign", "masks"},
     {"batch", "pack", "rows", "optimizer", "learner"},
     {"recipe", "run", "checkpoint"},
-    {"evaluate", "progress"},
+    {"evaluate", "progress", "explain", "metrics"},
     {"trainer", "report"},
     {"api", "dry_run"},
+    {"bench", "bench.experiment", "bench.worker", "bench.statistics", "bench.tables",
+     "bench.figures", "bench.schedule"},
     {"cli"},
 ]  # fmt: skip
-WITHOUT_TORCH = {module for row in ROWS[:5] for module in row} | {
-    "rollout",
-    "rollout.native",
-    "rollout.padded",
-    "rollout.episode",
-    "algorithms",
-    "algorithms.base",
-    "algorithms.advantages",
-    "algorithms.credit",
-    "algorithms.grpo",
-    "recipe",
-    "run",
-    "cli",
-}
+ALGORITHMS = {module for row in ROWS for module in row if module.startswith("algorithms")}
+WITHOUT_TORCH = (
+    {module for row in ROWS[:5] for module in row}
+    | ALGORITHMS - {"algorithms.losses"}
+    | {
+        "rollout",
+        "rollout.native",
+        "rollout.padded",
+        "rollout.episode",
+        "assign",
+        "masks",
+        "recipe",
+        "run",
+        "explain",
+        "bench",
+        "bench.experiment",
+        "bench.worker",
+        "bench.statistics",
+        "bench.tables",
+        "bench.figures",
+        "bench.schedule",
+        "cli",
+    }
+)
 
 
 def modules():

@@ -10,7 +10,7 @@ import torch
 
 from agent_r1.algorithms.credit import OutcomeCredit, StepCredit
 from agent_r1.algorithms.grpo import GRPO
-from agent_r1.batch import assign_credit, informative, minibatches, step_weights
+from agent_r1.assign import assign_credit, informative, minibatches, shares
 from agent_r1.learner import Learner, _Sums
 from agent_r1.pack import packs
 from agent_r1.rollout.episode import Limits, Rollout
@@ -46,10 +46,10 @@ def accumulated(policy, groups, algorithm, *, max_tokens):
     """The learner's gradient, before clipping and the optimiser."""
     learner = Learner(policy, algorithm, LearnerSettings(), temperature=1.0)
     policy.model.zero_grad()
-    weights = step_weights(groups, algorithm)
+    weights = shares(groups, algorithm)
     with policy.packed():
-        for micro in packs(groups, weights, max_tokens=max_tokens, device=policy.device):
-            learner._backward(micro, _Sums())
+        for micro in packs(groups, max_tokens=max_tokens, device=policy.device):
+            learner._backward(micro, weights, _Sums())
     return gradients(policy)
 
 
@@ -99,11 +99,10 @@ def test_the_cut_into_micro_batches_does_not_matter(policy, groups, aggregation)
 
 
 def test_only_action_tokens_are_trained(policy, groups):
-    weights = step_weights(groups, GRPO(GRPO.Settings()))
     count = 0
-    for pack in packs(groups, weights, max_tokens=1, device=policy.device):
-        sampled = [i for step in pack.actions.steps for i in step.action.token_ids]
-        assert pack.actions.token_ids.tolist() == sampled
+    for pack in packs(groups, max_tokens=1, device=policy.device):
+        sampled = [i for step in pack.steps for i in step.action.token_ids]
+        assert pack.action_ids.tolist() == sampled
         count += len(sampled)
     assert count == sum(t.num_action_tokens for g in groups for t in g.trajectories)
 
@@ -167,7 +166,7 @@ def test_a_non_finite_update_is_skipped_and_explained(policy, groups):
 
 
 def test_kl_to_the_reference(policy, base_policy, groups):
-    algorithm = GRPO(GRPO.Settings(kl_coef=0.5))
+    algorithm = GRPO(GRPO.Settings(kl={"coef": 0.5}))
     with pytest.raises(ValueError, match="reference"):
         Learner(policy, algorithm, LearnerSettings(), temperature=1.0)
     learner = Learner(policy, algorithm, LearnerSettings(), temperature=1.0, reference=base_policy)

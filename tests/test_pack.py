@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_r1.algorithms.grpo import GRPO
-from agent_r1.batch import step_weights
+from agent_r1.assign import shares
 from agent_r1.learner import Learner, _Sums
 from agent_r1.logprobs import head_logprobs, token_logprobs
 from agent_r1.pack import packs
@@ -22,8 +22,7 @@ GRPO_WITH_ENTROPY = GRPO(GRPO.Settings(clip_high=10.0, clip_low=0.99, entropy_co
 
 
 def cut_all(groups, *, max_tokens=10**6, cut=packs):
-    weights = step_weights(groups, GRPO_WITH_ENTROPY)
-    return list(cut(groups, weights, max_tokens=max_tokens, device=CPU))
+    return list(cut(groups, max_tokens=max_tokens, device=CPU))
 
 
 def by_step(micro_batches, policy, temperature):
@@ -32,9 +31,10 @@ def by_step(micro_batches, policy, temperature):
     for micro in micro_batches:
         context = nullcontext() if hasattr(micro, "row") else policy.packed()
         with torch.no_grad(), context:
-            both = micro.logprobs(policy, temperature)
-        counts = [len(step.action.token_ids) for step in micro.actions.steps]
-        for step, *pair in zip(micro.actions.steps, *(x.split(counts) for x in both), strict=True):
+            found = micro.forward(policy, temperature)
+        both = found.logprobs, found.entropies
+        counts = [len(step.action.token_ids) for step in micro.steps]
+        for step, *pair in zip(micro.steps, *(x.split(counts) for x in both), strict=True):
             assert id(step) not in values, "an action is in the loss once"
             values[id(step)] = torch.stack(pair)
     return values
@@ -62,12 +62,12 @@ def gradients(policy, groups, cut, *, max_tokens=10**6, **options):
     learner.cut = cut
     policy.model.zero_grad()
     sums = _Sums()
-    weights = step_weights(groups, GRPO_WITH_ENTROPY)
+    weights = shares(groups, GRPO_WITH_ENTROPY)
     context = policy.packed() if cut is packs else nullcontext()
     with context:
         policy.model.train(options.get("checkpointing", False))
-        for micro in cut(groups, weights, max_tokens=max_tokens, device=CPU):
-            learner._backward(micro, sums)
+        for micro in cut(groups, max_tokens=max_tokens, device=CPU):
+            learner._backward(micro, weights, sums)
         policy.model.eval()
     return {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.requires_grad}
 
@@ -106,7 +106,7 @@ def test_the_cut_holds_the_budget_and_every_action_once(max_tokens):
     branches = [b for g in groups for b in build_tree(g).branches()]
     longest = max(len(branch.token_ids) for branch in branches)
     assert all(part.num_tokens <= max(max_tokens, longest) for part in parts)
-    steps = [id(step) for part in parts for step in part.actions.steps]
+    steps = [id(step) for part in parts for step in part.steps]
     assert sorted(steps) == sorted(id(s) for g in groups for t in g.trajectories for s in t.steps)
 
 

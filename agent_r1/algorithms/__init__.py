@@ -2,13 +2,30 @@
 
 from agent_r1.config import Registry
 
-ALGORITHMS = Registry("algorithm", {"grpo": "agent_r1.algorithms.grpo:GRPO"}, default="grpo")
+ALGORITHMS = Registry(
+    "algorithm",
+    {
+        "cispo": "agent_r1.algorithms.cispo:CISPO",
+        "dapo": "agent_r1.algorithms.dapo:DAPO",
+        "dr-grpo": "agent_r1.algorithms.dr_grpo:DrGRPO",
+        "gigpo": "agent_r1.algorithms.gigpo:GiGPO",
+        "grpo": "agent_r1.algorithms.grpo:GRPO",
+        "gspo": "agent_r1.algorithms.gspo:GSPO",
+        "ppo": "agent_r1.algorithms.ppo:PPO",
+        "reinforce++": "agent_r1.algorithms.reinforce_pp:ReinforcePP",
+        "reinforce++-baseline": "agent_r1.algorithms.reinforce_pp:ReinforcePPBaseline",
+        "rloo": "agent_r1.algorithms.rloo:RLOO",
+        "step-gae": "agent_r1.algorithms.step_gae:StepGAE",
+    },
+    default="grpo",
+)
 CREDITS = Registry(
     "credit",
     {
         "outcome": "agent_r1.algorithms.credit:OutcomeCredit",
-        "trajectory": "agent_r1.algorithms.credit:TrajectoryCredit",
         "step": "agent_r1.algorithms.credit:StepCredit",
+        "token": "agent_r1.algorithms.credit:TokenCredit",
+        "trajectory": "agent_r1.algorithms.credit:TrajectoryCredit",
     },
     default="outcome",
 )

@@ -1,90 +1,179 @@
 """What an algorithm is: an advantage estimator, a policy loss, a normaliser, and perhaps a KL term.
 
 A new one is a file with a subclass of ``Algorithm`` and a line in ``ALGORITHMS``, or no line at
-all when the recipe names it as ``"my_algorithm.py:MyAlgorithm"``.
+all when the recipe names it as ``"my_algorithm.py:MyAlgorithm"``. The shortest is a function from
+the returns of a group to its advantages, see ``advantage``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from agent_r1.algorithms.advantages import ZERO_STD
+from agent_r1.algorithms.credit import Credit, PerToken
+from agent_r1.algorithms.kl import ESTIMATORS, KLSettings
 from agent_r1.config import NamedSection
-from agent_r1.types import Group, Step
+from agent_r1.types import Group, Trajectory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Advantages = list[list[list[float]]]
-"""Per scored trajectory of a group, per step, per action token."""
-
-
-def spread(per_step: list[list[float]], group: Group) -> Advantages:
-    """One number per trajectory and step, repeated for every action token of the step."""
-    return [
-        [[value] * len(step.action.token_ids) for value, step in zip(values, t.steps, strict=True)]
-        for values, t in zip(per_step, group.scored, strict=True)
-    ]
-
-
-class Credit:
-    """From the rewards of a trajectory to the return of each of its steps."""
-
-    class Settings(NamedSection):
-        """The keys of ``[credit]``."""
-
-    def __init__(self, settings: Any) -> None:
-        self.settings = settings
-
-    per_step: bool = False
-    """Whether returns differ between the steps of a trajectory."""
-
-    def returns(self, rewards: list[dict[str, float]], outcome: float) -> list[float]:
-        """The return of each step, from its process rewards by part and the episode's outcome
-        reward.
-        """
-        raise NotImplementedError
-
-    def peers(self, index: int, step: Step) -> Hashable:
-        """With which steps of the group a step's return is compared: those that give the same."""
-        return None
-
 
 class Algorithm:
-    """Subclass it, set ``Settings``, and write the two functions."""
+    """Subclass it and write ``advantages``; the loss is PPO's clipped one unless you write yours.
+
+    Advantages are made for a whole iteration at once, so that an algorithm may normalise over it.
+    """
+
+    compares_attempts: ClassVar[bool] = False
+    """Whether a group needs two attempts or more."""
+    critic: ClassVar[bool] = False
+    """Whether a value head is trained; then every ``Step.values`` is there before credit is
+    assigned, and ``value_targets`` and ``value_loss`` must be written.
+    """
+    whole_trajectories: ClassVar[bool] = False
+    """Whether the loss needs all tokens of a trajectory in one micro-batch."""
 
     class Settings(NamedSection):
-        """The keys of ``[algorithm]``."""
+        """The keys of ``[algorithm]``.
 
-        kl_coef: float = Field(0.0, ge=0)
-        """Weight of the KL term to the reference policy, estimator k3, in the loss; 0 for none."""
+        Attributes:
+            clip_low, clip_high: The ratio of new to old policy counts from 1 - clip_low to
+                1 + clip_high.
+            aggregation: What tokens weigh in the loss: all alike, all of a trajectory together
+                alike, or one in (trajectories x ``fixed_length``).
+            fixed_length: For the last of these.
+            kl: A pull towards the policy as it came; none by default.
+            entropy_coef: Weight of the entropy in the loss, which rewards it; 0 for none.
+            truncated: Episodes that a limit cut off are kept as scored, or masked: compared with,
+                but not in the loss.
+            importance_cap: Weigh each token by the ratio of the policy that the update starts from
+                to the one that sampled it, at most this: for engines that are not exact and
+                rollouts of an older policy. Costs a forward pass. None by default.
+            loss_mask: False puts the environment's tokens in the loss as if sampled: for ablations.
+        """
+
+        clip_low: float = Field(0.2, gt=0)
+        clip_high: float = Field(0.2, gt=0)
+        aggregation: Literal["token", "sequence", "fixed"] = "token"
+        fixed_length: int | None = Field(None, ge=1)
+        kl: KLSettings | None = None
         entropy_coef: float = Field(0.0, ge=0)
-        """Weight of the entropy in the loss, which rewards it; 0 for none."""
+        truncated: Literal["keep", "mask"] = "keep"
+        importance_cap: float | None = Field(None, gt=0)
+        loss_mask: bool = True
+
+        @model_validator(mode="after")
+        def _fixed(self) -> Self:
+            if (self.aggregation == "fixed") != (self.fixed_length is not None):
+                raise ValueError("aggregation = 'fixed' and fixed_length go together")
+            return self
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
-    def advantages(self, group: Group, credit: Credit) -> Advantages:
-        """Advantages of the group's scored trajectories, in their order."""
-        raise NotImplementedError
+    # Credit ------------------------------------------------------------------------------------
+
+    def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
+        """Per group, per scored trajectory, per step, per action token."""
+        raise NotImplementedError(f"{type(self).__name__} has no advantages(groups, credit)")
+
+    def outcome(self, trajectory: Trajectory) -> float:
+        """The outcome reward that is learned from."""
+        assert trajectory.outcome is not None
+        return trajectory.outcome.reward
+
+    def rewards(self, group: Group, credit: Credit) -> list[PerToken]:
+        """Rewards of a group's scored trajectories, placed on their action tokens by ``credit``,
+        the KL penalty taken off if it belongs there.
+        """
+        true = [t.outcome.reward for t in group.scored if t.outcome is not None]
+        gated = credit.gate and bool(true) and max(true) - min(true) < ZERO_STD
+        rewards = [credit.rewards(t, self.outcome(t), gated=gated) for t in group.scored]
+        kl: KLSettings | None = self.settings.kl
+        if kl is not None and kl.place == "reward":
+            for trajectory, per_step in zip(group.scored, rewards, strict=True):
+                for step, tokens in zip(trajectory.steps, per_step, strict=True):
+                    assert step.reference_logprobs is not None, "the learner prepares first"
+                    pairs = zip(step.action.logprobs, step.reference_logprobs, strict=True)
+                    for index, (logprob, reference) in enumerate(pairs):
+                        tokens[index] -= kl.coef * ESTIMATORS[kl.estimator](logprob, reference)
+        return rewards
+
+    # Loss --------------------------------------------------------------------------------------
 
     def token_weights(self, num_action_tokens: list[int]) -> list[float]:
-        """What one action token of each trajectory weighs in the loss; all tokens together weigh 1.
+        """What one action token of each trajectory weighs in the loss.
 
         Because the weights are known before the first forward pass, the loss does not depend on
-        how a batch is cut into micro-batches. Default: every token alike.
+        how a batch is cut into micro-batches.
         """
+        num = len(num_action_tokens)
+        if self.settings.aggregation == "fixed":
+            return [1.0 / (num * self.settings.fixed_length)] * num
+        if self.settings.aggregation == "sequence":
+            return [1.0 / (num * count) for count in num_action_tokens]
         total = sum(num_action_tokens)
-        return [1.0 / total] * len(num_action_tokens)
+        return [1.0 / total] * num
 
     def clip_bounds(self) -> tuple[float, float]:
-        """Ratios outside are reported as clipped. Default: none are."""
-        return 0.0, float("inf")
+        """Ratios outside are reported as clipped."""
+        return 1.0 - self.settings.clip_low, 1.0 + self.settings.clip_high
 
     def policy_loss(
-        self, logprobs: Tensor, sampling_logprobs: Tensor, advantages: Tensor
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, sequences: Tensor
     ) -> Tensor:
-        """Loss of each action token. All arguments and the result are (T,)."""
+        """Loss of each action token. All arguments and the result are (T,); ``sequences`` are
+        integers, equal for the tokens of one trajectory.
+        """
+        from agent_r1.algorithms.losses import clipped_policy_loss
+
+        low, high = self.settings.clip_low, self.settings.clip_high
+        return clipped_policy_loss(logprobs, old_logprobs, advantages, clip_low=low, clip_high=high)
+
+    # Only with a critic ------------------------------------------------------------------------
+
+    def value_targets(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
+        """What the critic should have said before each action token; shaped like advantages."""
         raise NotImplementedError
+
+    def value_loss(self, values: Tensor, old_values: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each action token's value, its weight included; all (T,)."""
+        raise NotImplementedError
+
+
+class GroupAlgorithm(Algorithm):
+    """Advantages relative to the group: returns of its units against a baseline."""
+
+    compares_attempts = True
+
+    def baseline(self, returns: Sequence[float]) -> list[float]:
+        """Advantages of returns that are compared with one another."""
+        raise NotImplementedError
+
+    def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
+        return [credit.compare(g, self.rewards(g, credit), self.baseline) for g in groups]
+
+
+def advantage(function: Callable[[Sequence[float]], list[float]]) -> type[GroupAlgorithm]:
+    """Makes an algorithm of a function from the returns of a group to its advantages, with PPO's
+    clipped loss. A recipe names it as ``"my_file.py:my_function"``.
+
+    Example:
+        >>> @advantage
+        ... def best_of(returns):
+        ...     return [float(value == max(returns)) for value in returns]
+    """
+
+    def baseline(self: GroupAlgorithm, returns: Sequence[float]) -> list[float]:
+        return list(function(returns))
+
+    members = {
+        "baseline": baseline,
+        "__doc__": function.__doc__,
+        "__module__": function.__module__,
+    }
+    return type(function.__name__, (GroupAlgorithm,), members)

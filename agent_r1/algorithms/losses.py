@@ -1,5 +1,5 @@
 """Losses per token: pure functions on tensors, each with its formula and source. All tensors are
-(T,).
+(T,): the action tokens of a micro-batch.
 """
 
 from __future__ import annotations
@@ -8,28 +8,78 @@ import torch
 from torch import Tensor
 
 
+def clip_surrogate(
+    ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> Tensor:
+    """``-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)``.
+
+    PPO (arXiv 1707.06347, eq. 7), with the two bounds apart as in DAPO (arXiv 2503.14476, eq. 10).
+    """
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
 def clipped_policy_loss(
     logprobs: Tensor,
-    sampling_logprobs: Tensor,
+    old_logprobs: Tensor,
     advantages: Tensor,
     *,
     clip_low: float,
     clip_high: float,
 ) -> Tensor:
-    """``-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)`` with ``r = exp(logp - logp_sampling)``.
+    """``clip_surrogate`` of the token's ratio ``r = exp(logp - logp_old)``."""
+    ratio = torch.exp(logprobs - old_logprobs)
+    return clip_surrogate(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
 
-    PPO (arXiv 1707.06347, eq. 7), with the two bounds apart as in DAPO (arXiv 2503.14476, eq. 10).
+
+def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, sequences: Tensor) -> Tensor:
+    """``s_i = (pi(y_i) / pi_old(y_i))^(1/|y_i|)`` of the token's sequence (GSPO, arXiv 2507.18071,
+    eq. 7), in the form of its eq. 14: the value is the sequence's, the gradient comes through the
+    token, and weighed 1/|y_i| the tokens' gradients add up to that of ``s_i``.
+
+    ``sequences``: (T,) integers, equal for the tokens of one sequence, which must be whole.
     """
-    ratio = torch.exp(logprobs - sampling_logprobs)
-    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    num = int(sequences.max()) + 1 if len(sequences) else 0
+    difference = (logprobs - old_logprobs).detach()
+    count = difference.new_zeros(num).index_add_(0, sequences, torch.ones_like(difference))
+    total = difference.new_zeros(num).index_add_(0, sequences, difference)
+    mean = (total / count.clamp(min=1.0))[sequences]
+    return torch.exp(mean + logprobs - logprobs.detach())
 
 
-def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """``exp(d) - d - 1`` with ``d = logp_ref - logp``: an estimate of KL(policy || reference),
-    never negative.
-
-    Schulman, "Approximating KL divergence" (2020); the KL term of GRPO (arXiv 2402.03300, eq. 4).
+def cispo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Tensor:
+    """``-sg(clip(r, 1 - clip_low, 1 + clip_high)) A logp``: the weight is clipped, not the update,
+    so that every token keeps its gradient (CISPO, MiniMax-M1, arXiv 2506.13585, eq. 4 and 5).
     """
-    difference = reference_logprobs - logprobs
-    return torch.exp(difference) - difference - 1.0
+    ratio = torch.exp(logprobs.detach() - old_logprobs)
+    return -ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages * logprobs
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, targets: Tensor, *, clip: float | None
+) -> Tensor:
+    """``max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2``; without ``clip`` the
+    first term alone (the clipped form of the PPO code base; "The 37 implementation details of PPO",
+    detail 9).
+    """
+    loss = (values - targets) ** 2
+    if clip is not None:
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        loss = torch.maximum(loss, (near - targets) ** 2)
+    return loss / 2
+
+
+def truncated_importance(old_logprobs: Tensor, sampling_logprobs: Tensor, *, cap: float) -> Tensor:
+    """``min(pi_old / pi_sampling, cap)``: what a token's loss weighs when it was sampled by another
+    engine or an older policy than the one the update starts from (truncated importance sampling:
+    Ionides 2008; for rollouts: Yao et al. 2025, "Your efficient RL framework secretly brings you
+    off-policy training").
+    """
+    return torch.exp(old_logprobs - sampling_logprobs).clamp(max=cap)

@@ -5,6 +5,9 @@ Miri Teck."). First and last names come from pools of 96 and 96, of which a worl
 that names overlap and distract. A question of two hops, "Who is the friend of the rival of Bana
 Dont?", cannot be answered by one search. Worlds are built from the task's seed; no world is in two
 splits.
+
+Worlds come in two families: in one of *namesakes* all names come from 5 and 5, so that nearly every
+document that a search finds is about somebody of the same first or last name.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, overload
+from typing import Annotated, Any, Literal, overload
 
 from pydantic import Field
 
 from agent_r1.config import NamedSection
 from agent_r1.env import ToolEnv, Transition
 from agent_r1.tools import ToolResult, tool
-from agent_r1.types import Task, derive_seed
+from agent_r1.types import Message, Task, derive_seed
 
 _ONSETS = "BDFGHKLMNPRT"
 _FIRST_RIMES = ("ana", "elo", "iri", "omu", "uke", "avi", "eda", "ost")
@@ -31,7 +34,8 @@ FIRST_NAMES = [onset + rime for onset in _ONSETS for rime in _FIRST_RIMES]
 LAST_NAMES = [onset + rime for onset in _ONSETS for rime in _LAST_RIMES]
 RELATIONS = ["mentor", "rival", "cousin", "friend", "neighbor"]
 NUM_PEOPLE = 20
-NUM_NAMES = 10
+NUM_NAMES = {"people": 10, "namesakes": 5}
+"""First names, and last names, of a world, by family."""
 NUM_TASKS = 100_000
 """Tasks in a split; worlds are built when asked for, so this costs nothing."""
 
@@ -78,10 +82,11 @@ class World:
         return "".join(f"the {r} of " for r in relations) + self.chain[hops_done].subject
 
 
-def build_world(seed: int, num_hops: int) -> World:
+def build_world(seed: int, num_hops: int, family: str = "people") -> World:
     """The world of a seed with a question of that many hops, whose people are all different."""
     rng = random.Random(seed)
-    firsts, lasts = rng.sample(FIRST_NAMES, NUM_NAMES), rng.sample(LAST_NAMES, NUM_NAMES)
+    num_names = NUM_NAMES[family]
+    firsts, lasts = rng.sample(FIRST_NAMES, num_names), rng.sample(LAST_NAMES, num_names)
     people = rng.sample([f"{first} {last}" for first in firsts for last in lasts], NUM_PEOPLE)
     facts = {
         (subject, relation): Fact(
@@ -128,8 +133,8 @@ def _words(text: str) -> list[str]:
 class _Tasks(Sequence[Task]):
     """The endless supply of a split: task i depends on (seed, split, i) only."""
 
-    def __init__(self, seed: int, split: str, hops: Sequence[int]) -> None:
-        self._seed, self._split, self._hops = seed, split, hops
+    def __init__(self, seed: int, split: str, hops: Sequence[int], families: Sequence[str]) -> None:
+        self._seed, self._split, self._hops, self._families = seed, split, hops, families
 
     def __len__(self) -> int:
         return NUM_TASKS
@@ -145,48 +150,54 @@ class _Tasks(Sequence[Task]):
             raise IndexError(index)
         num_hops = self._hops[index % len(self._hops)]
         seed = derive_seed("hopworld", self._seed, self._split, index)
-        world = build_world(seed, num_hops)
+        family = self._families[index // len(self._hops) % len(self._families)]
+        world = build_world(seed, num_hops, family)
         return Task(
             id=f"hopworld-{self._seed}-{self._split}-{index}",
             question=world.question,
             answer=world.answer,
-            category=str(num_hops),
-            data={"seed": seed, "hops": num_hops},
+            category=str(num_hops) if len(self._families) == 1 else f"{num_hops} {family}",
+            data={"seed": seed, "hops": num_hops, "family": family},
         )
 
 
 Hops = Annotated[int, Field(ge=1, le=4)]
+Family = Literal["people", "namesakes"]
 
 
 class HopWorld(ToolEnv):
     """One search per hop; reward 1 for the right name between answer tags.
 
     Process rewards, each summing to at most 1 over an episode, so that more calls than the
-    question needs
-    earn nothing: ``format``, a well-formed call; ``reached``, the fact of the next hop was found.
+    question needs earn nothing: ``format``, a well-formed call; ``reached``, the fact of the next
+    hop was found; ``answered``, the episode was ended with an answer between tags, right or wrong.
     """
 
     class Settings(NamedSection):
-        """Numbers of hops that questions cycle through, per split, and the seed of all worlds."""
+        """Numbers of hops that questions cycle through, per split, then families of worlds, and the
+        seed of all worlds.
+        """
 
         name: str = "hopworld"
         train_hops: tuple[Hops, ...] = Field((1, 2, 2), min_length=1)
         validation_hops: tuple[Hops, ...] = Field((1, 2), min_length=1)
         test_hops: tuple[Hops, ...] = Field((1, 2, 3), min_length=1)
+        families: tuple[Family, ...] = Field(("people",), min_length=1)
         seed: int = 0
 
     system = (
         "Answer the question about people. Search for one fact at a time. "
         "End with the name: <answer> name </answer>"
     )
-    reward_parts = ("format", "reached")
+    reward_parts = ("format", "reached", "answered")
 
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
-        return _Tasks(settings.seed, split, getattr(settings, f"{split}_hops"))
+        return _Tasks(settings.seed, split, getattr(settings, f"{split}_hops"), settings.families)
 
     def start(self) -> None:
-        self.world = build_world(self.task.data["seed"], self.task.data["hops"])
+        data = self.task.data
+        self.world = build_world(data["seed"], data["hops"], data["family"])
         self._num_well_formed = 0
         self._num_reached = 0
 
@@ -217,12 +228,20 @@ class HopWorld(ToolEnv):
             faults=transition.faults,
         )
 
+    def reply(self, message: Message) -> Transition:
+        answered = float(_answer_in(message.content) is not None)
+        return Transition(done=True, rewards={"answered": answered})
+
     def score(self, answer: str | None) -> float:
-        match = re.search(r"<answer>(.*?)</answer>", answer or "", re.DOTALL)
+        match = _answer_in(answer or "")
         return float(match is not None and match[1].strip() == self.task.answer)
 
     def gold(self) -> list[str]:
         return gold_actions(self.world)
+
+
+def _answer_in(text: str) -> re.Match[str] | None:
+    return re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
 
 
 def gold_actions(world: World) -> list[str]:

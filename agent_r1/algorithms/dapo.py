@@ -1,0 +1,62 @@
+"""DAPO, decoupled clip and dynamic sampling policy optimisation: arXiv 2503.14476."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from agent_r1.algorithms.grpo import GRPO
+from agent_r1.config import Section
+from agent_r1.types import Trajectory
+
+
+class OverlongSettings(Section):
+    """Soft over-long punishment (eq. 13), in action tokens of an episode: nothing up to
+    ``length - buffer``, falling to -1 at ``length``.
+    """
+
+    length: int = Field(ge=1)
+    buffer: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if self.buffer > self.length:
+            raise ValueError(f"overlong.buffer = {self.buffer} is more than length = {self.length}")
+        return self
+
+
+class DAPO(GRPO):
+    """GRPO with four changes: the upper clip bound is higher, so that rare tokens may rise
+    (eq. 10); groups without a signal are replaced by fresh ones (eq. 11); every token weighs alike
+    (eq. 12); and over-long episodes lose up to 1 (eq. 13).
+    """
+
+    class Settings(GRPO.Settings):
+        """``refills``: how often at most an iteration draws fresh tasks for its groups without a
+        signal. ``overlong``: none by default.
+        """
+
+        name: str = "dapo"
+        clip_high: float = Field(0.28, gt=0)
+        refills: int = Field(3, ge=0)
+        overlong: OverlongSettings | None = None
+
+    def outcome(self, trajectory: Trajectory) -> float:
+        reward = super().outcome(trajectory)
+        if (limits := self.settings.overlong) is None:
+            return reward
+        return reward + overlong_punishment(
+            trajectory.num_action_tokens, length=limits.length, buffer=limits.buffer
+        )
+
+
+def overlong_punishment(num_tokens: int, *, length: int, buffer: int) -> float:
+    """``0`` up to ``length - buffer``, ``(length - buffer - n) / buffer`` up to ``length``, then
+    ``-1``.
+
+    Example:
+        >>> [overlong_punishment(n, length=100, buffer=20) for n in (80, 90, 100, 200)]
+        [0.0, -0.5, -1.0, -1.0]
+    """
+    return -min(1.0, max(0, num_tokens - (length - buffer)) / buffer) + 0.0

@@ -1,0 +1,57 @@
+"""Estimators of KL(policy || reference) from one sampled token: Schulman, "Approximating KL
+divergence" (2020). Written for numbers and for tensors alike, so that the reward and the loss use
+the same.
+
+With ``d = log policy - log reference``: k1 is unbiased and noisy, k2 has the exact gradient when it
+stands in the loss, k3 is unbiased and never negative. In the loss, the gradient of k1 is 0 on
+average and that of k3 is that of the reversed divergence; in the reward, k1 is the exact choice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pydantic import Field
+
+from agent_r1.config import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Value = TypeVar("Value", float, "Tensor")
+
+
+def k1(logprob: Value, reference: Value) -> Value:
+    """``d``."""
+    return logprob - reference
+
+
+def k2(logprob: Value, reference: Value) -> Value:
+    """``d^2 / 2``."""
+    difference = logprob - reference
+    return difference * difference / 2
+
+
+def k3(logprob: Value, reference: Value) -> Value:
+    """``exp(-d) - 1 + d``."""
+    difference = reference - logprob
+    power: Value = math.e**difference
+    return power - difference - 1.0
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
+
+class KLSettings(Section):
+    """A pull towards the policy as it came.
+
+    Attributes:
+        coef: Its weight.
+        estimator: See the module's docstring.
+        place: A term of the loss, or taken off the reward of every action token.
+    """
+
+    coef: float = Field(gt=0)
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    place: Literal["loss", "reward"] = "loss"

@@ -1,0 +1,220 @@
+"""An experiment: which arms are compared, on which sets, with which seeds. One TOML file, no torch.
+
+recipe = "hopworld"                 # what all runs have in common: a recipe of ours, or a file
+seeds = [0, 1, 2]
+
+[override]                          # on top of it, for all runs
+train.iterations = 20
+
+[[arm]]                             # what is compared
+name = "Base Tool Call"
+train = false
+
+[[arm]]
+name = "RLOO"
+override = { algorithm = "rloo" }
+
+[[set]]                             # what the trained agents are tested on
+name = "3 hops"
+tasks = 300
+override = { env.test_hops = [3] }
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from agent_r1.config import ConfigError, Section, explain, keys_at, load_toml
+from agent_r1.recipe import Recipe, load_recipe
+
+Override = dict[str, Any]
+"""Nested sections and keys, as in a recipe."""
+
+
+class Start(Section):
+    """Where training starts from: a model, a kind of task, or both."""
+
+    name: str = ""
+    override: Override = Field(default_factory=dict)
+
+
+class Arm(Section):
+    """One way to train, or with ``train = false`` a baseline that is tested as it comes.
+
+    Attributes:
+        against: Another arm, with whose speed of learning this one's is compared.
+    """
+
+    name: str
+    train: bool = True
+    against: str | None = None
+    override: Override = Field(default_factory=dict)
+
+
+class TaskSet(Section):
+    """Tasks of the test split. Overrides reach the environment and the limits, not the training.
+
+    Attributes:
+        tasks: How many.
+        temperature: Of sampling; by default that of training, 0 is greedy.
+        metric: ``success``, or a metric of the outcome.
+    """
+
+    name: str
+    tasks: int = Field(300, ge=1)
+    temperature: float | None = Field(None, ge=0)
+    metric: str = "success"
+    override: Override = Field(default_factory=dict)
+
+
+class Quick(Section):
+    """What ``--quick`` changes: a form of the experiment that shows that it works, no more."""
+
+    seeds: tuple[int, ...] = (0,)
+    tasks: int = Field(8, ge=1)
+    override: Override = Field(default_factory=dict)
+
+
+class Speed(Section):
+    """How the speed of learning is measured, for arms that say ``against`` which other.
+
+    Attributes:
+        share: Of the better arm's final success, the mark that is to be reached.
+        window: Iterations that a curve is averaged over, the present and those before.
+    """
+
+    share: float = Field(0.9, gt=0, le=1)
+    window: int = Field(5, ge=1)
+
+
+class Experiment(Section):
+    """See the module's docstring."""
+
+    recipe: str
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    override: Override = Field(default_factory=dict)
+    start: tuple[Start, ...] = (Start(),)
+    arm: tuple[Arm, ...] = Field(min_length=1)
+    set: tuple[TaskSet, ...] = ()
+    speed: Speed = Speed()
+    quick: Quick = Quick()
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for what in ("start", "arm", "set"):
+            names = [item.name for item in getattr(self, what)]
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"{what}: the name {sorted(twice)[0]!r} is given twice")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)}: one stands there twice")
+        trained = [arm.name for arm in self.arm if arm.train]
+        for arm in self.arm:
+            if arm.against is not None and not (arm.train and arm.against in trained):
+                raise ValueError(
+                    f"arm {arm.name!r}: against = {arm.against!r}, but the trained arms are "
+                    f"{', '.join(trained)}"
+                )
+        return self
+
+    def quicker(self) -> Experiment:
+        """The form that ``--quick`` runs."""
+        sets = [s.model_copy(update={"tasks": self.quick.tasks}) for s in self.set]
+        override = _merged(self.override, self.quick.override)
+        update = {"seeds": self.quick.seeds, "override": override, "set": tuple(sets)}
+        return self.model_copy(update=update)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an arm from a start with a seed. ``sets`` are the recipes that it is tested by."""
+
+    start: str
+    arm: str
+    seed: int
+    train: bool
+    recipe: Recipe
+    sets: tuple[tuple[TaskSet, Recipe], ...]
+
+    @property
+    def folder(self) -> str:
+        """Its name among the runs; the same settings have the same folder in every experiment."""
+        words = re.sub(r"[^a-z0-9+]+", "-", f"{self.start} {self.arm}".lower()).strip("-")
+        return f"{words}-s{self.seed}-{digest(self.recipe, self.train)}"
+
+
+def digest(recipe: Recipe, *more: object) -> str:
+    """Eight characters that stand for the settings."""
+    text = recipe.model_dump_json() + repr(more)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def load_experiment(path: Path, *, quick: bool = False) -> tuple[Experiment, list[Job]]:
+    """A checked experiment and its jobs, every recipe checked, too.
+
+    Raises:
+        ConfigError: What is wrong, where, and how to mend it.
+    """
+    data = load_toml(path)
+    try:
+        experiment = Experiment.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, str(path), lambda at: keys_at(Experiment, _sections(at))) from error
+    if quick:
+        experiment = experiment.quicker()
+    return experiment, _jobs(experiment, path)
+
+
+def _jobs(experiment: Experiment, path: Path) -> list[Job]:
+    beside = path.parent / experiment.recipe
+    source = str(beside) if beside.is_file() else experiment.recipe
+
+    def recipe(where: str, seed: int, *overrides: Override) -> Recipe:
+        merged: Override = {}
+        for override in (experiment.override, *overrides, {"seed": seed}):
+            merged = _merged(merged, override)
+        try:
+            return load_recipe(source, list(_dotted(merged)))[0]
+        except ConfigError as error:
+            raise ConfigError(f"{path}, {where}: {error}") from error
+
+    jobs = []
+    for seed in experiment.seeds:  # seeds last to end: a table of fewer seeds comes early
+        for start in experiment.start:
+            for arm in experiment.arm:
+                where = f"arm {arm.name!r}" + (f" from {start.name!r}" if start.name else "")
+                parts = (start.override, arm.override)
+                sets = [
+                    (s, recipe(f"{where}, set {s.name!r}", seed, *parts, s.override))
+                    for s in experiment.set
+                ]
+                own = recipe(where, seed, *parts)
+                jobs.append(Job(start.name, arm.name, seed, arm.train, own, tuple(sets)))
+    return jobs
+
+
+def _merged(under: Override, over: Override) -> Override:
+    """Nested dictionaries, ``over`` first."""
+    result = dict(under)
+    for key, value in over.items():
+        old = result.get(key)
+        both = isinstance(value, dict) and isinstance(old, dict)
+        result[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _dotted(nested: Override, prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in nested.items():
+        inner = isinstance(value, dict)
+        pairs += _dotted(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _sections(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return tuple(part for part in location if not isinstance(part, int))

@@ -1,0 +1,105 @@
+"""Runs an experiment's jobs, as many at once as there are cores for, and writes what came of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent_r1.bench.experiment import Experiment, Job
+from agent_r1.bench.figures import draw_figures
+from agent_r1.bench.tables import name_of, scores_of, success_curve, write_tables
+from agent_r1.bench.worker import end_with_parent, is_done, run_job
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment left behind.
+
+    Attributes:
+        files: Tables and figures; none when a job failed.
+        failures: One line for each job that failed.
+    """
+
+    files: list[Path]
+    failures: list[str]
+
+
+def run_experiment(
+    experiment: Experiment,
+    jobs: Sequence[Job],
+    *,
+    runs: Path,
+    out: Path,
+    parallel: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Does the jobs that are not done yet, then writes tables and figures into ``out``.
+
+    Args:
+        experiment, jobs: From ``load_experiment``.
+        runs: Where run folders go; experiments that share it share runs of the same settings.
+        out: Where the results go.
+        parallel: Jobs at once; by default as many as the cores hold, by ``threads`` of the recipe.
+        say: Takes a line whenever a job ends.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    todo = [job for job in jobs if not is_done(job, runs)]
+    threads = max((job.recipe.threads or os.cpu_count() or 1) for job in jobs)
+    parallel = parallel or max(1, (os.cpu_count() or 1) // threads)
+    say(f"{len(jobs)} runs, {len(jobs) - len(todo)} done before, {parallel} at once; in {runs}")
+    failures = _run(todo, runs, parallel, threads, say)
+    if failures:
+        return Outcome([], failures)
+    return Outcome(
+        [*write_tables(experiment, jobs, runs, out), *draw_figures(experiment, jobs, runs, out)], []
+    )
+
+
+def _run(
+    jobs: Sequence[Job], runs: Path, parallel: int, threads: int, say: Callable[[str], None]
+) -> list[str]:
+    failures: list[str] = []
+    start = time.perf_counter()
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a worker's libraries are loaded
+    try:
+        with ProcessPoolExecutor(
+            parallel,
+            mp_context=multiprocessing.get_context("spawn"),
+            max_tasks_per_child=1,  # a run's memory is given back
+            initializer=end_with_parent,
+        ) as pool:
+            futures = {pool.submit(run_job, job, runs): job for job in jobs}
+            for number, future in enumerate(as_completed(futures), 1):
+                job = futures[future]
+                passed = time.perf_counter() - start
+                left = passed / number * (len(jobs) - number)
+                error = future.exception()
+                if error is not None:
+                    failures.append(f"{job.folder}: {type(error).__name__}: {error}")
+                said = failures[-1] if error else _line(job, runs)
+                say(f"{number}/{len(jobs)}  {said}  ({passed:.0f} s, about {left:.0f} s left)")
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+    return failures
+
+
+def _line(job: Job, runs: Path) -> str:
+    figures = [f"{s.name} {_mean(scores_of(job, s, runs)):.3f}" for s, _ in job.sets]
+    if job.train:
+        curve = success_curve(job, runs)
+        figures.insert(0, f"training {curve[0]:.3f} -> {_mean(curve[-3:]):.3f}")
+    return f"{name_of(job.start, job.arm)}, seed {job.seed}: " + ", ".join(figures)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

@@ -1,0 +1,233 @@
+"""What an experiment comes to: tables as CSV and Markdown, written from the run folders alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent_r1.bench.experiment import Experiment, Job, Speed, TaskSet
+from agent_r1.bench.statistics import (
+    Array,
+    Interval,
+    ratio_of_means,
+    steps_to,
+    trailing_mean,
+    two_level_bootstrap,
+)
+from agent_r1.bench.worker import set_file
+from agent_r1.run import RunFolder, write_atomically
+
+Rows = list[dict[str, Any]]
+
+
+def write_tables(experiment: Experiment, jobs: Sequence[Job], runs: Path, out: Path) -> list[Path]:
+    """Writes all tables of an experiment whose jobs are done; returns where."""
+    written = []
+    markdown = []
+    if experiment.set:
+        rows = set_table(experiment, jobs, runs)
+        written.append(write_csv(out / "table.csv", rows))
+        markdown.append(set_markdown(experiment, rows))
+    if any(arm.against for arm in experiment.arm):
+        per_run, summary = speed_tables(experiment, jobs, runs)
+        written += [
+            write_csv(out / "runs.csv", per_run),
+            write_csv(out / "summary.csv", [{k: row[k] for k in SUMMARY} for row in summary]),
+        ]
+        markdown.append(speed_markdown(experiment.speed, summary))
+    curves = curve_rows(jobs, runs)
+    if curves:
+        written.append(write_csv(out / "curves.csv", curves))
+    write_atomically(out / "table.md", "\n\n".join(markdown) + "\n")
+    return [*written, out / "table.md"]
+
+
+def name_of(start: str, arm: str) -> str:
+    return f"{start}: {arm}" if start else arm
+
+
+def scores_of(job: Job, test_set: TaskSet, runs: Path) -> list[float]:
+    """A run's scores on a set, task by task."""
+    recipe = next(recipe for s, recipe in job.sets if s.name == test_set.name)
+    outcomes = json.loads(set_file(runs / job.folder, test_set, recipe).read_text())["outcomes"]
+    return [outcome[test_set.metric] for outcome in outcomes.values()]
+
+
+def set_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
+    """A row for each arm and set."""
+    rows = []
+    for start in experiment.start:
+        for arm in experiment.arm:
+            own = [job for job in jobs if (job.start, job.arm) == (start.name, arm.name)]
+            for test_set in experiment.set:
+                scores = [scores_of(job, test_set, runs) for job in own]
+                interval = two_level_bootstrap(scores)
+                rows.append(
+                    {
+                        "method": name_of(start.name, arm.name),
+                        "set": test_set.name,
+                        "seeds": len(own),
+                        **_rounded(interval),
+                    }
+                )
+    return rows
+
+
+def set_markdown(experiment: Experiment, rows: Rows) -> str:
+    """The same with a column a set, and the mean over the sets."""
+    sets = [test_set.name for test_set in experiment.set]
+    lines = [
+        "| method | " + " | ".join(sets) + " | mean |",
+        "|---|" + "---|" * (len(sets) + 1),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = {row["set"]: row for row in rows if row["method"] == method}
+        cells = [f"{r['mean']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for r in own.values()]
+        mean = np.mean([row["mean"] for row in own.values()])
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {mean:.3f} |")
+    return "\n".join(lines)
+
+
+SUMMARY = ("start", "credit", "steps_outcome", "steps_process", "ratio", "low", "high")
+
+
+def success_curve(job: Job, runs: Path) -> list[float]:
+    """Success of the training episodes, which are fresh tasks in every iteration."""
+    rows = RunFolder(runs / job.folder).metrics()
+    return [row["figures"]["success"] or 0.0 for row in rows if "figures" in row]
+
+
+def speed_tables(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> tuple[Rows, Rows]:
+    """A row a run, and a row for each start and arm that is compared with another.
+
+    Steps are iterations until the trailing mean of training success has reached the mark: the
+    share ``speed.share`` of the better arm's final success, means over the seeds. A run that never
+    does counts as the number of iterations, and as capped.
+    """
+    per_run: Rows = []
+    summary: Rows = []
+    for start in experiment.start:
+        trained = [job for job in jobs if job.train and job.start == start.name]
+        curves = {job.folder: success_curve(job, runs) for job in trained}
+        before = float(np.mean([curve[0] for curve in curves.values()]))
+        for arm in experiment.arm:
+            if arm.against is None:
+                continue
+            ours, theirs = (
+                [
+                    trailing_mean(curves[job.folder], experiment.speed.window)
+                    for job in trained
+                    if job.arm == name
+                ]
+                for name in (arm.name, arm.against)
+            )
+            row, steps = _compare(ours, theirs, experiment.speed.share)
+            summary.append(
+                {"start": round(before, 4), "credit": arm.name, **row}
+                | {"name": start.name, "against": arm.against}
+            )
+            for name, own in zip((arm.name, arm.against), steps, strict=True):
+                seeds = [job.seed for job in trained if job.arm == name]
+                per_run += [
+                    {
+                        "start": start.name,
+                        "comparison": f"{arm.name} against {arm.against}",
+                        "arm": name,
+                        "seed": seed,
+                        "steps": "" if count is None else count,
+                    }
+                    for seed, count in zip(seeds, own, strict=True)
+                ]
+    return per_run, summary
+
+
+def _compare(
+    ours: list[Array], theirs: list[Array], share: float
+) -> tuple[dict[str, Any], tuple[list[int | None], list[int | None]]]:
+    """How fast smoothed curves reach the mark, and the iterations of each run."""
+    final_ours, final_theirs = (float(np.mean([c[-1] for c in own])) for own in (ours, theirs))
+    mark = share * max(final_ours, final_theirs)
+    steps_ours, steps_theirs = ([steps_to(c, mark) for c in own] for own in (ours, theirs))
+    counted_ours, counted_theirs = (
+        [len(c) if s is None else s for c, s in zip(own, steps, strict=True)]
+        for own, steps in ((ours, steps_ours), (theirs, steps_theirs))
+    )
+    ratio = ratio_of_means(counted_ours, counted_theirs)
+    row = {
+        "steps_outcome": float(np.mean(counted_theirs)),
+        "steps_process": float(np.mean(counted_ours)),
+        **_rounded(ratio, mean="ratio"),
+        "mark": mark,
+        "final_outcome": final_theirs,
+        "final_process": final_ours,
+        "capped_outcome": steps_theirs.count(None),
+        "capped_process": steps_ours.count(None),
+        "seeds": len(ours),
+    }
+    return row, (steps_ours, steps_theirs)
+
+
+def speed_markdown(speed: Speed, summary: Rows) -> str:
+    lines = [
+        f"Iterations to {speed.share:.0%} of the better arm's final success; in brackets runs that "
+        "never got there, counted as the cap.",
+        "",
+        "| start | success before | credit | against | steps, outcome | steps, process | ratio | "
+        "final, outcome | final, process |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in summary:
+        ratio = Interval(row["ratio"], row["low"], row["high"])
+        lines.append(
+            f"| {row['name']} | {row['start']:.3f} | {row['credit']} | {row['against']} | "
+            f"{row['steps_outcome']:.1f} ({row['capped_outcome']}) | "
+            f"{row['steps_process']:.1f} ({row['capped_process']}) | {ratio} | "
+            f"{row['final_outcome']:.3f} | {row['final_process']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def curve_rows(jobs: Sequence[Job], runs: Path) -> Rows:
+    """Training success and process rewards of every run, iteration by iteration."""
+    rows = []
+    for job in jobs:
+        if not job.train:
+            continue
+        for row in RunFolder(runs / job.folder).metrics():
+            if "figures" not in row:
+                continue
+            figures = row["figures"]
+            parts = {key: round(v, 4) for key, v in figures.items() if key.startswith("process/")}
+            rows.append(
+                {
+                    "method": name_of(job.start, job.arm),
+                    "seed": job.seed,
+                    "iteration": row["iteration"],
+                    "success": round(figures["success"] or 0.0, 4),
+                    "turns": round(figures["turns"], 3),
+                    "seconds": round(row["seconds"]["total"], 2),
+                    **parts,
+                }
+            )
+    return rows
+
+
+def write_csv(path: Path, rows: Rows) -> Path:
+    text = io.StringIO()
+    fields = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, list(fields), lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+    return path
+
+
+def _rounded(interval: Interval, mean: str = "mean") -> dict[str, float]:
+    values = (interval.mean, interval.low, interval.high)
+    return {k: round(v, 4) for k, v in zip((mean, "low", "high"), values, strict=True)}

@@ -1,0 +1,93 @@
+"""One job of an experiment, in a process of its own: train or go on, test, write down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import threading
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from agent_r1.bench.experiment import Job, TaskSet, digest
+from agent_r1.recipe import Recipe
+from agent_r1.run import RunFolder, write_atomically
+
+
+def run_job(job: Job, runs: Path) -> None:
+    """Does what is still to do of a job; what it prints goes to ``log.txt`` in its folder."""
+    folder = runs / job.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
+        if job.train:
+            _train(job, folder)
+        elif not (folder / "recipe.json").exists():
+            RunFolder.create(folder, job.recipe)
+        for test_set, recipe in job.sets:
+            if not set_file(folder, test_set, recipe).exists():
+                _test(job, folder, test_set, recipe)
+
+
+def end_with_parent() -> None:
+    """Ends this worker when the process that started it is gone: nobody else would."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def is_done(job: Job, runs: Path) -> bool:
+    """Whether nothing of a job is left to do."""
+    folder = runs / job.folder
+    tested = all(set_file(folder, s, recipe).exists() for s, recipe in job.sets)
+    return tested and (_is_trained(job, folder) if job.train else folder.exists())
+
+
+def set_file(folder: Path, test_set: TaskSet, recipe: Recipe) -> Path:
+    """Where the result on a set is written."""
+    key = digest(recipe, test_set.tasks, test_set.temperature)
+    return folder / "sets" / f"{key}.json"
+
+
+def _is_trained(job: Job, folder: Path) -> bool:
+    rows = RunFolder(folder).metrics()
+    return bool(rows) and rows[-1]["iteration"] >= job.recipe.train.iterations
+
+
+def _train(job: Job, folder: Path) -> None:
+    from agent_r1 import api
+    from agent_r1.progress import Reporter
+
+    if _is_trained(job, folder):
+        return
+    reporter = Reporter(num_iterations=job.recipe.train.iterations)
+    if (folder / "recipe.json").exists():
+        api.resume(folder, reporter=reporter)
+    else:
+        api.train(job.recipe, run=folder, reporter=reporter)
+
+
+def _test(job: Job, folder: Path, test_set: TaskSet, recipe: Recipe) -> None:
+    from agent_r1.api import Agent
+    from agent_r1.checkpoint import model_folder
+
+    agent = Agent(recipe, model_folder(folder, "best") if job.train else None)
+    temperature = recipe.train.temperature
+    if test_set.temperature is not None:
+        temperature = test_set.temperature
+    evaluation = agent.evaluate(num_tasks=test_set.tasks, temperature=temperature)
+    outcomes = {
+        group.task.id: {"success": float(t.outcome.success), **t.outcome.metrics}
+        for group in evaluation.groups
+        for t in group.trajectories
+        if t.outcome is not None
+    }
+    result = {"set": test_set.name, "outcomes": outcomes, **evaluation.figures()}
+    path = set_file(folder, test_set, recipe)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps(result) + "\n")

@@ -1,0 +1,313 @@
+"""``agent-r1 explain``: why a stored trajectory was learned from as it was, offline and without a
+model: rewards by part, returns, advantage per step, and what each token weighed in the loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agent_r1.algorithms import ALGORITHMS, CREDITS
+from agent_r1.algorithms.base import Algorithm
+from agent_r1.algorithms.credit import Credit
+from agent_r1.assign import assign_credit, informative, minibatches, shares
+from agent_r1.config import ConfigError
+from agent_r1.masks import masks_of
+from agent_r1.recipe import Recipe, load_recipe
+from agent_r1.run import RunFolder
+from agent_r1.types import Group, MalformedCall, Step, Trajectory, derive_seed
+
+Place = tuple[int, int, int]
+"""Iteration, group and attempt, the latter two counted from 1."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What an algorithm makes of the trajectory.
+
+    Attributes:
+        name: Of the algorithm; several with the same numbers stand together.
+        advantages: Per step, per action token.
+        weights: Per step, what one of its tokens weighs in the loss.
+    """
+
+    name: str
+    advantages: list[tuple[float, ...]]
+    weights: list[float]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """See the module's docstring.
+
+    Attributes:
+        place: Where the trajectory is stored.
+        group: All attempts at its task.
+        trajectory: The one that is explained.
+        returns: Per step, what the run's credit gives its first token.
+        own: The run's algorithm: the advantages that it trained on, and their weights.
+        others: The others that need no critic, with their default settings and the run's credit.
+        notes: What the reader should know.
+    """
+
+    place: Place
+    group: Group
+    trajectory: Trajectory
+    credit: str
+    returns: list[float]
+    own: Column
+    others: list[Column]
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, with the numbers of every token."""
+        t = self.trajectory
+        return {
+            "iteration": self.place[0],
+            "group": self.place[1],
+            "attempt": self.place[2],
+            "task": t.task_id,
+            "stop": str(t.stop),
+            "outcome": None if t.outcome is None else dataclasses.asdict(t.outcome),
+            "credit": self.credit,
+            "steps": [
+                {
+                    "said": _said(step),
+                    "state_key": step.state_key,
+                    "rewards": step.rewards,
+                    "return": value,
+                    "token_ids": step.action.token_ids,
+                    "logprobs": step.action.logprobs,
+                    "values": step.values,
+                    "ratios": step.ratios,
+                }
+                for step, value in zip(t.steps, self.returns, strict=True)
+            ],
+            "algorithms": [dataclasses.asdict(column) for column in (self.own, *self.others)],
+            "notes": self.notes,
+        }
+
+    def as_text(self, *, tokens: bool = False) -> str:
+        """For people; with ``tokens``, a line for each action token."""
+        t, group = self.trajectory, self.group
+        iteration, number, attempt = self.place
+        question = next((m.content for m in reversed(t.prompt) if m.role == "user"), "")
+        lines = [
+            f"iteration {iteration}, group {number}, attempt {attempt} of "
+            f"{len(group.trajectories)}: task {t.task_id}",
+            question,
+            "",
+        ]
+        for index, (step, value) in enumerate(zip(t.steps, self.returns, strict=True), 1):
+            parts = "  ".join(f"{part} {reward:+.3g}" for part, reward in step.rewards.items())
+            lines.append(f"step {index}  {_said(step)}")
+            state = f"in state {step.state_key!r}  " if step.state_key else ""
+            faults = f"  faults: {', '.join(step.faults)}" if step.faults else ""
+            lines.append(
+                f"        {state}{parts or 'no process reward'}  return {value:+.3f}{faults}"
+            )
+        outcome = t.outcome
+        assert outcome is not None
+        lines += [
+            f"end     {t.stop}: outcome reward {outcome.reward:g}, "
+            f"{'solved' if outcome.success else 'not solved'}",
+            "the group's outcomes: "
+            + " ".join(
+                "-" if o.outcome is None else f"{o.outcome.reward:g}" for o in group.trajectories
+            ),
+            "",
+            f"advantage of each step, credit {self.credit!r}",
+            *_table((self.own, *self.others), self._mean_advantages),
+            "",
+            "weight in the loss of one token, times its advantage, x 1000",
+            *_table((self.own, *self.others), self._pushes),
+        ]
+        if tokens:
+            lines += ["", *self._token_lines()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _mean_advantages(self, column: Column) -> list[float]:
+        return [math.fsum(values) / len(values) for values in column.advantages]
+
+    def _pushes(self, column: Column) -> list[float]:
+        means = self._mean_advantages(column)
+        return [1000 * a * w for a, w in zip(means, column.weights, strict=True)]
+
+    def _token_lines(self) -> Iterator[str]:
+        yield "step  token     id   logprob   value  advantage   ratio  weight x advantage x 1000"
+        for number, step in enumerate(self.trajectory.steps, 1):
+            advantages, weight = self.own.advantages[number - 1], self.own.weights[number - 1]
+            for index, token_id in enumerate(step.action.token_ids):
+                value = f"{step.values[index]:+.3f}" if step.values else "-"
+                ratio = f"{step.ratios[index]:.3f}" if step.ratios else "-"
+                yield (
+                    f"{number:4d} {index + 1:6d} {token_id:6d} {step.action.logprobs[index]:9.3f} "
+                    f"{value:>7} {advantages[index]:+10.3f} {ratio:>7} "
+                    f"{1000 * weight * advantages[index]:+10.4f}"
+                )
+
+
+def explain(run: RunFolder, where: str | None = None) -> Explanation:
+    """Explains a trajectory of a run.
+
+    Args:
+        run: Its folder.
+        where: ``ITERATION/GROUP/ATTEMPT``, the last one or two left out or all of it: then the last
+            iteration, its first group with a signal, its first attempt.
+
+    Raises:
+        ConfigError: There is no such trajectory, or it was excluded.
+    """
+    recipe, _ = load_recipe(run.recipe_data())
+    iteration, number, attempt = _parse(run, where)
+    groups = list(run.trajectories(iteration))
+    if number is None:
+        number = next((n for n, g in enumerate(groups, 1) if informative([g])), 1)
+    group = _pick(groups, number, f"iteration {iteration} has groups")
+    trajectory = _pick(group.trajectories, attempt, f"group {number} has attempts")
+    if trajectory.outcome is None or not trajectory.steps:
+        raise ConfigError(
+            f"attempt {attempt} of group {number} was excluded: {trajectory.fault or 'no action'}"
+        )
+    return _explain(recipe, groups, (iteration, number, attempt), trajectory)
+
+
+def _explain(
+    recipe: Recipe, groups: list[Group], place: Place, trajectory: Trajectory
+) -> Explanation:
+    algorithm: Algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
+    credit: Credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
+    group = groups[place[1] - 1]
+    index = next(i for i, t in enumerate(group.scored) if t is trajectory)
+    stored = [[step.advantages for step in t.steps] for g in groups for t in g.scored]
+    advantages = [step.advantages or () for step in trajectory.steps]
+    rewards = algorithm.rewards(group, credit)[index]
+    returns = [values[0] for values in credit.returns(trajectory, rewards)]
+    seed = derive_seed(recipe.seed, "iteration", place[0])
+    own_weights = _weights(recipe, algorithm, groups, trajectory, seed)
+    notes = []
+    if not all(masks_of(algorithm)):
+        notes.append("a mask was off: what is shown is the agent's own tokens, as stored")
+    else:
+        assign_credit(groups, algorithm, credit)
+        again = [[step.advantages for step in t.steps] for g in groups for t in g.scored]
+        if not _close(stored, again):
+            notes.append(
+                "the advantages computed now differ from those stored, which are shown: an "
+                "environment or an algorithm has changed since"
+            )
+    if not any(any(values) for values in advantages) and not algorithm.critic:
+        notes.append("all advantages of this trajectory are 0: it taught nothing")
+    if not any(step.ratios for step in trajectory.steps):
+        notes.append("no update used this trajectory")
+    others = []
+    for name in ALGORITHMS.table:
+        other_class = ALGORITHMS.resolve(name)
+        if other_class.critic or name == recipe.algorithm.name:
+            continue
+        other: Algorithm = other_class(ALGORITHMS.section(name))
+        assign_credit(groups, other, credit)
+        given = [step.advantages or () for step in trajectory.steps]
+        others.append(Column(name, given, _weights(recipe, other, groups, trajectory, seed)))
+    return Explanation(
+        place,
+        group,
+        trajectory,
+        recipe.credit.name,
+        returns,
+        Column(f"{recipe.algorithm.name} (this run)", advantages, own_weights),
+        _together(others),
+        notes,
+    )
+
+
+def _weights(
+    recipe: Recipe, algorithm: Algorithm, groups: list[Group], trajectory: Trajectory, seed: int
+) -> list[float]:
+    """Per step, the weight of its tokens in the first epoch's mini-batch that has them; credit is
+    assigned.
+    """
+    used = [g for g in groups if g.scored] if algorithm.critic else informative(groups)
+    wanted = {id(step) for step in trajectory.steps}
+    if not used:
+        return [0.0] * len(wanted)
+    for part in minibatches(used, recipe.learner.minibatches, derive_seed(seed, 0)):
+        of = shares(part, algorithm)
+        if wanted & of.keys():
+            return [of[id(step)].weight for step in trajectory.steps]
+    return [0.0] * len(wanted)
+
+
+def _together(columns: Sequence[Column]) -> list[Column]:
+    """Columns with the same numbers as one."""
+    result: list[Column] = []
+    for column in columns:
+        for index, other in enumerate(result):
+            if (column.advantages, column.weights) == (other.advantages, other.weights):
+                result[index] = dataclasses.replace(other, name=f"{other.name}, {column.name}")
+                break
+        else:
+            result.append(column)
+    return result
+
+
+def _parse(run: RunFolder, where: str | None) -> tuple[int, int | None, int]:
+    known = run.trajectory_iterations()
+    if not known:
+        raise ConfigError(f"{run.path} holds no trajectories yet")
+    try:
+        given: list[int | None] = [int(part) for part in where.split("/")] if where else []
+        iteration, group, attempt = given + [None] * (3 - len(given))
+    except ValueError as error:
+        raise ConfigError(
+            f"trajectory {where!r}: write ITERATION/GROUP/ATTEMPT, for example {known[-1]}/1/2"
+        ) from error
+    iteration = known[-1] if iteration is None else iteration
+    if iteration not in known:
+        raise ConfigError(
+            f"{run.path} has trajectories of iterations {known[0]} to {known[-1]}, "
+            f"not of {iteration}"
+        )
+    return iteration, group, 1 if attempt is None else attempt
+
+
+def _pick(items: Sequence[Any], number: int, what: str) -> Any:
+    if not 1 <= number <= len(items):
+        raise ConfigError(f"{what} 1 to {len(items)}, not {number}")
+    return items[number - 1]
+
+
+def _close(one: list[Any], two: list[Any]) -> bool:
+    flat_one, flat_two = (
+        [x for steps in nested for values in steps for x in values or ()] for nested in (one, two)
+    )
+    return len(flat_one) == len(flat_two) and all(
+        math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
+        for a, b in zip(flat_one, flat_two, strict=True)
+    )
+
+
+def _said(step: Step) -> str:
+    """What the agent did, in a line."""
+    calls = [
+        f"malformed call ({call.reason})"
+        if isinstance(call, MalformedCall)
+        else f"{call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})"
+        for call in step.message.tool_calls
+    ]
+    words = " ".join(step.message.content.split())
+    text = "  ".join([*([words] if words else []), *calls]) or "nothing"
+    return text if len(text) <= 110 else text[:107] + "..."
+
+
+def _table(columns: Sequence[Column], numbers: Any) -> list[str]:
+    width = max(len(column.name) for column in columns)
+    head = " ".join(f"{f'step {i}':>9}" for i in range(1, len(columns[0].weights) + 1))
+    rows = [
+        f"  {column.name:<{width}} " + " ".join(f"{value:+9.3f}" for value in numbers(column))
+        for column in columns
+    ]
+    return [f"  {'':<{width}} {head}", *rows]

@@ -1,0 +1,93 @@
+"""The metrics of an iteration: a row of ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from agent_r1.evaluate import score
+from agent_r1.learner import Update
+from agent_r1.types import Group
+
+
+class Clock:
+    """Wall seconds by part of an iteration."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def figures_of(
+    groups: list[Group],
+    used: list[Group],
+    update: Update,
+    shaped: float | None,
+    lr: float,
+    clock: Clock,
+) -> dict[str, Any]:
+    """The metrics of one iteration. What depends on the machine's speed stands apart from what
+    does not, and the outcome from ``shaped``, what was learned from.
+    """
+    episodes = [trajectory for group in groups for trajectory in group.trajectories]
+    steps = [step for episode in episodes for step in episode.steps]
+    entropies = [entropy for step in steps for entropy in step.action.entropies]
+    total = score(episodes)
+    num = max(1, len(episodes))
+    action_tokens = sum(episode.num_action_tokens for episode in episodes)
+    figures: dict[str, Any] = {
+        "success": total.success,
+        "reward": total.reward,
+        "shaped": shaped,
+        **total.metrics,
+        "entropy": sum(entropies) / max(1, len(entropies)),
+        "action_tokens": action_tokens / num,
+        "tokens": sum(episode.num_tokens for episode in episodes) / num,
+        "turns": len(steps) / num,
+        "groups_used": len(used),
+        "groups_without_signal": len(groups) - len(used),
+        "loss": update.loss,
+        "grad_norm": update.grad_norm,
+        "kl": update.kl,
+        **(
+            {"value_loss": update.value_loss, "explained_variance": update.explained_variance}
+            if update.explained_variance is not None
+            else {}
+        ),
+        "clip_fraction": update.clip_fraction,
+        "logprob_error": update.logprob_error,
+        "updates": update.num_steps,
+        "updates_skipped": len(update.skipped),
+        "lr": lr,
+    }
+    for episode in episodes:
+        _count(figures, f"stop/{episode.stop}")
+        for part, value in episode.process_reward().items():
+            _count(figures, f"process/{part}", value / num)
+    for step in steps:
+        for fault in step.faults:
+            _count(figures, f"fault/{fault}")
+    return {
+        "figures": figures,
+        "skipped": update.skipped,
+        "seconds": {**clock.seconds, "total": clock.total},
+        "tokens_per_second": {
+            "generated": action_tokens / clock.seconds["rollout"],
+            "trained": update.num_tokens / clock.seconds["learner"],
+        },
+    }
+
+
+def _count(figures: dict[str, Any], key: str, amount: float = 1) -> None:
+    figures[key] = figures.get(key, 0) + amount

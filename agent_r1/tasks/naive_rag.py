@@ -1,0 +1,70 @@
+"""Naive RAG, the baseline without an agent: one retrieval with the question, then the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agent_r1.env import ToolEnv, Transition
+from agent_r1.tasks.hopworld import HopWorld
+from agent_r1.tasks.multihop import MultiHop
+from agent_r1.tools import run_calls
+from agent_r1.types import Message, Task, ToolCall
+
+
+class NaiveRAG(ToolEnv):
+    """Put before an environment with a ``search`` tool: the search is made before the model's turn,
+    with the question as the query, and whatever the model then writes is its answer.
+    """
+
+    async def reset(self, task: Task, seed: int) -> Sequence[Message]:
+        opening = await super().reset(task, seed)
+        call = ToolCall("search", {"query": task.question})
+        (result,) = await run_calls((call,), self._tools)
+        if result.error is not None:
+            raise RuntimeError(f"the retrieval failed: {result.detail}")
+        shown = self.interpret([result])
+        return self.with_passages(opening, call, shown.messages)
+
+    def with_passages(
+        self, opening: Sequence[Message], call: ToolCall, found: Sequence[Message]
+    ) -> Sequence[Message]:
+        """The opening messages with what was found: as if the model had asked for it."""
+        return [*opening, Message("assistant", "", (call,)), *found]
+
+    async def step(self, message: Message) -> Transition:
+        self.answer = message.content
+        return Transition(done=True)
+
+    def gold(self) -> list[str]:
+        return super().gold()[-1:]
+
+
+class HopWorldRAG(NaiveRAG, HopWorld):
+    """HopWorld without further searches."""
+
+    class Settings(HopWorld.Settings):
+        name: str = "hopworld-rag"
+
+
+class MultiHopRAG(NaiveRAG, MultiHop):
+    """Multi-hop questions with the passages found for the question in the prompt; no tools."""
+
+    class Settings(MultiHop.Settings):
+        name: str = "multihop-rag"
+
+    system = (
+        "Answer the question from the passages. Write the answer between answer tags, as short as "
+        "possible: <answer>the answer</answer>"
+    )
+
+    schemas = ()  # type: ignore[assignment]
+
+    def prompt(self) -> Sequence[Message]:
+        return ToolEnv.prompt(self)  # the worked example shows the tool
+
+    def with_passages(
+        self, opening: Sequence[Message], call: ToolCall, found: Sequence[Message]
+    ) -> Sequence[Message]:
+        *before, question = opening
+        passages = "\n\n".join(message.content for message in found)
+        return [*before, Message("user", f"{passages}\n\nQuestion: {question.content}")]
