@@ -62,6 +62,8 @@ def shares(groups: list[Group], algorithm: Algorithm) -> Shares:
     """What tokens weigh in the loss of a mini-batch, however it is cut into micro-batches."""
     masked = algorithm.settings.truncated == "mask"
     trajectories = [t for g in groups for t in g.scored if not (masked and t.stop.truncated)]
+    if not trajectories:
+        return {}
     per_token = algorithm.token_weights([t.num_action_tokens for t in trajectories])
     return {
         id(step): Share(weight, number)

@@ -30,10 +30,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"agent-r1: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; `agent-r1 train --resume RUN` goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        goes_on = "`agent-r1 train --resume RUN` goes on from the last checkpoint"
+        if arguments.command == "bench":
+            goes_on = "the same command goes on"
+        print(f"\ninterrupted; {goes_on}", file=sys.stderr)
         return 130
 
 

@@ -22,6 +22,7 @@ from agent_r1.algorithms.losses import (
     value_loss,
 )
 from agent_r1.assign import assign_credit, informative, shares
+from agent_r1.types import StopReason
 from tests.batches import flat, make_groups
 
 WEIGHTS = {"format": 0.1, "reached": 2.0}
@@ -482,6 +483,21 @@ def test_masked_truncated_trajectories_are_compared_but_not_trained_on():
     assert weight == pytest.approx(1 / sum(sum(lengths(t)) for t in kept))
     advantages = zscore(np.array([1.0, 0.0, 0.25]))
     assert groups[0].trajectories[1].steps[0].advantages[0] == pytest.approx(advantages[1])
+
+
+def test_where_every_trajectory_is_masked_nothing_weighs_anything():
+    groups = make_groups()
+    for t in (t for g in groups for t in g.trajectories):
+        t.stop = StopReason.MAX_TURNS
+    for aggregation in ("token", "sequence"):
+        assert shares(groups, algorithm("grpo", truncated="mask", aggregation=aggregation)) == {}
+
+
+def test_a_fixed_length_and_its_aggregation_go_together():
+    assert algorithm("dr-grpo", aggregation="token").settings.fixed_length is None
+    for keys in ({"aggregation": "fixed"}, {"fixed_length": 9}):
+        with pytest.raises(ValueError, match="go together"):
+            algorithm("grpo", **keys)
 
 
 # Properties --------------------------------------------------------------------------------------

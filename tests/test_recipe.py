@@ -34,7 +34,7 @@ def test_a_resolved_recipe_loads_to_itself():
         (("algorithm", "grop"), "unknown algorithm 'grop'; did you mean 'grpo'?"),
         (("env.name", "hopword"), "unknown env 'hopword'; did you mean 'hopworld'?"),
         (("trian.tasks", 1), "trian: no such key; did you mean 'train'?"),
-        (("train.attempts", 1), "GRPO compares attempts"),
+        (("train.attempts", 1), "'grpo' compares attempts"),
         (("env", "no_file.py:X"), "there is no file"),
         (("env", "agent_r1.tasks.hopworld:Hopworld"), "did you mean 'HopWorld'?"),
         (("credit.gamma", 0.5), "credit.gamma: no such key"),

@@ -66,6 +66,14 @@ class Algorithm:
         importance_cap: float | None = Field(None, gt=0)
         loss_mask: bool = True
 
+        @model_validator(mode="before")
+        @classmethod
+        def _not_fixed(cls, data: Any) -> Any:
+            """Another aggregation takes a default length away."""
+            if isinstance(data, dict) and data.get("aggregation", "fixed") != "fixed":
+                return {"fixed_length": None, **data}
+            return data
+
         @model_validator(mode="after")
         def _fixed(self) -> Self:
             if (self.aggregation == "fixed") != (self.fixed_length is not None):

@@ -59,6 +59,7 @@ def _curves(pyplot: Any, experiment: Experiment, jobs: Sequence[Job], runs: Path
                 steps, stacked.min(0), stacked.max(0), color=line.get_color(), alpha=0.15, lw=0
             )
         axes.set(xlabel="iteration", ylim=(0, 1.02), title=start.name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel(f"success in training, mean of {WINDOW} iterations")
     panels[0][-1].legend(loc="lower right", fontsize=8)

@@ -21,6 +21,7 @@ from agent_r1.bench.statistics import (
     two_level_bootstrap,
 )
 from agent_r1.bench.worker import set_file
+from agent_r1.config import ConfigError
 from agent_r1.run import RunFolder, write_atomically
 
 Rows = list[dict[str, Any]]
@@ -55,8 +56,15 @@ def name_of(start: str, arm: str) -> str:
 def scores_of(job: Job, test_set: TaskSet, runs: Path) -> list[float]:
     """A run's scores on a set, task by task."""
     recipe = next(recipe for s, recipe in job.sets if s.name == test_set.name)
-    outcomes = json.loads(set_file(runs / job.folder, test_set, recipe).read_text())["outcomes"]
-    return [outcome[test_set.metric] for outcome in outcomes.values()]
+    result = json.loads(set_file(runs / job.folder, test_set, recipe).read_text())
+    outcomes: list[dict[str, float]] = list(result["outcomes"].values())
+    for outcome in outcomes:
+        if test_set.metric not in outcome:
+            raise ConfigError(
+                f"set {test_set.name!r}: metric = {test_set.metric!r}, but the environment gives "
+                f"{', '.join(outcome)}"
+            )
+    return [outcome[test_set.metric] for outcome in outcomes]
 
 
 def set_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
