@@ -30,7 +30,7 @@ def assign_credit(groups: Sequence[Group], algorithm: Algorithm, credit: Credit)
 
 
 def informative(groups: list[Group]) -> list[Group]:
-    """The groups that would change the policy: some advantage is not zero."""
+    """The groups that have something to tell the policy: some advantage is not zero."""
     return [
         group
         for group in groups
@@ -46,27 +46,41 @@ def minibatches(groups: list[Group], count: int, seed: int) -> list[list[Group]]
     return [shuffled[part::count] for part in range(count)]
 
 
+def trained_on(groups: list[Group], algorithm: Algorithm) -> list[Group]:
+    """The groups to train on: those with a signal; all of them for a critic, and where a KL or an
+    entropy term pulls at every token.
+    """
+    return [g for g in groups if g.scored] if algorithm.trains_on_all else informative(groups)
+
+
 @dataclass(slots=True, frozen=True)
 class Share:
-    """What a step's tokens weigh in the loss of a mini-batch, and the number of its trajectory."""
+    """What a step's tokens weigh in the loss of a mini-batch, and the number of its trajectory
+    there.
+    """
 
     weight: float
     sequence: int
 
 
 Shares = dict[int, Share]
-"""By ``id`` of a step; a step that is not there weighs nothing."""
+"""By ``id`` of a step."""
 
 
 def shares(groups: list[Group], algorithm: Algorithm) -> Shares:
-    """What tokens weigh in the loss of a mini-batch, however it is cut into micro-batches."""
-    masked = algorithm.settings.truncated == "mask"
-    trajectories = [t for g in groups for t in g.scored if not (masked and t.stop.truncated)]
-    if not trajectories:
-        return {}
-    per_token = algorithm.token_weights([t.num_action_tokens for t in trajectories])
+    """What tokens weigh in the loss of a mini-batch, however it is cut into micro-batches; nothing
+    where a truncated trajectory is masked.
+    """
+    masks = algorithm.settings.truncated == "mask"
+    trajectories = [t for g in groups for t in g.scored]
+    kept = [not (masks and t.stop.truncated) for t in trajectories]
+    counts = [t.num_action_tokens for t, keep in zip(trajectories, kept, strict=True) if keep]
+    weights = iter(algorithm.token_weights(counts) if counts else ())
+    per_trajectory = [next(weights) if keep else 0.0 for keep in kept]
     return {
         id(step): Share(weight, number)
-        for number, (trajectory, weight) in enumerate(zip(trajectories, per_token, strict=True))
+        for number, (trajectory, weight) in enumerate(
+            zip(trajectories, per_trajectory, strict=True)
+        )
         for step in trajectory.steps
     }

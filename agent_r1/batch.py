@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from agent_r1.assign import Share, Shares
+from agent_r1.assign import Shares
 from agent_r1.policy import Policy
 from agent_r1.types import Group, Step
 
@@ -49,8 +49,7 @@ class Actions:
             return None if any(values(step) is None for step in steps) else flat(values)
 
         assert all(step.advantages is not None for step in steps), "credit comes before batches"
-        nothing = Share(0.0, 0)
-        of = [shares.get(id(step), nothing) for step in steps]
+        of = [shares[id(step)] for step in steps]
         counts = [len(step.action.token_ids) for step in steps]
         numbers = [s.sequence for s, count in zip(of, counts, strict=True) for _ in range(count)]
         weights = [s.weight for s, count in zip(of, counts, strict=True) for _ in range(count)]

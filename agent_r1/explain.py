@@ -13,7 +13,7 @@ from typing import Any
 from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.algorithms.base import Algorithm
 from agent_r1.algorithms.credit import Credit
-from agent_r1.assign import assign_credit, informative, minibatches, shares
+from agent_r1.assign import assign_credit, informative, minibatches, shares, trained_on
 from agent_r1.config import ConfigError
 from agent_r1.masks import masks_of
 from agent_r1.recipe import Recipe, load_recipe
@@ -156,7 +156,7 @@ def explain(run: RunFolder, where: str | None = None) -> Explanation:
     Args:
         run: Its folder.
         where: ``ITERATION/GROUP/ATTEMPT``, the last one or two left out or all of it: then the last
-            iteration, its first group with a signal, its first attempt.
+            iteration, its first group with a signal, its first attempt that counts.
 
     Raises:
         ConfigError: There is no such trajectory, or it was excluded.
@@ -167,6 +167,8 @@ def explain(run: RunFolder, where: str | None = None) -> Explanation:
     if number is None:
         number = next((n for n, g in enumerate(groups, 1) if informative([g])), 1)
     group = _pick(groups, number, f"iteration {iteration} has groups")
+    if attempt is None:
+        attempt = next((n for n, t in enumerate(group.trajectories, 1) if t in group.scored), 1)
     trajectory = _pick(group.trajectories, attempt, f"group {number} has attempts")
     if trajectory.outcome is None or not trajectory.steps:
         raise ConfigError(
@@ -187,11 +189,9 @@ def _explain(
     rewards = algorithm.rewards(group, credit)[index]
     returns = [values[0] for values in credit.returns(trajectory, rewards)]
     seed = derive_seed(recipe.seed, "iteration", place[0])
-    own_weights = _weights(recipe, algorithm, groups, trajectory, seed)
     notes = []
-    if not all(masks_of(algorithm)):
-        notes.append("a mask was off: what is shown is the agent's own tokens, as stored")
-    else:
+    masked = not all(masks_of(algorithm))
+    if not masked:
         assign_credit(groups, algorithm, credit)
         again = [[step.advantages for step in t.steps] for g in groups for t in g.scored]
         if not _close(stored, again):
@@ -199,10 +199,19 @@ def _explain(
                 "the advantages computed now differ from those stored, which are shown: an "
                 "environment or an algorithm has changed since"
             )
-    if not any(any(values) for values in advantages) and not algorithm.critic:
-        notes.append("all advantages of this trajectory are 0: it taught nothing")
-    if not any(step.ratios for step in trajectory.steps):
-        notes.append("no update used this trajectory")
+    own_weights = _weights(recipe, algorithm, groups, trajectory, seed)
+    if masked:
+        notes.append(
+            "a mask was off: advantages are those stored; weights are those that the agent's own "
+            "tokens would have had with the mask on"
+        )
+    if place[0] <= getattr(recipe.algorithm, "critic_warmup", 0):
+        own_weights = [0.0] * len(own_weights)
+        notes.append("the critic was warmed up: the policy was not trained in this iteration")
+    elif not any(own_weights):
+        notes.append("no update used this trajectory: masked, or its group had no signal")
+    elif not any(any(values) for values in advantages):
+        notes.append("all advantages are 0: only terms besides the algorithm's loss were felt")
     others = []
     for name in ALGORITHMS.table:
         other_class = ALGORITHMS.resolve(name)
@@ -230,7 +239,7 @@ def _weights(
     """Per step, the weight of its tokens in the first epoch's mini-batch that has them; credit is
     assigned.
     """
-    used = [g for g in groups if g.scored] if algorithm.critic else informative(groups)
+    used = trained_on(groups, algorithm)
     wanted = {id(step) for step in trajectory.steps}
     if not used:
         return [0.0] * len(wanted)
@@ -254,7 +263,7 @@ def _together(columns: Sequence[Column]) -> list[Column]:
     return result
 
 
-def _parse(run: RunFolder, where: str | None) -> tuple[int, int | None, int]:
+def _parse(run: RunFolder, where: str | None) -> tuple[int, int | None, int | None]:
     known = run.trajectory_iterations()
     if not known:
         raise ConfigError(f"{run.path} holds no trajectories yet")
@@ -271,7 +280,7 @@ def _parse(run: RunFolder, where: str | None) -> tuple[int, int | None, int]:
             f"{run.path} has trajectories of iterations {known[0]} to {known[-1]}, "
             f"not of {iteration}"
         )
-    return iteration, group, 1 if attempt is None else attempt
+    return iteration, group, attempt
 
 
 def _pick(items: Sequence[Any], number: int, what: str) -> Any:

@@ -30,8 +30,9 @@ class Update:
     """What the updates of one iteration did.
 
     Attributes:
-        loss, grad_norm, kl: Means over the optimiser steps; ``kl`` is to the reference, if there
-            is one, by the loss's estimator.
+        loss, grad_norm: Means over the optimiser steps.
+        kl: To the reference, if there is one, by its estimator: of the loss's tokens, as weighed
+            there, or with the term in the reward the mean of all tokens before the update.
         value_loss: Mean over the optimiser steps of the critic's part of the loss.
         explained_variance: Of the value targets, by the critic's values before the update: 1 is
             perfect, 0 no better than their mean; ``None`` without a critic.
@@ -64,7 +65,8 @@ class _Sums:
     loss: float = 0.0
     kl: float = 0.0
     value_loss: float = 0.0
-    clip_fraction: float = 0.0
+    num_clipped: int = 0
+    num_counted: int = 0
     logprob_error: float = 0.0
     num_tokens: int = 0
     ratios: list[tuple[Step, tuple[float, ...]]] = field(default_factory=list)
@@ -185,6 +187,8 @@ class Learner:
             result.clip_fraction /= num_batches
         for name in ("loss", "grad_norm", "kl", "value_loss"):
             setattr(result, name, getattr(result, name) / max(1, result.num_steps))
+        if self.kl is not None and self.kl.place == "reward":
+            result.kl = _mean_kl(groups, self.kl)
         return result
 
     @contextmanager
@@ -201,10 +205,13 @@ class Learner:
         self, groups: list[Group], result: Update, *, lr: float, critic_only: bool, where: str
     ) -> None:
         """One optimiser step on one mini-batch."""
-        sums = self._accumulate(groups, result, critic_only=critic_only)
+        weights = shares(groups, self.algorithm)
+        if not any(share.weight for share in weights.values()):
+            return  # masked, all of it
+        sums = self._accumulate(groups, weights, result, critic_only=critic_only)
         if result.num_steps == 0:
             result.logprob_error = max(result.logprob_error, sums.logprob_error)
-        result.clip_fraction += sums.clip_fraction
+        result.clip_fraction += sums.num_clipped / sums.num_counted
         result.num_tokens += sums.num_tokens
         for step, ratios in sums.ratios:
             step.ratios = step.ratios or ratios
@@ -222,11 +229,12 @@ class Learner:
         result.kl += sums.kl
         result.value_loss += sums.value_loss
 
-    def _accumulate(self, groups: list[Group], result: Update, *, critic_only: bool) -> _Sums:
+    def _accumulate(
+        self, groups: list[Group], weights: Shares, result: Update, *, critic_only: bool
+    ) -> _Sums:
         """The gradient of a mini-batch; begun again in smaller cuts when the device's memory runs
         out.
         """
-        weights = shares(groups, self.algorithm)
         while True:
             self.optimizer.zero_grad()
             sums = _Sums()
@@ -295,10 +303,11 @@ class Learner:
         if actions.sampling_logprobs.numel():
             error = (logprobs - actions.sampling_logprobs).abs().max().item()
             sums.logprob_error = max(sums.logprob_error, error)
-        ratios = (logprobs - actions.old_logprobs).exp()
+        ratios = self.algorithm.ratio(logprobs, actions.old_logprobs, actions.sequences)
         low, high = self.algorithm.clip_bounds()
-        outside = (ratios < low) | (ratios > high)
-        sums.clip_fraction += (actions.weights * outside).sum().item()
+        counted = actions.weights > 0
+        sums.num_clipped += int((((ratios < low) | (ratios > high)) & counted).sum())
+        sums.num_counted += int(counted.sum())
         sums.ratios += _by_step(micro.steps, ratios)
 
     def state_dict(self) -> dict[str, Any]:
@@ -342,6 +351,19 @@ def explained_variance(groups: list[Group]) -> float:
     if len(targets) < 2 or (variance := targets.var().item()) == 0.0:
         return 0.0
     return 1.0 - (targets - values).var().item() / variance
+
+
+def _mean_kl(groups: list[Group], kl: KLSettings) -> float:
+    """The estimate at sampling, over all action tokens; the learner has prepared."""
+    steps = [step for group in groups for t in group.scored for step in t.steps]
+    estimates = [
+        ESTIMATORS[kl.estimator](logprob, reference)
+        for step in steps
+        for logprob, reference in zip(
+            step.action.logprobs, step.reference_logprobs or (), strict=True
+        )
+    ]
+    return math.fsum(estimates) / max(1, len(estimates))
 
 
 def _by_step(steps: Sequence[Step], per_token: Tensor) -> list[tuple[Step, tuple[float, ...]]]:

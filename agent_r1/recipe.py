@@ -111,6 +111,10 @@ class Recipe(Section):
     cores.
     """
 
+    def __reduce__(self) -> Any:
+        """Pickled as plain data: sections of a user's file have no module to be found by."""
+        return _from_data, (self.model_dump(mode="json"),)
+
     seed: int = 0
     threads: int = Field(0, ge=0)
     model: ModelSettings = ModelSettings()
@@ -142,6 +146,16 @@ class Recipe(Section):
                 f"train.attempts = 1: {self.algorithm.name!r} compares attempts at the same task; "
                 "use 2 or more"
             )
+        if self.train.attempts < 2 and getattr(self.credit, "gate", False):
+            raise ValueError("train.attempts = 1: with credit.gate no process reward would count")
+        for key in ("compare", "gamma"):
+            field = type(self.credit).model_fields.get(key)
+            unused = field is not None and getattr(self.credit, key) != field.default
+            if unused and not algorithm.compares_units:
+                raise ValueError(
+                    f"credit.{key} has no effect with algorithm {self.algorithm.name!r}, which "
+                    "compares no returns of steps or tokens"
+                )
         return self
 
 
@@ -171,6 +185,10 @@ def load_recipe(
         raise explain(error, label, functools.partial(_keys_at, data, folder)) from error
     finally:
         _BASE.reset(token)
+
+
+def _from_data(data: dict[str, Any]) -> Recipe:
+    return load_recipe(data)[0]
 
 
 def _keys_at(data: dict[str, Any], folder: Path, location: tuple[int | str, ...]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from agent_r1.algorithms import ALGORITHMS, CREDITS
-from agent_r1.assign import assign_credit, informative
+from agent_r1.assign import assign_credit, informative, trained_on
 from agent_r1.checkpoint import Checkpoints, State
 from agent_r1.config import ConfigError
 from agent_r1.evaluate import Evaluation, evaluate
@@ -224,12 +224,12 @@ class Trainer:
         train = self.recipe.train
         groups: list[Group] = []
         view: list[Group] = []
-        used: list[Group] = []
+        missing = train.tasks
         for refill in range(1 + getattr(self.recipe.algorithm, "refills", 0)):
             with clock("rollout"):
                 fresh = run_async(
                     self.rollout.run(
-                        self._draw(train.tasks - len(used)),
+                        self._draw(missing),
                         attempts=train.attempts,
                         temperature=train.temperature,
                         seed=derive_seed(seed, "refill", refill) if refill else seed,
@@ -239,12 +239,12 @@ class Trainer:
                 seen = self._assign_credit(fresh)
                 groups += fresh
                 view += seen
-                # A critic learns from every group.
-                used += seen if self.algorithm.critic else informative(seen)
-            if len(used) >= train.tasks:
+            missing -= len(informative(seen))
+            if missing <= 0:
                 break
         whole = all(one is other for one, other in zip(view, groups, strict=True))
-        return groups, groups if whole else view, [group for group in used if group.scored]
+        view = groups if whole else view
+        return groups, view, trained_on(view, self.algorithm)
 
     def _assign_credit(self, groups: list[Group]) -> list[Group]:
         """Returns the groups to train on: these, or a view of them with a mask switched off."""

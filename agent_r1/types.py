@@ -160,8 +160,9 @@ class Step:
             after the last; ``None`` without a critic.
         advantages: Per action token; ``None`` until credit is assigned.
         value_targets: Per action token, what the critic should have said.
-        ratios: Importance ratio per action token, new policy over sampling policy, at the first
-            update that used it; ``None`` if no update did.
+        ratios: Importance ratio per action token, new policy over the one the update started from
+            (for GSPO that of the sequence), at the first update that used it; ``None`` if no update
+            did.
     """
 
     action: Action

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -83,6 +84,46 @@ def test_jobs_are_arms_by_seeds_with_their_recipes(tmp_path):
     assert experiment.quicker().seeds == (0,)
 
 
+def test_quick_comes_last_and_a_name_stands_for_its_section(tmp_path):
+    text = SMALL.replace("[override]", "[quick]\noverride.train.iterations = 1\n[override]", 1)
+    text = text.replace('algorithm = "rloo"', "algorithm.clip_high = 0.5, train.iterations = 9")
+    text = text.replace("threads = 1", 'threads = 1\nalgorithm = "dapo"')
+    jobs = load_experiment(written(tmp_path, text))[1]
+    assert {job.recipe.algorithm.name for job in jobs} == {"dapo"}
+    assert jobs[1].recipe.algorithm.clip_high == 0.5
+    assert jobs[1].recipe.train.iterations == 9
+    quick = load_experiment(written(tmp_path, text), quick=True)[1]
+    assert {job.recipe.train.iterations for job in quick} == {1}
+
+
+def test_jobs_with_sections_of_a_users_own_reach_other_processes(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from agent_r1.algorithms.grpo import GRPO\n"
+        "class Mine(GRPO):\n"
+        "    class Settings(GRPO.Settings):\n"
+        "        size: int = 3\n"
+    )
+    text = SMALL.replace('algorithm = "rloo"', 'algorithm = { name = "mine.py:Mine", size = 4 }')
+    job = load_experiment(written(tmp_path, text))[1][1]
+    code = (
+        "import pickle, sys; job = pickle.load(sys.stdin.buffer); print(job.recipe.algorithm.size)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, input=pickle.dumps(job), capture_output=True, check=True)
+    assert result.stdout.strip() == b"4"
+
+
+def test_a_start_made_anew_is_another_start(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    folders = set()
+    for weights in (b"one", b"two"):
+        (model / "model.safetensors").write_bytes(weights)
+        text = SMALL.replace("threads = 1", f'threads = 1\nmodel.path = "{model}"')
+        folders.add(load_experiment(written(tmp_path, text))[1][1].folder)
+    assert len(folders) == 2
+
+
 @pytest.mark.parametrize(
     ("old", "new", "cure"),
     [
@@ -93,6 +134,7 @@ def test_jobs_are_arms_by_seeds_with_their_recipes(tmp_path):
         ("env.test_hops = [1]", "env.test_hop = [1]", "did you mean 'test_hops'"),
         ("format = 0.2", "formt = 0.2", "did you mean 'format'"),
         ("[0, 1]", "[0, 0]", "stands there twice"),
+        ("env.test_hops = [1]", "learner.lr = 1.0", "has no effect on a test"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_said_before_anything_runs(tmp_path, old, new, cure):
@@ -126,8 +168,14 @@ def test_the_bootstrap_knows_that_runs_differ():
     # All of 27 equally likely draws: the least and the greatest have one chance each.
     assert interval.low == pytest.approx(0.2)
     assert interval.high == pytest.approx(0.6)
-    unequal = two_level_bootstrap([[1.0] * 10, [0.0] * 30])
-    assert unequal.mean == 0.5, "runs weigh alike"
+    excluded = two_level_bootstrap([[1.0, 1.0], [0.0, float("nan")]])
+    assert excluded.mean == 0.5, "runs weigh alike, and a missing task is no failure"
+
+
+def test_more_runs_on_the_same_tasks_are_not_more_tasks():
+    one = two_level_bootstrap([[1.0, 0.0] * 100])
+    three = two_level_bootstrap([[1.0, 0.0] * 100] * 3)
+    assert three.high - three.low == pytest.approx(one.high - one.low, abs=0.01)
 
 
 def test_steps_and_ratios_by_hand():
@@ -135,6 +183,7 @@ def test_steps_and_ratios_by_hand():
     assert curve == pytest.approx([0.0, 0.0, 0.2, 0.5])
     assert steps_to(curve, 0.2 - 1e-9) == 3
     assert steps_to(curve, 0.51) is None
+    assert steps_to([0.0, 0.0], 0.0) is None, "nothing was learned, nothing was reached"
     ratio = ratio_of_means([2, 4], [8, 8])
     assert ratio.mean == pytest.approx(6 / 16)
     assert (ratio.low, ratio.high) == pytest.approx((0.25, 0.5))

@@ -114,7 +114,7 @@ def test_check_shows_tokens_by_kind_rewards_and_memory():
         (["train", "--resume", "nowhere"], "nowhere holds no run"),
         (["train", "hopworld", "--model.path", "./none"], "there is no such folder"),
         (["train", "multihop-smollm2"], "env.path = 'data/multihop'"),
-        (["check", "no.toml"], "there is no recipe no.toml"),
+        (["check", "no.toml"], "there is no file no.toml"),
         (["check", "hopworld", "--model.path", "/"], "no model can be loaded from there"),
         (["eval", "hopworld", "--tasks", "0"], "must be at least 1"),
     ],

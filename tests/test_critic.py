@@ -20,6 +20,7 @@ from agent_r1.masks import copy_back, settle, unmasked
 from agent_r1.pack import packs
 from agent_r1.rows import rows
 from agent_r1.sections import LearnerSettings
+from agent_r1.types import StopReason
 from tests.families import make_family, random_groups
 
 CPU = torch.device("cpu")
@@ -221,11 +222,27 @@ def test_masks_off_put_observations_in_credit_and_loss():
     assert update.num_steps == 1
 
 
-def test_actions_without_a_share_weigh_nothing():
+def test_masked_trajectories_are_sequences_of_their_own_and_weigh_nothing():
     groups = random_groups()
-    assign_credit(groups, GRPO(GRPO.Settings()), OutcomeCredit(OutcomeCredit.Settings()))
-    actions = Actions.of(steps_of(groups), {}, CPU)
-    assert actions.weights.abs().max() == 0
+    groups[0].trajectories[0].stop = StopReason.MAX_TURNS
+    gspo = GSPO(GSPO.Settings(truncated="mask"))
+    assign_credit(groups, gspo, OutcomeCredit(OutcomeCredit.Settings()))
+    actions = Actions.of(steps_of(groups), shares(groups, gspo), CPU)
+    masked = groups[0].trajectories[0].num_action_tokens
+    assert actions.weights[:masked].abs().max() == 0
+    assert actions.weights[masked:].min() > 0
+    numbers = actions.sequences.unique_consecutive()
+    assert numbers.tolist() == list(range(sum(len(g.scored) for g in groups)))
+
+
+def test_a_mini_batch_that_is_masked_whole_makes_no_step():
+    groups = random_groups()
+    for t in (t for g in groups for t in g.trajectories):
+        t.stop = StopReason.MAX_TURNS
+    grpo = GRPO(GRPO.Settings(truncated="mask"))
+    learner = make_learner(make_family("llama"), grpo)
+    assign_credit(groups, grpo, OutcomeCredit(OutcomeCredit.Settings()))
+    assert learner.update(groups, lr=1e-3, seed=0).num_steps == 0
 
 
 RECIPE = {

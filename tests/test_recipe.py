@@ -57,7 +57,7 @@ def test_the_file_is_named(tmp_path):
     path.write_text("env = [")
     with pytest.raises(ConfigError, match=r"mine\.toml: not valid TOML"):
         load_recipe(path)
-    with pytest.raises(ConfigError, match="there is no recipe"):
+    with pytest.raises(ConfigError, match="there is no file"):
         load_recipe(tmp_path / "other.toml")
     with pytest.raises(ConfigError, match="did you mean 'hopworld'"):
         load_recipe("hopwrld")
@@ -120,3 +120,40 @@ def test_checking_a_recipe_needs_no_torch():
         "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy import'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"algorithm": "ppo", "credit": {"name": "step", "compare": "index"}},
+            "credit.compare has",
+        ),
+        ({"algorithm": "gigpo", "credit": {"name": "step", "gamma": 0.9}}, "credit.gamma has no"),
+        (
+            {
+                "algorithm": "ppo",
+                "credit": {"name": "step", "gate": True},
+                "train": {"attempts": 1},
+            },
+            "no process reward would count",
+        ),
+        ({"algorithm": {"name": "ppo", "loss_mask": False}}, "needs advantage_mask = false"),
+        ({"algorithm": {"name": "grpo", "loss_mask": False, "importance_cap": 2}}, "no effect"),
+        ({"algorithm": {"name": "grpo", "kl": {"estimator": "k1"}}}, "kl.coef"),
+        ({"algorithm": {"name": "dapo", "overlong": {"length": 5, "buffer": 9}}}, "is more than"),
+    ],
+)
+def test_settings_that_would_have_no_effect_are_errors(overrides, message):
+    with pytest.raises(ConfigError) as error:
+        load_recipe({"env": "hopworld", **overrides})
+    assert message in str(error.value)
+
+
+def test_every_algorithm_can_be_written_down_and_read_again():
+    from agent_r1.algorithms import ALGORITHMS
+
+    for name in ALGORITHMS.table:
+        recipe, _ = load_recipe({"env": "hopworld", "algorithm": name})
+        again, _ = load_recipe(recipe.model_dump(mode="json"))
+        assert again == recipe

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Algorithm:
     """Subclass it and write ``advantages``; the loss is PPO's clipped one unless you write yours.
 
-    Advantages are made for a whole iteration at once, so that an algorithm may normalise over it.
+    Advantages are made for all groups of a rollout at once, so that an algorithm may normalise over
+    them.
     """
 
     compares_attempts: ClassVar[bool] = False
@@ -34,6 +35,8 @@ class Algorithm:
     """Whether a value head is trained; then every ``Step.values`` is there before credit is
     assigned, and ``value_targets`` and ``value_loss`` must be written.
     """
+    compares_units: ClassVar[bool] = False
+    """Whether it goes by ``Credit.compare``, whose keys have no effect otherwise."""
     whole_trajectories: ClassVar[bool] = False
     """Whether the loss needs all tokens of a trajectory in one micro-batch."""
 
@@ -78,6 +81,8 @@ class Algorithm:
         def _fixed(self) -> Self:
             if (self.aggregation == "fixed") != (self.fixed_length is not None):
                 raise ValueError("aggregation = 'fixed' and fixed_length go together")
+            if not self.loss_mask and self.importance_cap is not None:
+                raise ValueError("importance_cap has no effect with loss_mask = false")
             return self
 
     def __init__(self, settings: Any) -> None:
@@ -88,6 +93,17 @@ class Algorithm:
     def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
         """Per group, per scored trajectory, per step, per action token."""
         raise NotImplementedError(f"{type(self).__name__} has no advantages(groups, credit)")
+
+    @property
+    def trains_on_all(self) -> bool:
+        """Whether a group whose advantages are all 0 has something to train, too."""
+        kl: KLSettings | None = self.settings.kl
+        in_loss = kl is not None and kl.place == "loss"
+        return self.critic or in_loss or bool(self.settings.entropy_coef)
+
+    def bootstraps(self, trajectory: Trajectory) -> bool:
+        """Whether the critic's value stands in for what a cut-off trajectory did not come to."""
+        return False
 
     def outcome(self, trajectory: Trajectory) -> float:
         """The outcome reward that is learned from."""
@@ -100,7 +116,15 @@ class Algorithm:
         """
         true = [t.outcome.reward for t in group.scored if t.outcome is not None]
         gated = credit.gate and bool(true) and max(true) - min(true) < ZERO_STD
-        rewards = [credit.rewards(t, self.outcome(t), gated=gated) for t in group.scored]
+        rewards = [
+            # What is paid at the end is part of what the value there stands for.
+            credit.rewards(
+                t,
+                self.outcome(t),
+                gated=gated or (credit.pays_at_the_end and self.bootstraps(t)),
+            )
+            for t in group.scored
+        ]
         kl: KLSettings | None = self.settings.kl
         if kl is not None and kl.place == "reward":
             for trajectory, per_step in zip(group.scored, rewards, strict=True):
@@ -126,6 +150,10 @@ class Algorithm:
             return [1.0 / (num * count) for count in num_action_tokens]
         total = sum(num_action_tokens)
         return [1.0 / total] * num
+
+    def ratio(self, logprobs: Tensor, old_logprobs: Tensor, sequences: Tensor) -> Tensor:
+        """(T,): the ratio of new to old policy that is clipped."""
+        return (logprobs - old_logprobs).exp()
 
     def clip_bounds(self) -> tuple[float, float]:
         """Ratios outside are reported as clipped."""
@@ -157,6 +185,7 @@ class GroupAlgorithm(Algorithm):
     """Advantages relative to the group: returns of its units against a baseline."""
 
     compares_attempts = True
+    compares_units = True
 
     def baseline(self, returns: Sequence[float]) -> list[float]:
         """Advantages of returns that are compared with one another."""

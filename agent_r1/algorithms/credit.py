@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,9 @@ class Credit:
 
     gate: bool = False
     """Whether process rewards are left out where all outcomes of a group are equal."""
+
+    pays_at_the_end: ClassVar[bool] = False
+    """Whether ``rewards`` places process rewards on the last token of the trajectory."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -87,6 +90,8 @@ class OutcomeCredit(Credit):
     """The unit is the trajectory, its return the outcome. Process rewards are recorded, not
     used.
     """
+
+    pays_at_the_end = True
 
     class Settings(NamedSection):
         name: str = "outcome"

@@ -20,6 +20,8 @@ class GiGPO(GroupAlgorithm):
     adds nothing.
     """
 
+    compares_units = False  # but states
+
     class Settings(GroupAlgorithm.Settings):
         """``gamma``: discount per step. ``step_weight``: the paper's omega."""
 

@@ -26,13 +26,18 @@ class GSPO(GRPO):
         clip_high: float = Field(4e-4, gt=0)
         aggregation: Literal["token", "sequence", "fixed"] = "sequence"
 
+    def ratio(self, logprobs: Tensor, old_logprobs: Tensor, sequences: Tensor) -> Tensor:
+        from agent_r1.algorithms.losses import sequence_ratio
+
+        return sequence_ratio(logprobs, old_logprobs, sequences)
+
     def policy_loss(
         self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, sequences: Tensor
     ) -> Tensor:
-        from agent_r1.algorithms.losses import clip_surrogate, sequence_ratio
+        from agent_r1.algorithms.losses import clip_surrogate
 
         return clip_surrogate(
-            sequence_ratio(logprobs, old_logprobs, sequences),
+            self.ratio(logprobs, old_logprobs, sequences),
             advantages,
             clip_low=self.settings.clip_low,
             clip_high=self.settings.clip_high,

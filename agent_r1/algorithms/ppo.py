@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agent_r1.algorithms.advantages import gae
 from agent_r1.algorithms.base import Algorithm
@@ -55,10 +55,18 @@ class PPO(Algorithm):
         critic_warmup: int = Field(0, ge=0)
         advantage_mask: bool = True
 
-    def outcome(self, trajectory: Trajectory) -> float:
-        return 0.0 if self._bootstraps(trajectory) else super().outcome(trajectory)
+        @model_validator(mode="after")
+        def _masks(self) -> Self:
+            if self.advantage_mask and not self.loss_mask:
+                raise ValueError("loss_mask = false needs advantage_mask = false as well")
+            if not self.advantage_mask and self.importance_cap is not None:
+                raise ValueError("importance_cap has no effect with advantage_mask = false")
+            return self
 
-    def _bootstraps(self, trajectory: Trajectory) -> bool:
+    def outcome(self, trajectory: Trajectory) -> float:
+        return 0.0 if self.bootstraps(trajectory) else super().outcome(trajectory)
+
+    def bootstraps(self, trajectory: Trajectory) -> bool:
         return bool(self.settings.truncated == "bootstrap" and trajectory.stop.truncated)
 
     def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
@@ -96,7 +104,7 @@ class PPO(Algorithm):
         """The value after the last action: 0 unless a limit cut the episode off."""
         last = trajectory.steps[-1].values
         assert last is not None
-        return last[-1] if self._bootstraps(trajectory) else 0.0
+        return last[-1] if self.bootstraps(trajectory) else 0.0
 
     def value_loss(self, values: Tensor, old_values: Tensor, targets: Tensor) -> Tensor:
         from agent_r1.algorithms.losses import value_loss

@@ -22,6 +22,7 @@ override = { env.test_hops = [3] }
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -57,8 +58,12 @@ class Arm(Section):
     override: Override = Field(default_factory=dict)
 
 
+TESTED_BY = ("env", "limits", "renderer", "engine", "evaluation")
+"""Sections of a recipe that a test depends on."""
+
+
 class TaskSet(Section):
-    """Tasks of the test split. Overrides reach the environment and the limits, not the training.
+    """Tasks of the test split. Overrides reach the test, not the training.
 
     Attributes:
         tasks: How many.
@@ -72,9 +77,20 @@ class TaskSet(Section):
     metric: str = "success"
     override: Override = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _tests_alone(self) -> Self:
+        for section in self.override:
+            if section not in TESTED_BY:
+                raise ValueError(
+                    f"override.{section} has no effect on a test; what has: {', '.join(TESTED_BY)}"
+                )
+        return self
+
 
 class Quick(Section):
-    """What ``--quick`` changes: a form of the experiment that shows that it works, no more."""
+    """What ``--quick`` changes: a form of the experiment that shows that it works, no more. Its
+    overrides come last, over those of starts and arms.
+    """
 
     seeds: tuple[int, ...] = (0,)
     tasks: int = Field(8, ge=1)
@@ -124,9 +140,16 @@ class Experiment(Section):
 
     def quicker(self) -> Experiment:
         """The form that ``--quick`` runs."""
-        sets = [s.model_copy(update={"tasks": self.quick.tasks}) for s in self.set]
-        override = _merged(self.override, self.quick.override)
-        update = {"seeds": self.quick.seeds, "override": override, "set": tuple(sets)}
+
+        def quick(item: Any) -> Any:
+            override = _merged(item.override, self.quick.override)
+            return item.model_copy(update={"override": override})
+
+        update = {
+            "seeds": self.quick.seeds,
+            "set": tuple(s.model_copy(update={"tasks": self.quick.tasks}) for s in self.set),
+            "arm": tuple(map(quick, self.arm)),
+        }
         return self.model_copy(update=update)
 
 
@@ -143,15 +166,28 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Its name among the runs; the same settings have the same folder in every experiment."""
+        """Its name among the runs: the same in every experiment that names start and arm alike and
+        gives them the same settings.
+        """
         words = re.sub(r"[^a-z0-9+]+", "-", f"{self.start} {self.arm}".lower()).strip("-")
         return f"{words}-s{self.seed}-{digest(self.recipe, self.train)}"
 
 
 def digest(recipe: Recipe, *more: object) -> str:
-    """Eight characters that stand for the settings."""
+    """Eight characters that stand for the settings, and for the weights where they are files of the
+    user's.
+    """
     text = recipe.model_dump_json() + repr(more)
+    for file in sorted(Path(recipe.model.path).expanduser().glob("*.safetensors")):
+        text += _fingerprint(file, file.stat().st_mtime_ns)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _fingerprint(file: Path, changed: int) -> str:
+    """Of a file's content. ``changed``: when, so that it is read again after that."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def load_experiment(path: Path, *, quick: bool = False) -> tuple[Experiment, list[Job]]:
@@ -195,14 +231,20 @@ def _jobs(experiment: Experiment, path: Path) -> list[Job]:
                 ]
                 own = recipe(where, seed, *parts)
                 jobs.append(Job(start.name, arm.name, seed, arm.train, own, tuple(sets)))
+    folders = [job.folder for job in jobs]
+    for job in jobs:
+        if folders.count(job.folder) > 1:
+            raise ConfigError(f"{path}: two arms named like {job.arm!r} have the same settings")
     return jobs
 
 
 def _merged(under: Override, over: Override) -> Override:
-    """Nested dictionaries, ``over`` first."""
+    """Nested dictionaries, ``over`` first; a name stands for a section with that name alone."""
     result = dict(under)
     for key, value in over.items():
         old = result.get(key)
+        if isinstance(value, dict) and isinstance(old, str):
+            old = {"name": old}
         both = isinstance(value, dict) and isinstance(old, dict)
         result[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
     return result

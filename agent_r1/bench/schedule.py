@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import time
@@ -9,10 +10,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent_r1.bench.experiment import Experiment, Job
 from agent_r1.bench.figures import draw_figures
-from agent_r1.bench.tables import name_of, scores_of, success_curve, write_tables
+from agent_r1.bench.tables import name_of, result_of, success_curve, write_tables
 from agent_r1.bench.worker import end_with_parent, is_done, run_job
 
 
@@ -69,13 +71,15 @@ def _run(
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a worker's libraries are loaded
     try:
-        with ProcessPoolExecutor(
+        pool = ProcessPoolExecutor(
             parallel,
             mp_context=multiprocessing.get_context("spawn"),
             max_tasks_per_child=1,  # a run's memory is given back
             initializer=end_with_parent,
-        ) as pool:
+        )
+        with contextlib.ExitStack() as stack:
             futures = {pool.submit(run_job, job, runs): job for job in jobs}
+            stack.callback(pool.shutdown, cancel_futures=True)  # whatever happens below
             for number, future in enumerate(as_completed(futures), 1):
                 job = futures[future]
                 passed = time.perf_counter() - start
@@ -94,12 +98,13 @@ def _run(
 
 
 def _line(job: Job, runs: Path) -> str:
-    figures = [f"{s.name} {_mean(scores_of(job, s, runs)):.3f}" for s, _ in job.sets]
+    figures = [f"{s.name} {_success(result_of(job, s, runs))}" for s, _ in job.sets]
     if job.train:
-        curve = success_curve(job, runs)
-        figures.insert(0, f"training {curve[0]:.3f} -> {_mean(curve[-3:]):.3f}")
+        first, last = success_curve(job, runs)[0], success_curve(job, runs)[-3:]
+        figures.insert(0, f"training {first:.3f} -> {sum(last) / len(last):.3f}")
     return f"{name_of(job.start, job.arm)}, seed {job.seed}: " + ", ".join(figures)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))
+def _success(result: dict[str, Any]) -> str:
+    success = result["total"]["success"]
+    return "none" if success is None else f"{success:.3f}"

@@ -26,21 +26,29 @@ class Interval:
 
 def two_level_bootstrap(scores: Sequence[Sequence[float]], seed: int = 0) -> Interval:
     """The mean of ``scores[run][task]`` with a percentile interval: runs are drawn with
-    replacement, then tasks within each (a bootstrap of clusters; Davison and Hinkley 1997, 3.8).
+    replacement and so are tasks, the same tasks for all runs, because all runs were tested on the
+    same (Davison and Hinkley 1997, section 3.8). NaN where a run has no score for a task.
 
     Few runs make the interval too narrow: it knows no more of other seeds than these tell.
     """
-    if not scores or not all(len(run) for run in scores):
+    table = np.asarray(scores, dtype=float)
+    if not table.size or np.isnan(table).all(axis=1).any():
         return Interval(float("nan"), float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
-    runs = [np.asarray(run, dtype=float) for run in scores]
-    drawn = rng.integers(len(runs), size=(NUM_RESAMPLES, len(runs)))
-    means = np.empty(drawn.shape)
-    for index, run in enumerate(runs):
-        tasks = rng.integers(len(run), size=(int((drawn == index).sum()), len(run)))
-        means[drawn == index] = run[tasks].mean(1)
-    low, high = np.quantile(means.mean(1), [0.025, 0.975])
-    return Interval(float(np.mean([run.mean() for run in runs])), float(low), float(high))
+    num_runs, num_tasks = table.shape
+    runs = rng.integers(num_runs, size=(NUM_RESAMPLES, num_runs))
+    tasks = rng.integers(num_tasks, size=(NUM_RESAMPLES, num_tasks))
+    means = np.stack([_mean_of_known(run[tasks], np.nanmean(run)) for run in table])
+    resampled = means[runs, np.arange(NUM_RESAMPLES)[:, None]].mean(1)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(float(np.nanmean(table, axis=1).mean()), float(low), float(high))
+
+
+def _mean_of_known(resamples: Array, where_none: float) -> Array:
+    """Means of rows, NaN left out."""
+    known = ~np.isnan(resamples)
+    sums, counts = np.nansum(resamples, axis=1), known.sum(axis=1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), where_none)
 
 
 def trailing_mean(curve: Sequence[float], window: int) -> Array:
@@ -49,11 +57,11 @@ def trailing_mean(curve: Sequence[float], window: int) -> Array:
 
 
 def steps_to(curve: Sequence[float] | Array, mark: float) -> int | None:
-    """The first iteration, counted from 1, at which a curve has reached a mark; ``None`` if
-    never.
+    """The first iteration, counted from 1, at which a curve has reached a mark; ``None`` if never,
+    or if the mark is 0: where nothing was learned nothing was reached.
     """
     reached = np.flatnonzero(np.asarray(curve) >= mark)
-    return int(reached[0]) + 1 if len(reached) else None
+    return int(reached[0]) + 1 if mark > 0 and len(reached) else None
 
 
 def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Interval:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from agent_r1.bench.statistics import (
     two_level_bootstrap,
 )
 from agent_r1.bench.worker import set_file
-from agent_r1.config import ConfigError
 from agent_r1.run import RunFolder, write_atomically
 
 Rows = list[dict[str, Any]]
@@ -35,6 +35,8 @@ def write_tables(experiment: Experiment, jobs: Sequence[Job], runs: Path, out: P
         rows = set_table(experiment, jobs, runs)
         written.append(write_csv(out / "table.csv", rows))
         markdown.append(set_markdown(experiment, rows))
+        if faults := sum(result_of(j, s, runs)["total"]["faults"] for j in jobs for s, _ in j.sets):
+            markdown.append(f"{faults} episodes were excluded: the infrastructure failed.")
     if any(arm.against for arm in experiment.arm):
         per_run, summary = speed_tables(experiment, jobs, runs)
         written += [
@@ -53,18 +55,22 @@ def name_of(start: str, arm: str) -> str:
     return f"{start}: {arm}" if start else arm
 
 
-def scores_of(job: Job, test_set: TaskSet, runs: Path) -> list[float]:
-    """A run's scores on a set, task by task."""
+def result_of(job: Job, test_set: TaskSet, runs: Path) -> dict[str, Any]:
+    """What a run's test on a set has left."""
     recipe = next(recipe for s, recipe in job.sets if s.name == test_set.name)
-    result = json.loads(set_file(runs / job.folder, test_set, recipe).read_text())
-    outcomes: list[dict[str, float]] = list(result["outcomes"].values())
-    for outcome in outcomes:
-        if test_set.metric not in outcome:
-            raise ConfigError(
-                f"set {test_set.name!r}: metric = {test_set.metric!r}, but the environment gives "
-                f"{', '.join(outcome)}"
-            )
-    return [outcome[test_set.metric] for outcome in outcomes]
+    path = set_file(runs / job.folder, test_set, recipe)
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def score_table(jobs: Sequence[Job], test_set: TaskSet, runs: Path) -> list[list[float]]:
+    """Scores by run and task; NaN where the infrastructure failed."""
+    outcomes = [result_of(job, test_set, runs)["outcomes"] for job in jobs]
+    tasks = list(dict.fromkeys(task for of_run in outcomes for task in of_run))
+    return [
+        [of_run[task][test_set.metric] if task in of_run else math.nan for task in tasks]
+        for of_run in outcomes
+    ]
 
 
 def set_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
@@ -74,8 +80,7 @@ def set_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
         for arm in experiment.arm:
             own = [job for job in jobs if (job.start, job.arm) == (start.name, arm.name)]
             for test_set in experiment.set:
-                scores = [scores_of(job, test_set, runs) for job in own]
-                interval = two_level_bootstrap(scores)
+                interval = two_level_bootstrap(score_table(own, test_set, runs))
                 rows.append(
                     {
                         "method": name_of(start.name, arm.name),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
 import threading
+import traceback
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import TextIO
 
 from agent_r1.bench.experiment import Job, TaskSet, digest
+from agent_r1.config import ConfigError
 from agent_r1.recipe import Recipe
 from agent_r1.run import RunFolder, write_atomically
 
@@ -20,13 +24,30 @@ def run_job(job: Job, runs: Path) -> None:
     folder = runs / job.folder
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
-        if job.train:
-            _train(job, folder)
-        elif not (folder / "recipe.json").exists():
-            RunFolder.create(folder, job.recipe)
-        for test_set, recipe in job.sets:
-            if not set_file(folder, test_set, recipe).exists():
-                _test(job, folder, test_set, recipe)
+        _lock(log, folder)
+        try:
+            _do(job, folder)
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
+
+
+def _lock(log: TextIO, folder: Path) -> None:
+    """Until the process ends: two experiments may share a run."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise RuntimeError(f"another experiment is at work in {folder}") from error
+
+
+def _do(job: Job, folder: Path) -> None:
+    if job.train:
+        _train(job, folder)
+    elif not (folder / "recipe.json").exists():
+        RunFolder.create(folder, job.recipe)
+    for test_set, recipe in job.sets:
+        if not set_file(folder, test_set, recipe).exists():
+            _test(job, folder, test_set, recipe)
 
 
 def end_with_parent() -> None:
@@ -55,8 +76,13 @@ def set_file(folder: Path, test_set: TaskSet, recipe: Recipe) -> Path:
 
 
 def _is_trained(job: Job, folder: Path) -> bool:
-    rows = RunFolder(folder).metrics()
-    return bool(rows) and rows[-1]["iteration"] >= job.recipe.train.iterations
+    """By the last checkpoint: what came after it is not in any model."""
+    state_file = folder / "checkpoints" / "last" / "state.json"
+    if not state_file.exists():
+        return False
+    state, train = json.loads(state_file.read_text()), job.recipe.train
+    out_of_time = train.seconds is not None and state["train_seconds"] >= train.seconds
+    return bool(state["iteration"] >= train.iterations or out_of_time)
 
 
 def _train(job: Job, folder: Path) -> None:
@@ -87,6 +113,12 @@ def _test(job: Job, folder: Path, test_set: TaskSet, recipe: Recipe) -> None:
         for t in group.trajectories
         if t.outcome is not None
     }
+    for outcome in outcomes.values():
+        if test_set.metric not in outcome:
+            raise ConfigError(
+                f"set {test_set.name!r}: metric = {test_set.metric!r}, but the environment gives "
+                f"{', '.join(outcome)}"
+            )
     result = {"set": test_set.name, "outcomes": outcomes, **evaluation.figures()}
     path = set_file(folder, test_set, recipe)
     path.parent.mkdir(exist_ok=True)
