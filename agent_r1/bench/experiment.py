@@ -1,4 +1,5 @@
 """An experiment: which arms are compared, on which sets, with which seeds. One TOML file, no torch.
+A ``file.py:Class`` in it is looked up from its folder.
 
 recipe = "hopworld"                 # what all runs have in common: a recipe of ours, or a file
 seeds = [0, 1, 2]
@@ -215,7 +216,8 @@ def _jobs(experiment: Experiment, path: Path) -> list[Job]:
         for override in (experiment.override, *overrides, {"seed": seed}):
             merged = _merged(merged, override)
         try:
-            return load_recipe(source, list(_dotted(merged)))[0]
+            pairs = [(key, _beside(path, value)) for key, value in _dotted(merged)]
+            return load_recipe(source, pairs)[0]
         except ConfigError as error:
             raise ConfigError(f"{path}, {where}: {error}") from error
 
@@ -248,6 +250,13 @@ def _merged(under: Override, over: Override) -> Override:
         both = isinstance(value, dict) and isinstance(old, dict)
         result[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
     return result
+
+
+def _beside(path: Path, value: Any) -> Any:
+    """``"file.py:Class"``, where the file stands beside the experiment's, with its whole path."""
+    file, colon, _ = value.partition(":") if isinstance(value, str) else ("", "", "")
+    found = path.parent / file
+    return f"{path.parent.resolve()}/{value}" if colon and found.is_file() else value
 
 
 def _dotted(nested: Override, prefix: str = "") -> list[tuple[str, Any]]:
