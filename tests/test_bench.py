@@ -92,6 +92,11 @@ def test_quick_comes_last_and_a_name_stands_for_its_section(tmp_path):
     assert {job.recipe.algorithm.name for job in jobs} == {"dapo"}
     assert jobs[1].recipe.algorithm.clip_high == 0.5
     assert jobs[1].recipe.train.iterations == 9
+    start = '[[start]]\nname = "s"\narm.RLOO.train.iterations = 5\n'
+    jobs = load_experiment(written(tmp_path, text.replace("[override]", start + "[override]", 1)))[
+        1
+    ]
+    assert [job.recipe.train.iterations for job in jobs[:3]] == [2, 5, 2]
     quick = load_experiment(written(tmp_path, text), quick=True)[1]
     assert {job.recipe.train.iterations for job in quick} == {1}
 
@@ -134,6 +139,7 @@ def test_a_start_made_anew_is_another_start(tmp_path):
         ("env.test_hops = [1]", "env.test_hop = [1]", "did you mean 'test_hops'"),
         ("format = 0.2", "formt = 0.2", "did you mean 'format'"),
         ("[0, 1]", "[0, 0]", "stands there twice"),
+        ("[override]", "[[start]]\narm.RLO.seed = 1\n[override]", "no arm 'RLO'"),
         ("env.test_hops = [1]", "learner.lr = 1.0", "has no effect on a test"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from agent_r1.algorithms.credit import OutcomeCredit
 from agent_r1.algorithms.grpo import GRPO
-from agent_r1.batch import assign_credit
+from agent_r1.assign import assign_credit
 from agent_r1.env import ToolEnv, Transition
 from agent_r1.env_check import check_env
 from agent_r1.learner import Learner

@@ -40,10 +40,15 @@ Override = dict[str, Any]
 
 
 class Start(Section):
-    """Where training starts from: a model, a kind of task, or both."""
+    """Where training starts from: a model, a kind of task, or both.
+
+    Attributes:
+        arm: By name of an arm, overrides that it gets from this start alone.
+    """
 
     name: str = ""
     override: Override = Field(default_factory=dict)
+    arm: dict[str, Override] = Field(default_factory=dict)
 
 
 class Arm(Section):
@@ -130,6 +135,9 @@ class Experiment(Section):
                 raise ValueError(f"{what}: the name {sorted(twice)[0]!r} is given twice")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)}: one stands there twice")
+        for start in self.start:
+            if unknown := start.arm.keys() - {arm.name for arm in self.arm}:
+                raise ValueError(f"start {start.name!r}: there is no arm {sorted(unknown)[0]!r}")
         trained = [arm.name for arm in self.arm if arm.train]
         for arm in self.arm:
             if arm.against is not None and not (arm.train and arm.against in trained):
@@ -150,6 +158,7 @@ class Experiment(Section):
             "seeds": self.quick.seeds,
             "set": tuple(s.model_copy(update={"tasks": self.quick.tasks}) for s in self.set),
             "arm": tuple(map(quick, self.arm)),
+            "start": tuple(start.model_copy(update={"arm": {}}) for start in self.start),
         }
         return self.model_copy(update=update)
 
@@ -226,7 +235,7 @@ def _jobs(experiment: Experiment, path: Path) -> list[Job]:
         for start in experiment.start:
             for arm in experiment.arm:
                 where = f"arm {arm.name!r}" + (f" from {start.name!r}" if start.name else "")
-                parts = (start.override, arm.override)
+                parts = (start.override, arm.override, start.arm.get(arm.name, {}))
                 sets = [
                     (s, recipe(f"{where}, set {s.name!r}", seed, *parts, s.override))
                     for s in experiment.set
