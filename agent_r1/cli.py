@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="agent-r1",
         description="Train language-model agents on their own tools by reinforcement learning.",
-        epilog="Any key of a recipe can be overridden, e.g. --train.iterations 5",
+        epilog="train, eval and check take any key of a recipe, e.g. --train.iterations 5",
     )
     parser.add_argument("--version", action="version", version=f"agent-r1 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -203,6 +203,7 @@ def _print_result(result: Result) -> None:
     print(f"run folder:   {path}")
     print(
         "\nWhat next\n"
+        f"  {command} explain {path}   why it learned what it did, step by step\n"
         f"  {command} eval {path} --show 3   more episodes of the trained agent\n"
         f"  {command} check hopworld   the prompt token by token, rewards, limits\n"
         f"  {command} train hopworld --seed 1   the same with another seed\n"

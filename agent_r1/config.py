@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 import tomllib
 import typing
@@ -83,7 +84,10 @@ class Registry:
         """The section of the class behind ``name``."""
         settings = getattr(self.resolve(name, base=base), "Settings", None)
         if not (isinstance(settings, type) and issubclass(settings, NamedSection)):
-            raise ConfigError(f"{name!r} is no {self.kind}: it has no Settings; subclass ours")
+            cure = "subclass ours"
+            if self.kind == "algorithm" and inspect.isfunction(self.resolve(name, base=base)):
+                cure = "decorate the function with @advantage (from agent_r1 import advantage)"
+            raise ConfigError(f"{name!r} is no {self.kind}: it has no Settings; {cure}")
         return settings
 
     def section(self, value: Any, *, base: Path | None = None) -> NamedSection:

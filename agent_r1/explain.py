@@ -47,6 +47,8 @@ class Explanation:
         place: Where the trajectory is stored.
         group: All attempts at its task.
         trajectory: The one that is explained.
+        earned: Per step, the rewards that credit and algorithm placed on its tokens: process
+            rewards as weighed, the outcome, a KL penalty.
         returns: Per step, what the run's credit gives its first token.
         own: The run's algorithm: the advantages that it trained on, and their weights.
         others: The others that need no critic, with their default settings and the run's credit.
@@ -57,6 +59,7 @@ class Explanation:
     group: Group
     trajectory: Trajectory
     credit: str
+    earned: list[float]
     returns: list[float]
     own: Column
     others: list[Column]
@@ -78,13 +81,14 @@ class Explanation:
                     "said": _said(step),
                     "state_key": step.state_key,
                     "rewards": step.rewards,
+                    "counted": earned,
                     "return": value,
                     "token_ids": step.action.token_ids,
                     "logprobs": step.action.logprobs,
                     "values": step.values,
                     "ratios": step.ratios,
                 }
-                for step, value in zip(t.steps, self.returns, strict=True)
+                for step, earned, value in zip(t.steps, self.earned, self.returns, strict=True)
             ],
             "algorithms": [dataclasses.asdict(column) for column in (self.own, *self.others)],
             "notes": self.notes,
@@ -101,14 +105,15 @@ class Explanation:
             question,
             "",
         ]
-        for index, (step, value) in enumerate(zip(t.steps, self.returns, strict=True), 1):
+        for index, step in enumerate(t.steps, 1):
             parts = "  ".join(f"{part} {reward:+.3g}" for part, reward in step.rewards.items())
             lines.append(f"step {index}  {_said(step)}")
             state = f"in state {step.state_key!r}  " if step.state_key else ""
             faults = f"  faults: {', '.join(step.faults)}" if step.faults else ""
-            lines.append(
-                f"        {state}{parts or 'no process reward'}  return {value:+.3f}{faults}"
+            counted = (
+                f"counted {self.earned[index - 1]:+.3f}  return {self.returns[index - 1]:+.3f}"
             )
+            lines.append(f"        {state}{parts or 'no process reward'}  {counted}{faults}")
         outcome = t.outcome
         assert outcome is not None
         lines += [
@@ -119,7 +124,7 @@ class Explanation:
                 "-" if o.outcome is None else f"{o.outcome.reward:g}" for o in group.trajectories
             ),
             "",
-            f"advantage of each step, credit {self.credit!r}",
+            f"advantage of each step, credit {self.credit!r}; other algorithms by their defaults",
             *_table((self.own, *self.others), self._mean_advantages),
             "",
             "weight in the loss of one token, times its advantage, x 1000",
@@ -187,6 +192,7 @@ def _explain(
     stored = [[step.advantages for step in t.steps] for g in groups for t in g.scored]
     advantages = [step.advantages or () for step in trajectory.steps]
     rewards = algorithm.rewards(group, credit)[index]
+    earned = [sum(values) for values in rewards]
     returns = [values[0] for values in credit.returns(trajectory, rewards)]
     seed = derive_seed(recipe.seed, "iteration", place[0])
     notes = []
@@ -226,6 +232,7 @@ def _explain(
         group,
         trajectory,
         recipe.credit.name,
+        earned,
         returns,
         Column(f"{recipe.algorithm.name} (this run)", advantages, own_weights),
         _together(others),

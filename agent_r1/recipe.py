@@ -154,7 +154,7 @@ class Recipe(Section):
             if unused and not algorithm.compares_units:
                 raise ValueError(
                     f"credit.{key} has no effect with algorithm {self.algorithm.name!r}, which "
-                    "compares no returns of steps or tokens"
+                    "does not compare the returns of steps or tokens by it"
                 )
         return self
 

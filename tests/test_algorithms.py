@@ -580,6 +580,16 @@ def test_an_algorithm_from_a_function():
     )
 
 
+@pytest.mark.parametrize(
+    "given", [lambda r: r[:-1], lambda r: None, lambda r: [math.nan for _ in r]]
+)
+def test_a_function_that_gives_something_else_is_told_so(given):
+    given.__name__ = "mine"
+    mine = advantage(given)
+    with pytest.raises(ValueError, match="mine must give 3 finite advantages"):
+        mine(mine.Settings(name="mine")).advantages(make_groups()[:1], credit_of("outcome"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_names_its_source(name):
     module = __import__(type(algorithm(name)).__module__, fromlist=["x"])

@@ -81,7 +81,9 @@ def test_jobs_are_arms_by_seeds_with_their_recipes(tmp_path):
     assert rloo.recipe.env.test_hops == (1, 2, 3), "sets do not reach training"
     assert len({job.folder for job in jobs}) == 6
     assert load_experiment(written(tmp_path))[1][4].folder == rloo.folder
-    assert experiment.quicker().seeds == (0,)
+    assert experiment.seeds == (0, 1)
+    with pytest.raises(ConfigError, match=r"small\.toml: there is no section \[quick\]"):
+        load_experiment(written(tmp_path), quick=True)
 
 
 def test_quick_comes_last_and_a_name_stands_for_its_section(tmp_path):
@@ -116,6 +118,17 @@ def test_jobs_with_sections_of_a_users_own_reach_other_processes(tmp_path):
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, input=pickle.dumps(job), capture_output=True, check=True)
     assert result.stdout.strip() == b"4"
+
+
+def test_code_that_was_changed_is_not_done_before(tmp_path):
+    text = SMALL.replace('algorithm = "rloo"', 'algorithm = "mine.py:mine"')
+    folders = set()
+    for body in ("[0.0 for _ in returns]", "list(returns)"):
+        (tmp_path / "mine.py").write_text(
+            f"from agent_r1 import advantage\n@advantage\ndef mine(returns):\n    return {body}\n"
+        )
+        folders.add(load_experiment(written(tmp_path, text))[1][1].folder)
+    assert len(folders) == 2
 
 
 def test_a_start_made_anew_is_another_start(tmp_path):

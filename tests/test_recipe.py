@@ -150,6 +150,12 @@ def test_settings_that_would_have_no_effect_are_errors(overrides, message):
     assert message in str(error.value)
 
 
+def test_a_function_without_the_decorator_is_told_about_it(tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(returns):\n    return returns\n")
+    with pytest.raises(ConfigError, match="decorate the function with @advantage"):
+        load_recipe({"env": "hopworld", "algorithm": f"{tmp_path}/mine.py:mine"})
+
+
 def test_every_algorithm_can_be_written_down_and_read_again():
     from agent_r1.algorithms import ALGORITHMS
 

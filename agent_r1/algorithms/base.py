@@ -7,6 +7,7 @@ the returns of a group to its advantages, see ``advantage``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -197,7 +198,8 @@ class GroupAlgorithm(Algorithm):
 
 def advantage(function: Callable[[Sequence[float]], list[float]]) -> type[GroupAlgorithm]:
     """Makes an algorithm of a function from the returns of a group to its advantages, with PPO's
-    clipped loss. A recipe names it as ``"my_file.py:my_function"``.
+    clipped loss. A recipe names it as ``"my_file.py:my_function"``. The returns are those of the
+    attempts; with step or token credit those of all steps or tokens that are compared.
 
     Example:
         >>> @advantage
@@ -206,7 +208,14 @@ def advantage(function: Callable[[Sequence[float]], list[float]]) -> type[GroupA
     """
 
     def baseline(self: GroupAlgorithm, returns: Sequence[float]) -> list[float]:
-        return list(function(returns))
+        given = function(returns)
+        values = [] if given is None else [float(value) for value in given]
+        if len(values) != len(returns) or not all(map(math.isfinite, values)):
+            raise ValueError(
+                f"{function.__name__} must give {len(returns)} finite advantages for as many "
+                f"returns; for {list(returns)} it gave {given!r}"
+            )
+        return values
 
     members = {
         "baseline": baseline,

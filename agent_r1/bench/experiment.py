@@ -33,7 +33,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from agent_r1.config import ConfigError, Section, explain, keys_at, load_toml
-from agent_r1.recipe import Recipe, load_recipe
+from agent_r1.recipe import REGISTRIES, Recipe, load_recipe
 
 Override = dict[str, Any]
 """Nested sections and keys, as in a recipe."""
@@ -125,7 +125,7 @@ class Experiment(Section):
     arm: tuple[Arm, ...] = Field(min_length=1)
     set: tuple[TaskSet, ...] = ()
     speed: Speed = Speed()
-    quick: Quick = Quick()
+    quick: Quick | None = None
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -149,14 +149,17 @@ class Experiment(Section):
 
     def quicker(self) -> Experiment:
         """The form that ``--quick`` runs."""
+        form = self.quick
+        if form is None:
+            raise ConfigError("there is no section [quick] that would say what --quick changes")
 
         def quick(item: Any) -> Any:
-            override = _merged(item.override, self.quick.override)
+            override = _merged(item.override, form.override)
             return item.model_copy(update={"override": override})
 
         update = {
-            "seeds": self.quick.seeds,
-            "set": tuple(s.model_copy(update={"tasks": self.quick.tasks}) for s in self.set),
+            "seeds": form.seeds,
+            "set": tuple(s.model_copy(update={"tasks": form.tasks}) for s in self.set),
             "arm": tuple(map(quick, self.arm)),
             "start": tuple(start.model_copy(update={"arm": {}}) for start in self.start),
         }
@@ -184,11 +187,14 @@ class Job:
 
 
 def digest(recipe: Recipe, *more: object) -> str:
-    """Eight characters that stand for the settings, and for the weights where they are files of the
-    user's.
+    """Eight characters that stand for the settings, and for the content of the user's own files:
+    weights, and code that the recipe names as ``file.py:Class``.
     """
     text = recipe.model_dump_json() + repr(more)
-    for file in sorted(Path(recipe.model.path).expanduser().glob("*.safetensors")):
+    files = sorted(Path(recipe.model.path).expanduser().glob("*.safetensors"))
+    names = [getattr(recipe, section).name for section in REGISTRIES]
+    files += [Path(name.partition(":")[0]) for name in names if ".py:" in name]
+    for file in files:
         text += _fingerprint(file, file.stat().st_mtime_ns)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
@@ -212,7 +218,10 @@ def load_experiment(path: Path, *, quick: bool = False) -> tuple[Experiment, lis
     except ValidationError as error:
         raise explain(error, str(path), lambda at: keys_at(Experiment, _sections(at))) from error
     if quick:
-        experiment = experiment.quicker()
+        try:
+            experiment = experiment.quicker()
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
     return experiment, _jobs(experiment, path)
 
 
@@ -236,11 +245,11 @@ def _jobs(experiment: Experiment, path: Path) -> list[Job]:
             for arm in experiment.arm:
                 where = f"arm {arm.name!r}" + (f" from {start.name!r}" if start.name else "")
                 parts = (start.override, arm.override, start.arm.get(arm.name, {}))
+                own = recipe(where, seed, *parts)
                 sets = [
                     (s, recipe(f"{where}, set {s.name!r}", seed, *parts, s.override))
                     for s in experiment.set
                 ]
-                own = recipe(where, seed, *parts)
                 jobs.append(Job(start.name, arm.name, seed, arm.train, own, tuple(sets)))
     folders = [job.folder for job in jobs]
     for job in jobs:

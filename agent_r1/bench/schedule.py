@@ -16,6 +16,7 @@ from agent_r1.bench.experiment import Experiment, Job
 from agent_r1.bench.figures import draw_figures
 from agent_r1.bench.tables import name_of, result_of, success_curve, write_tables
 from agent_r1.bench.worker import end_with_parent, is_done, run_job
+from agent_r1.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,16 @@ def run_experiment(
         out: Where the results go.
         parallel: Jobs at once; by default as many as the cores hold, by ``threads`` of the recipe.
         say: Takes a line whenever a job ends.
+
+    Raises:
+        ConfigError: A start's model is not there.
     """
     runs.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     todo = [job for job in jobs if not is_done(job, runs)]
+    for path in {job.recipe.model.path for job in todo}:
+        if path.count("/") > 1 and not Path(path).expanduser().is_dir():
+            raise ConfigError(f"model.path = {path!r}: there is no such folder")
     threads = max((job.recipe.threads or os.cpu_count() or 1) for job in jobs)
     parallel = parallel or max(1, (os.cpu_count() or 1) // threads)
     say(f"{len(jobs)} runs, {len(jobs) - len(todo)} done before, {parallel} at once; in {runs}")

@@ -22,6 +22,7 @@ from agent_r1.bench.statistics import (
     two_level_bootstrap,
 )
 from agent_r1.bench.worker import set_file
+from agent_r1.config import ConfigError
 from agent_r1.run import RunFolder, write_atomically
 
 Rows = list[dict[str, Any]]
@@ -67,6 +68,12 @@ def score_table(jobs: Sequence[Job], test_set: TaskSet, runs: Path) -> list[list
     """Scores by run and task; NaN where the infrastructure failed."""
     outcomes = [result_of(job, test_set, runs)["outcomes"] for job in jobs]
     tasks = list(dict.fromkeys(task for of_run in outcomes for task in of_run))
+    known = next((list(o) for of_run in outcomes for o in of_run.values()), [test_set.metric])
+    if test_set.metric not in known:
+        raise ConfigError(
+            f"set {test_set.name!r}: metric = {test_set.metric!r}, but the environment gives "
+            f"{', '.join(known)}"
+        )
     return [
         [of_run[task][test_set.metric] if task in of_run else math.nan for task in tasks]
         for of_run in outcomes
