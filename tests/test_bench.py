@@ -103,14 +103,16 @@ def test_quick_comes_last_and_a_name_stands_for_its_section(tmp_path):
     assert {job.recipe.train.iterations for job in quick} == {1}
 
 
-def test_jobs_with_sections_of_a_users_own_reach_other_processes(tmp_path):
+@pytest.mark.parametrize("absolute", [True, False])
+def test_jobs_with_sections_of_a_users_own_reach_other_processes(tmp_path, absolute):
     (tmp_path / "mine.py").write_text(
         "from agent_r1.algorithms.grpo import GRPO\n"
         "class Mine(GRPO):\n"
         "    class Settings(GRPO.Settings):\n"
         "        size: int = 3\n"
     )
-    text = SMALL.replace('algorithm = "rloo"', 'algorithm = { name = "mine.py:Mine", size = 4 }')
+    name = f"{tmp_path}/mine.py:Mine" if absolute else "mine.py:Mine"
+    text = SMALL.replace('algorithm = "rloo"', f'algorithm = {{ name = "{name}", size = 4 }}')
     job = load_experiment(written(tmp_path, text))[1][1]
     code = (
         "import pickle, sys; job = pickle.load(sys.stdin.buffer); print(job.recipe.algorithm.size)"

@@ -272,9 +272,9 @@ def _merged(under: Override, over: Override) -> Override:
 
 def _beside(path: Path, value: Any) -> Any:
     """``"file.py:Class"``, where the file stands beside the experiment's, with its whole path."""
-    file, colon, _ = value.partition(":") if isinstance(value, str) else ("", "", "")
+    file, colon, name = value.partition(":") if isinstance(value, str) else ("", "", "")
     found = path.parent / file
-    return f"{path.parent.resolve()}/{value}" if colon and found.is_file() else value
+    return f"{found.resolve()}:{name}" if colon and found.is_file() else value
 
 
 def _dotted(nested: Override, prefix: str = "") -> list[tuple[str, Any]]:
