@@ -79,10 +79,10 @@ def test_questions_tools_and_a_reward_function_without_a_class(tmp_path, monkeyp
 @pytest.mark.parametrize("name", ["above_median", "OnlyWhatWorked"])
 def test_an_algorithm_of_ones_own(tmp_path, name):
     recipe = {
-        "env": "hopworld",
+        "env": {"name": "hopworld", "train_hops": [1]},
         "algorithm": f"{EXAMPLES / 'my_algorithm.py'}:{name}",
-        "limits": {"turns": 2, "tokens_per_turn": 48, "tokens": 400},
-        "train": {"iterations": 1, "tasks": 3, "attempts": 4},
+        "limits": {"turns": 3, "tokens_per_turn": 48, "tokens": 400},
+        "train": {"iterations": 1, "tasks": 4, "attempts": 6},
         "learner": {"lr": 1e-4},
         "evaluation": {"every": 0},
         "threads": 1,
