@@ -10,6 +10,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
     from agent_r1.api import Result
     from agent_r1.recipe import Recipe
 
@@ -91,6 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     check.set_defaults(run_command=_check, takes_overrides=True)
 
+    for command in (train, evaluate, export, check, *_add_comparisons(commands)):
+        command.add_argument(
+            "--json", action="store_true", help="print figures as JSON, nothing else"
+        )
+    return parser
+
+
+def _add_comparisons(commands: _Commands) -> list[argparse.ArgumentParser]:
+    """The commands that look at runs and put them side by side."""
     explain = commands.add_parser(
         "explain",
         help="why a stored trajectory was learned from as it was",
@@ -119,12 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--parallel", type=_count, help="runs at once (default: by the cores)")
     bench.set_defaults(run_command=_bench)
-
-    for command in (train, evaluate, export, check, explain, bench):
-        command.add_argument(
-            "--json", action="store_true", help="print figures as JSON, nothing else"
-        )
-    return parser
+    return [explain, bench]
 
 
 def _count(text: str) -> int:
