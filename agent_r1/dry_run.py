@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent_r1.env import make_env
 from agent_r1.env_check import check_env
 from agent_r1.policy import load_tokenizer
 from agent_r1.recipe import Recipe
@@ -65,7 +66,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
     task = env_class.tasks(recipe.env, "train")[0]
     report = DryRun(task.id, notes=notes)
-    run_async(_play(report, recipe, env_class(recipe.env), task, renderer, tokenizer))
+    run_async(_play(report, recipe, make_env(env_class, recipe.env), task, renderer, tokenizer))
     _warn(report, recipe)
     plan = memory_of(recipe)
     episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)

@@ -7,15 +7,22 @@ of length and time, and stop reasons belong to ``rollout.episode``.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
-from agent_r1.config import NamedSection
-from agent_r1.tools import Tool, ToolResult, run_calls
-from agent_r1.types import Message, Outcome, Task, ToolCall
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from agent_r1.cassette import Cassette, CassetteSettings
+from agent_r1.config import NamedSection, Registry
+from agent_r1.dispatch import Dispatcher
+from agent_r1.failure import FailurePolicy
+from agent_r1.noise import Noise, NoiseSettings
+from agent_r1.tools import AnyTool, Tool, ToolResult
+from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
 
 
 @dataclass(slots=True, frozen=True)
@@ -27,7 +34,8 @@ class Transition:
         rewards: Process rewards by part.
         done: Whether the task has ended.
         state_key: A name for the state now reached, equal where two states count as the same.
-        faults: Tool faults, as ``"timeout:search"``; counted, never scored by themselves.
+        events: What went wrong with tools, as ``"fault/timeout:search"``, ``"mistake/..."`` (the
+            agent's own), ``"noise/..."`` (injected); counted, never scored by themselves.
         history: All messages, the opening ones included, that the agent has before it from now on
             instead of what it had and ``messages``: a summary, a truncation, another agent's task.
             It ends with a message to the agent. A message of the agent that ``step`` was given
@@ -38,7 +46,7 @@ class Transition:
     rewards: dict[str, float] = field(default_factory=dict)
     done: bool = False
     state_key: str | None = None
-    faults: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()
     history: Sequence[Message] | None = None
 
 
@@ -71,6 +79,31 @@ class Env(Protocol):
         ...
 
 
+MEMORIES = Registry(
+    "memory", {"recent": "agent_r1.recall:Recent", "summary": "agent_r1.recall:Summary"}
+)
+MemorySection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(MEMORIES.section)]
+
+
+class EnvSettings(NamedSection):
+    """What every environment's section has.
+
+    Attributes:
+        memory: What stays before the agent when not all of the history does, see ``recall.py``.
+    """
+
+    memory: MemorySection | None = None
+
+
+def make_env(env_class: Any, settings: NamedSection) -> Env:
+    """An environment under its section, the memory that it asks for around it."""
+    env: Env = env_class(settings)
+    if not isinstance(settings, EnvSettings) or settings.memory is None:
+        return env
+    wrapped: Env = MEMORIES.resolve(settings.memory.name)(env, settings.memory)
+    return wrapped
+
+
 class ToolEnv:
     """Tools, the state of one task, and what results mean. Subclass it; every method has a
     sensible default except ``tasks`` and ``score``. ``interpret``, ``reply`` and ``score`` may be
@@ -93,8 +126,18 @@ class ToolEnv:
                 return float(answer == self.task.answer)
     """
 
-    class Settings(NamedSection):
-        """The keys of ``[env]``; subclass it to add some."""
+    class Settings(EnvSettings):
+        """The keys of ``[env]``; subclass it to add some.
+
+        Attributes:
+            noise: Make the tools messy on purpose, see ``noise.py``.
+            cassette: Record what tools return, or play it back, see ``cassette.py``.
+            failure: What a failure of each tool leads to, by its name, see ``failure.py``.
+        """
+
+        noise: NoiseSettings | None = None
+        cassette: CassetteSettings | None = None
+        failure: dict[str, FailurePolicy] = Field(default_factory=dict)
 
     system: ClassVar[str] = ""
     """System message; empty for none."""
@@ -128,7 +171,7 @@ class ToolEnv:
             for name, value in vars(owner).items()
             if isinstance(value, Tool)
         ]
-        self._tools = {tool.name: tool for tool in [*self.tools, *own]}
+        self._tools: dict[str, AnyTool] = {tool.name: tool for tool in [*self.tools, *own]}
 
     # What a subclass writes
     # ---------------------------------------------------------------------------
@@ -184,16 +227,7 @@ class ToolEnv:
 
     def show(self, results: Sequence[ToolResult], **rewards: float) -> Transition:
         """A transition that shows each result, or its failure in words, to the agent."""
-        messages = tuple(Message("tool", self.as_text(result)) for result in results)
-        faults = tuple(
-            f"{r.error}:{r.call.name}"
-            # a name that the agent made up would be a metric of its own
-            if isinstance(r.call, ToolCall) and r.error != "unknown_tool"
-            else r.error
-            for r in results
-            if r.error is not None
-        )
-        return Transition(messages, rewards, faults=faults)
+        return Transition(tuple(Message("tool", self.as_text(r)) for r in results), rewards)
 
     def as_text(self, result: ToolResult) -> str:
         """The text that the agent sees of a result; override it to format values of your own
@@ -214,12 +248,30 @@ class ToolEnv:
 
     async def reset(self, task: Task, seed: int) -> Sequence[Message]:
         self.task, self.seed, self.answer = task, seed, None
+        self._dispatcher = self._make_dispatcher()
         self.start()
         return self.prompt()
 
+    def _make_dispatcher(self) -> Dispatcher:
+        if not isinstance(self.settings, ToolEnv.Settings):  # a section that has no such keys
+            return Dispatcher(self._tools)
+        noise, cassette = self.settings.noise, self.settings.cassette
+        return Dispatcher(
+            self._tools,
+            self.settings.failure,
+            Noise(noise, self.seed) if noise else None,
+            Cassette(cassette, self.task.id) if cassette else None,
+        )
+
+    async def run_tools(self, calls: Sequence[ToolCall | MalformedCall]) -> list[ToolResult]:
+        """Runs calls under the recipe's noise, cassette and policies."""
+        return await self._dispatcher.run(calls)
+
     async def step(self, message: Message) -> Transition:
+        events: tuple[str, ...] = ()
         if message.tool_calls:
-            results = await run_calls(message.tool_calls, self._tools)
+            results = await self.run_tools(message.tool_calls)
+            events = tuple(event for result in results for event in result.events)
             transition = await _maybe_await(self.interpret(results))
         else:
             self.answer = message.content
@@ -230,7 +282,7 @@ class ToolEnv:
             )
         if not transition.done:
             self.answer = None
-        return transition
+        return dataclasses.replace(transition, events=(*events, *transition.events))
 
     async def outcome(self) -> Outcome:
         score = await _maybe_await(self.score(self.answer))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent_r1.config import ConfigError, NamedSection
-from agent_r1.env import Env
+from agent_r1.env import Env, make_env
 from agent_r1.render.calls import parse_hermes
 from agent_r1.run_async import run_async
 from agent_r1.types import Outcome, Task, derive_seed
@@ -112,7 +112,7 @@ class _Played:
     async def gold(self) -> list[str]:
         """The environment's own solution; none if it has none or cannot start."""
         try:
-            env = self._env(self._settings)
+            env: Any = make_env(self._env, self._settings)
             await env.reset(self._task, self._seed)
             actions: list[str] = env.gold() if hasattr(env, "gold") else []
             await env.close()
@@ -128,8 +128,7 @@ class _Played:
         env: Env | None = None
         given: list[Any] = []
         try:
-            env = self._env(self._settings)
-            assert env is not None
+            env = make_env(self._env, self._settings)
             given.append(tuple(await env.reset(self._task, self._seed)))
             if not given[0]:
                 self.problems.append("reset gave no messages")

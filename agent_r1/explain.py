@@ -109,11 +109,11 @@ class Explanation:
             parts = "  ".join(f"{part} {reward:+.3g}" for part, reward in step.rewards.items())
             lines.append(f"step {index}  {_said(step)}")
             state = f"in state {step.state_key!r}  " if step.state_key else ""
-            faults = f"  faults: {', '.join(step.faults)}" if step.faults else ""
+            events = f"  {', '.join(step.events)}" if step.events else ""
             counted = (
                 f"counted {self.earned[index - 1]:+.3f}  return {self.returns[index - 1]:+.3f}"
             )
-            lines.append(f"        {state}{parts or 'no process reward'}  {counted}{faults}")
+            lines.append(f"        {state}{parts or 'no process reward'}  {counted}{events}")
         outcome = t.outcome
         assert outcome is not None
         lines += [

@@ -76,8 +76,8 @@ def figures_of(
         for part, value in episode.process_reward().items():
             _count(figures, f"process/{part}", value / num)
     for step in steps:
-        for fault in step.faults:
-            _count(figures, f"fault/{fault}")
+        for event in step.events:
+            _count(figures, event)
     return {
         "figures": figures,
         "skipped": update.skipped,

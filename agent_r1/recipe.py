@@ -28,6 +28,7 @@ from agent_r1.config import (
     nearest,
     override,
 )
+from agent_r1.env import MEMORIES
 from agent_r1.render import RENDERERS
 from agent_r1.rollout import ENGINES
 from agent_r1.rollout.episode import Limits
@@ -41,6 +42,8 @@ REGISTRIES = {
     "renderer": RENDERERS,
     "engine": ENGINES,
 }
+SECTIONS = {**REGISTRIES, "env.memory": MEMORIES}
+"""All sections whose ``name`` decides what keys they have."""
 _BASE: ContextVar[Path | None] = ContextVar("recipe_folder", default=None)
 
 
@@ -192,11 +195,11 @@ def _from_data(data: dict[str, Any]) -> Recipe:
 
 
 def _keys_at(data: dict[str, Any], folder: Path, location: tuple[int | str, ...]) -> list[str]:
-    if location and location[0] in REGISTRIES:
-        section = data[str(location[0])]
-        registry = REGISTRIES[str(location[0])]
-        settings = registry.settings(section.get("name", registry.default), base=folder)
-        return keys_at(settings, location[1:])
+    for depth in (2, 1):
+        key = ".".join(map(str, location[:depth]))
+        if len(location) >= depth and key in SECTIONS:
+            name = str(_at(data, f"{key}.name") or SECTIONS[key].default)
+            return keys_at(SECTIONS[key].settings(name, base=folder), location[depth:])
     return keys_at(Recipe, location)
 
 
@@ -223,11 +226,11 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]], folder: Path)
     notes = []
     for key, value in sorted(overrides, key=lambda pair: not _is_name(pair[0])):
         section = key.removesuffix(".name")
-        old = data.get(section)
+        old = _at(data, section)
         if _is_name(key) and isinstance(old, dict) and old.get("name") != value:
-            known = REGISTRIES[section].settings(str(value), base=folder).model_fields
+            known = SECTIONS[section].settings(str(value), base=folder).model_fields
             dropped = {k: v for k, v in old.items() if k != "name" and k not in known}
-            data[section] = {k: v for k, v in old.items() if k in known}
+            override(data, section, {k: v for k, v in old.items() if k in known})
             notes += [
                 f"dropped {section}.{k} = {v!r}: {value!r} has no such key"
                 for k, v in dropped.items()
@@ -236,5 +239,13 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]], folder: Path)
     return notes
 
 
+def _at(data: dict[str, Any], key: str) -> Any:
+    """What stands at a dotted key, or ``None``."""
+    value: Any = data
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
 def _is_name(key: str) -> bool:
-    return key.removesuffix(".name") in REGISTRIES
+    return key.removesuffix(".name") in SECTIONS

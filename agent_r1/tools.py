@@ -12,7 +12,8 @@ environment's business.
 
 The schema the model reads comes from the signature and the Google-style docstring. Arguments are
 validated by pydantic. Nothing a tool does can raise here: every way to fail is a ``ToolResult``
-with an ``error``.
+with an ``error``. A call that the agent should have written otherwise, the tool's author rejects
+with ``CallError``; every other exception is the tool's own failure.
 """
 
 from __future__ import annotations
@@ -25,19 +26,34 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import cloudpickle
 import docstring_parser
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from agent_r1.failure import FailurePolicy, Health
 from agent_r1.types import MalformedCall, ToolCall
 
 ToolError = Literal[
-    "malformed_call", "unknown_tool", "invalid_arguments", "exception", "timeout", "crash"
+    "malformed_call",
+    "unknown_tool",
+    "invalid_arguments",
+    "rejected",
+    "exception",
+    "timeout",
+    "crash",
+    "unavailable",
 ]
-"""Every way in which a call can fail, by name."""
+"""Every way in which a call can fail, by name; the first four are the agent's own mistakes."""
+AGENT_ERRORS = ("malformed_call", "unknown_tool", "invalid_arguments", "rejected")
+
+
+class CallError(Exception):
+    """Raised by a tool for a call that the agent should have written otherwise: a name that does
+    not exist, a query that is not valid. The agent sees the message; it counts as its mistake.
+    """
 
 
 @dataclass(slots=True, frozen=True)
@@ -49,12 +65,50 @@ class ToolResult:
         value: What the tool returned; ``None`` when it failed.
         error: How it failed, or ``None``.
         detail: The failure in words that the agent can act on.
+        events: All that went wrong on the way, earlier tries included: ``"fault/timeout:search"``,
+            ``"mistake/unknown_tool"``, ``"noise/drop:search"``.
     """
 
     call: ToolCall | MalformedCall
     value: Any = None
     error: ToolError | None = None
     detail: str = ""
+    events: tuple[str, ...] = ()
+
+    @property
+    def by_agent(self) -> bool:
+        """Whether it failed by the agent's own mistake."""
+        return self.error in AGENT_ERRORS
+
+
+class AnyTool(Protocol):
+    """What is needed of a tool to offer it and to run it: a ``Tool``, or one of another process.
+
+    Attributes:
+        name: As the model writes it.
+        schema: As OpenAI-style JSON schema.
+        timeout: Seconds until a call is given up, unless the policy says otherwise.
+        failure: What happens when it fails.
+        health: What is known of it, over all episodes.
+        returns: The type of its results, ``Any`` if unknown.
+    """
+
+    name: str
+    timeout: float
+    failure: FailurePolicy
+    health: Health
+    returns: Any
+
+    @property
+    def schema(self) -> dict[str, Any]: ...
+
+    def check(self, call: ToolCall) -> ToolResult | None:
+        """The mistake in the call, if there is one; the tool is not run."""
+        ...
+
+    async def run(self, call: ToolCall, timeout: float | None = None) -> ToolResult:
+        """Runs a call. Never raises an ``Exception``."""
+        ...
 
 
 class _Arguments(BaseModel):
@@ -70,12 +124,19 @@ class Tool:
         description: The docstring without its sections.
         timeout: Seconds until a call is given up.
         isolated: Run each call in a process of its own, which is killed on time-out.
-        num_abandoned: Calls of synchronous, not isolated tools that ran into the time limit. Their
-            threads cannot be killed and may still be running.
+        failure: What happens when it fails.
+        health: Shared by all episodes; ``health.hanging`` counts the calls of a synchronous tool
+            that ran into the time limit and whose threads, which cannot be killed, still run.
+        returns: What the function is annotated to return.
     """
 
     def __init__(
-        self, fn: Callable[..., Any], *, timeout: float = 30.0, isolated: bool = False
+        self,
+        fn: Callable[..., Any],
+        *,
+        timeout: float = 30.0,
+        isolated: bool = False,
+        failure: FailurePolicy | None = None,
     ) -> None:
         if timeout <= 0:
             raise ValueError(f"tool {fn.__name__!r}: timeout must be > 0 seconds, got {timeout}")
@@ -89,7 +150,11 @@ class Tool:
         self.name = fn.__name__
         self.timeout = timeout
         self.isolated = isolated
-        self.num_abandoned = 0
+        self.failure = failure or FailurePolicy()
+        self.health = Health()
+        self.returns = inspect.signature(fn, eval_str=True).return_annotation
+        if self.returns is inspect.Signature.empty:
+            self.returns = Any
         self._owner: Any = None
         doc = docstring_parser.parse(
             inspect.getdoc(fn) or "", docstring_parser.DocstringStyle.GOOGLE
@@ -101,9 +166,7 @@ class Tool:
         self._arguments = _arguments_model(fn, {p.arg_name: p.description for p in doc.params})
 
     def __get__(self, owner: Any, owner_type: type | None = None) -> Tool:
-        """A tool defined in a class body is bound to the instance, like a method, and counts its
-        calls apart.
-        """
+        """A tool defined in a class body is bound to the instance, like a method."""
         if owner is None:
             return self
         bound = object.__new__(Tool)
@@ -127,17 +190,25 @@ class Tool:
         function = {"name": self.name, "description": self.description, "parameters": parameters}
         return {"type": "function", "function": function}
 
-    async def run(self, call: ToolCall) -> ToolResult:
+    def check(self, call: ToolCall) -> ToolResult | None:
+        """What is wrong with the arguments, if anything."""
+        try:
+            self._arguments.model_validate(call.arguments)
+        except ValidationError as error:
+            return ToolResult(call, error="invalid_arguments", detail=_explain(error))
+        return None
+
+    async def run(self, call: ToolCall, timeout: float | None = None) -> ToolResult:
         """Validates the arguments and runs the function within the time limit. Never raises an
         ``Exception``.
         """
-        try:
-            model = self._arguments.model_validate(call.arguments)
-        except ValidationError as error:
-            return ToolResult(call, error="invalid_arguments", detail=_explain(error))
+        if (wrong := self.check(call)) is not None:
+            return wrong
+        model = self._arguments.model_validate(call.arguments)
         arguments = {name: getattr(model, name) for name in type(model).model_fields}
+        seconds = self.timeout if timeout is None else timeout
         try:
-            async with asyncio.timeout(self.timeout) as limit:
+            async with asyncio.timeout(seconds) as limit:
                 return ToolResult(call, value=await self._call(arguments))
         except _CrashError as error:
             return ToolResult(call, error="crash", detail=f"{self.name} {error}")
@@ -146,20 +217,22 @@ class Tool:
             if task is not None and task.cancelling():
                 raise  # the episode is being cancelled; else it is the tool's own doing
             return ToolResult(call, error="exception", detail=type(error).__name__)
+        except CallError as error:
+            return ToolResult(call, error="rejected", detail=str(error))
         except Exception as error:  # whatever the tool's author raises is an observation
             if not limit.expired():  # a TimeoutError may also be the tool's own
-                return ToolResult(
-                    call, error="exception", detail=f"{type(error).__name__}: {error}"
-                )
-        self.num_abandoned += not (self.isolated or inspect.iscoroutinefunction(self.fn))
-        detail = f"{self.name} gave no result within {self.timeout:g} seconds"
+                detail = f"{type(error).__name__}: {error}"
+                return ToolResult(call, error="exception", detail=detail)
+        detail = f"{self.name} gave no result within {seconds:g} seconds"
         return ToolResult(call, error="timeout", detail=detail)
 
     async def _call(self, arguments: dict[str, Any]) -> Any:
         if inspect.iscoroutinefunction(self.fn):
             return await self.fn(*self._self_args(), **arguments)
         call = functools.partial(self.fn, *self._self_args(), **arguments)
-        return await (_in_process(call) if self.isolated else in_thread(call, self.name))
+        if self.isolated:
+            return await _in_process(call)
+        return await in_thread(call, self.name, hangs=self.health.hangs)
 
 
 class _CrashError(Exception):
@@ -170,13 +243,22 @@ class _RemoteError(Exception):
     """An exception raised in the process of an isolated tool; shown under its own name."""
 
 
-async def in_thread(call: Callable[[], Any], name: str) -> Any:
+async def in_thread(
+    call: Callable[[], Any], name: str, hangs: Callable[[int], None] = lambda by: None
+) -> Any:
     """Runs ``call`` in a daemon thread. Cancelling abandons the thread, which a pool would wait
-    for at exit.
+    for at exit; ``hangs`` is told so with 1, and with -1 when the thread comes to its end.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()
+    lock, state = threading.Lock(), {"ended": False, "given up": False}
+
+    def mark(what: str) -> bool:
+        """Notes one of the two and says whether the other was there before."""
+        with lock:
+            state[what] = True
+            return all(state.values())
 
     def settle(value: Any, error: BaseException | None) -> None:
         if future.done():
@@ -194,6 +276,8 @@ async def in_thread(call: Callable[[], Any], name: str) -> Any:
             value = context.run(call)
         except BaseException as caught:  # handed over, not swallowed
             error = caught
+        if mark("ended"):
+            hangs(-1)
         if not loop.is_closed():
             try:
                 loop.call_soon_threadsafe(settle, value, error)
@@ -201,7 +285,13 @@ async def in_thread(call: Callable[[], Any], name: str) -> Any:
                 return  # the loop closed meanwhile: nobody waits for an abandoned call
 
     threading.Thread(target=target, name=f"tool-{name}", daemon=True).start()
-    return await future
+    try:
+        return await future
+    except asyncio.CancelledError:
+        hangs(1)
+        if mark("given up"):
+            hangs(-1)
+        raise
 
 
 async def _in_process(call: Callable[[], Any]) -> Any:
@@ -230,38 +320,31 @@ async def _in_process(call: Callable[[], Any]) -> Any:
     if ok:
         return value
     name, text = value
+    if name == CallError.__name__:
+        raise CallError(text)
     raise type(name, (_RemoteError,), {})(text)
 
 
 @overload
 def tool(fn: Callable[..., Any], /) -> Tool: ...
 @overload
-def tool(*, timeout: float = ..., isolated: bool = ...) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
-    fn: Callable[..., Any] | None = None, /, *, timeout: float = 30.0, isolated: bool = False
+    *, timeout: float = ..., isolated: bool = ..., failure: FailurePolicy | None = ...
+) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    timeout: float = 30.0,
+    isolated: bool = False,
+    failure: FailurePolicy | None = None,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Makes a function, or a method of an environment, callable by the model; see the module's
     docstring.
     """
     if fn is not None:
         return Tool(fn)
-    return functools.partial(Tool, timeout=timeout, isolated=isolated)
-
-
-async def run_calls(
-    calls: tuple[ToolCall | MalformedCall, ...], tools: dict[str, Tool]
-) -> list[ToolResult]:
-    """Runs all calls of one action concurrently; results in the order of the calls."""
-
-    async def one(call: ToolCall | MalformedCall) -> ToolResult:
-        if isinstance(call, MalformedCall):
-            return ToolResult(call, error="malformed_call", detail=call.reason)
-        if call.name not in tools:
-            detail = f"there is no tool {call.name!r}; the tools are: {', '.join(tools)}"
-            return ToolResult(call, error="unknown_tool", detail=detail)
-        return await tools[call.name].run(call)
-
-    return list(await asyncio.gather(*(one(call) for call in calls)))
+    return functools.partial(Tool, timeout=timeout, isolated=isolated, failure=failure)
 
 
 def _arguments_model(

@@ -14,6 +14,7 @@ from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.assign import assign_credit, informative, trained_on
 from agent_r1.checkpoint import Checkpoints, State
 from agent_r1.config import ConfigError
+from agent_r1.env import make_env
 from agent_r1.evaluate import Evaluation, evaluate
 from agent_r1.learner import Learner
 from agent_r1.masks import copy_back, masks_of, settle, unmasked
@@ -44,7 +45,7 @@ def make_rollout(recipe: Recipe, policy: Policy, *, concurrency: int) -> Rollout
     renderer = RENDERERS.resolve(recipe.renderer.name)
     engine = ENGINES.resolve(recipe.engine.name)
     return Rollout(
-        make_env=functools.partial(env, recipe.env),
+        make_env=functools.partial(make_env, env, recipe.env),
         engine=engine(recipe.engine, policy),
         renderer=renderer(recipe.renderer, policy.tokenizer),
         limits=recipe.limits,
@@ -100,7 +101,7 @@ async def _try_env(recipe: Recipe) -> None:
     """Starts one episode: what every episode needs, files and libraries too, must be there."""
     task = tasks_of(recipe, "train")[0]
     try:
-        env = ENVS.resolve(recipe.env.name)(recipe.env)
+        env = make_env(ENVS.resolve(recipe.env.name), recipe.env)
         await env.reset(task, recipe.seed)
         await env.close()
     except ConfigError:

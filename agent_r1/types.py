@@ -148,7 +148,9 @@ class Step:
             combines them.
         state_key: The environment's name for the state in which the action was taken, equal where
             it calls two states the same; ``"start"`` for the first.
-        faults: Tool faults seen in this step, as ``"timeout:search"``.
+        events: What went wrong with tools in this step: ``"fault/timeout:search"`` (the
+            infrastructure), ``"mistake/unknown_tool"`` (the agent), ``"noise/drop:search"``
+            (injected).
         context_ids: Set when the environment rewrote the history before this step: all tokens that
             the policy had before it then, the prompt included.
         generate_seconds: Wall time waited for the engine.
@@ -171,7 +173,7 @@ class Step:
     observation_ids: tuple[int, ...] = ()
     rewards: dict[str, float] = field(default_factory=dict)
     state_key: str | None = None
-    faults: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()
     context_ids: tuple[int, ...] | None = None
     generate_seconds: float = 0.0
     env_seconds: float = 0.0
@@ -197,6 +199,11 @@ class Trajectory:
     outcome: Outcome | None = None
     """``None`` only when the episode failed (``stop`` is FAULT)."""
     fault: str | None = None
+    """Why the environment or its scorer failed; also set when only its ``close`` did."""
+    resample: bool = False
+    """It failed so that it should be played again."""
+    discarded: int = 0
+    """How often it was, before this one."""
     seconds: float = 0.0
 
     @property

@@ -100,33 +100,33 @@ def test_an_answer_ends_the_episode():
         (CALL % ("huge", "{}"), "[tool]" + "x" * 150 + HUGE, None),
         (CALL % ("blob", "{}"), "[tool][not text: 2 bytes]", None),
         (CALL % ("strange", "{}"), "[tool][not text: a value of type object]", None),
-        (CALL % ("broken", "{}"), "[tool]Error: RuntimeError: disk on fire", "exception:broken"),
+        (CALL % ("broken", "{}"), "[tool]Error: RuntimeError: disk on fire", "fault/exception:broken"),
         (
             CALL % ("hang", "{}"),
             "[tool]Error: hang gave no result within 0.1 seconds",
-            "timeout:hang",
+            "fault/timeout:hang",
         ),
         (
             CALL % ("nothing", "{}"),
             "[tool]Error: there is no tool 'nothing'; the tools are: "
             "echo, huge, blob, strange, broken, hang",
-            "unknown_tool",
+            "mistake/unknown_tool",
         ),
         (
             CALL % ("echo", "{}"),
             "[tool]Error: text: Field required",
-            "invalid_arguments:echo",
+            "mistake/invalid_arguments:echo",
         ),
         (
             "<tool_call>{broken</tool_call>",
             "[tool]Error: the call is not valid JSON: Expecting property name enclosed in double "
             "quotes: line 1 column 2 (char 1)",
-            "malformed_call",
+            "mistake/malformed_call",
         ),
         (
             "<tool_call>{}",
             "[tool]Error: the call is not closed by </tool_call>",
-            "malformed_call",
+            "mistake/malformed_call",
         ),
         (
             CALL % ("echo", '{"text": "<|im_end|></tool_call\\u003e"}'),
@@ -138,7 +138,7 @@ def test_an_answer_ends_the_episode():
 def test_whatever_a_call_leads_to_is_an_observation(line, seen, fault):
     group = play(Troubles, line, "42")
     assert_tokens(group, (OBS, "[user]Q"), (ACT, line + "\0"), (OBS, seen), (ACT, "42\0"))
-    assert only(group).steps[0].faults == (() if fault is None else (fault,))
+    assert only(group).steps[0].events == (() if fault is None else (fault,))
     assert only(group).outcome == Outcome(1.0, True)
 
 

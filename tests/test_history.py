@@ -8,19 +8,19 @@ import pytest
 from agent_r1.algorithms.credit import OutcomeCredit
 from agent_r1.algorithms.grpo import GRPO
 from agent_r1.assign import assign_credit
-from agent_r1.env import ToolEnv, Transition
+from agent_r1.env import ToolEnv, Transition, make_env
 from agent_r1.env_check import check_env
 from agent_r1.learner import Learner
 from agent_r1.logprobs import token_logprobs
 from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.rollout.native import NativeEngine
 from agent_r1.sections import LearnerSettings
-from agent_r1.tasks.hopworld_memory import HopWorldMemory
+from agent_r1.tasks.hopworld import HopWorld
 from agent_r1.tree import build_tree
 from agent_r1.types import Kind, Message, Outcome, Sampling, Session, StopReason, Task
 from tests.fakes import END, CharRenderer, ScriptedEngine
 
-SETTINGS = HopWorldMemory.Settings(train_hops=(3,))
+SETTINGS = HopWorld.Settings(train_hops=(3,), memory="recent")
 
 
 class Summing(ToolEnv):
@@ -109,15 +109,15 @@ def test_a_generation_that_takes_longer_than_the_episode_may_is_cut_off():
 
 
 def test_the_environment_keeps_its_promises():
-    check_env(HopWorldMemory, SETTINGS)
+    check_env(HopWorld, SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def groups(base_policy, renderer):
     engine = NativeEngine(NativeEngine.Settings(), base_policy)
     limits = Limits(turns=4, tokens_per_turn=64, tokens=600)
-    rollout = Rollout(functools.partial(HopWorldMemory, SETTINGS), engine, renderer, limits)
-    tasks = HopWorldMemory.tasks(SETTINGS, "train")[:2]
+    rollout = Rollout(functools.partial(make_env, HopWorld, SETTINGS), engine, renderer, limits)
+    tasks = HopWorld.tasks(SETTINGS, "train")[:2]
     return asyncio.run(rollout.run(tasks, attempts=4, temperature=1.0, seed=1))
 
 

@@ -9,10 +9,11 @@ PACKAGE = Path(__file__).parent.parent / "agent_r1"
 ROWS = [
     {"types", "tree", "isolated", "run_async"},
     {"config", "sections"},
-    {"tools", "render", "render.encoding", "render.calls", "render.chatml", "render.llama3",
+    {"failure", "noise"},
+    {"tools", "cassette", "dispatch", "render", "render.encoding", "render.calls", "render.chatml", "render.llama3",
      "render.template"},
-    {"env"},
-    {"env_check", "tasks", "tasks.search", "tasks.hopworld", "tasks.hopworld_memory",
+    {"env", "recall"},
+    {"env_check", "tasks", "tasks.search", "tasks.hopworld",
      "tasks.multihop", "tasks.naive_rag", "tasks.tools"},
     {"kernels", "attention", "logprobs"},
     {"policy"},
@@ -35,7 +36,7 @@ ROWS = [
 ]  # fmt: skip
 ALGORITHMS = {module for row in ROWS for module in row if module.startswith("algorithms")}
 WITHOUT_TORCH = (
-    {module for row in ROWS[:5] for module in row}
+    {module for row in ROWS[:6] for module in row}
     | ALGORITHMS - {"algorithms.losses"}
     | {
         "rollout",

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from agent_r1 import tool
-from agent_r1.tools import run_calls
+from agent_r1.dispatch import Dispatcher
 from agent_r1.types import MalformedCall, ToolCall
 
 
@@ -131,7 +131,7 @@ def test_an_exception_is_a_result():
 
 def test_a_tools_own_timeout_error_is_an_exception_not_our_time_limit():
     result = call(own_timeout)
-    assert (result.error, own_timeout.num_abandoned) == ("exception", 0)
+    assert (result.error, own_timeout.health.hanging) == ("exception", 0)
 
 
 def test_time_limit_of_sync_and_async_tools():
@@ -139,8 +139,8 @@ def test_time_limit_of_sync_and_async_tools():
     assert call(sleepy, seconds=5).error == "timeout"
     assert call(sleepy_async, seconds=5).error == "timeout"
     assert time.perf_counter() - start < 3
-    assert sleepy.num_abandoned == 1
-    assert sleepy_async.num_abandoned == 0
+    assert sleepy.health.hanging == 1
+    assert sleepy_async.health.hanging == 0
     assert call(sleepy, seconds=0).value == "awake"
     assert call(sleepy_async, seconds=0).value == "awake"
 
@@ -198,7 +198,7 @@ def test_isolated_failures():
 
 def test_an_isolated_tool_is_killed_on_time_out(tmp_path):
     assert call(isolated_hang, path=str(tmp_path / "pid")).error == "timeout"
-    assert isolated_hang.num_abandoned == 0
+    assert isolated_hang.health.hanging == 0
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -217,7 +217,7 @@ def test_calls_of_one_action_run_concurrently_and_keep_their_order():
         ToolCall("wait", {"seconds": 0.1}),
     )
     start = time.perf_counter()
-    results = asyncio.run(run_calls(calls, {"wait": wait}))
+    results = asyncio.run(Dispatcher({"wait": wait}).run(calls))
     assert time.perf_counter() - start < 0.39
     assert [r.error for r in results] == [None, "malformed_call", "unknown_tool", None]
     assert [r.value for r in results] == [0.3, None, None, 0.1]

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pydantic import Field
 
 from agent_r1.config import ConfigError, Section
 from agent_r1.env import Env, Transition
+from agent_r1.failure import ToolFailureError
 from agent_r1.render import Renderer
 from agent_r1.types import (
     Action,
@@ -36,6 +38,8 @@ from agent_r1.types import (
 )
 
 T = TypeVar("T")
+MAX_RESAMPLES = 3
+"""How often an episode is played again when a tool's policy asks for it."""
 
 
 class Limits(Section):
@@ -86,8 +90,9 @@ class Rollout:
             self.top_k,
         )
 
-        def play(number: int, session: Session) -> Coroutine[None, None, Trajectory]:
+        def play(number: int, again: int, session: Session) -> Coroutine[None, None, Trajectory]:
             index, attempt = plan[number]
+            key = (seed, index, tasks[index].id, attempt, *([again] if again else []))
             return run_episode(
                 self.make_env,
                 session,
@@ -98,7 +103,7 @@ class Rollout:
                 sampling=sampling,
                 # All attempts meet the same instance; a task drawn twice is sampled anew.
                 env_seed=derive_seed(seed, tasks[index].id),
-                sampling_seed=derive_seed(seed, index, tasks[index].id, attempt),
+                sampling_seed=derive_seed(*key),
             )
 
         trajectories = await _Episodes(self.engine, play, len(plan)).run(self.concurrency)
@@ -116,13 +121,15 @@ class _Episodes:
     def __init__(
         self,
         engine: Engine,
-        play: Callable[[int, Session], Coroutine[None, None, Trajectory]],
+        play: Callable[[int, int, Session], Coroutine[None, None, Trajectory]],
         count: int,
     ) -> None:
-        self._engine, self._play, self._count = engine, play, count
-        self._numbers = iter(range(count))
+        self._engine, self._play = engine, play
+        self._waiting = deque((number, 0) for number in range(count))
+        self._done: dict[int, Trajectory] = {}
+        self._count = count
         self._sessions: list[_Released] = []
-        self._tasks: list[asyncio.Task[Trajectory]] = []
+        self._running: dict[asyncio.Task[Trajectory], tuple[int, int]] = {}
         self._ended: asyncio.Queue[asyncio.Task[Trajectory]] = asyncio.Queue()
 
     async def run(self, concurrency: int) -> list[Trajectory]:
@@ -132,23 +139,37 @@ class _Episodes:
         for _ in range(concurrency):
             self._start_next()
         try:
-            for _ in range(self._count):
-                (await self._ended.get()).result()
+            while len(self._done) < self._count:
+                self._finish(await self._ended.get())
+                while self._waiting and len(self._running) < concurrency:
+                    self._start_next()  # one that is to be played again
         finally:
-            self._numbers = iter(())
-            for task in self._tasks:
+            self._waiting.clear()
+            for task in self._running:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*self._running, return_exceptions=True)
             for session in self._sessions:  # of those that were cancelled before they began
                 session.close()
-        return [task.result() for task in self._tasks]
+        return [self._done[number] for number in range(self._count)]
+
+    def _finish(self, task: asyncio.Task[Trajectory]) -> None:
+        """Takes an episode's trajectory, or has it played again."""
+        number, again = self._running.pop(task)
+        trajectory = task.result()
+        if trajectory.resample and again < MAX_RESAMPLES:
+            self._waiting.append((number, again + 1))
+            return
+        trajectory.discarded = again
+        self._done[number] = trajectory
 
     def _start_next(self) -> None:
-        if (number := next(self._numbers, None)) is not None:
+        if self._waiting:
+            number, again = self._waiting.popleft()
             session = _Released(self._engine.session(number), self._start_next)
             self._sessions.append(session)
-            self._tasks.append(asyncio.ensure_future(self._play(number, session)))
-            self._tasks[-1].add_done_callback(self._ended.put_nowait)
+            task = asyncio.ensure_future(self._play(number, again, session))
+            self._running[task] = number, again
+            task.add_done_callback(self._ended.put_nowait)
 
 
 class _Released:
@@ -169,7 +190,11 @@ class _Released:
 
 
 class _FaultError(Exception):
-    """The environment or its scorer failed."""
+    """The environment or its scorer failed; ``resample``: the episode should be played again."""
+
+    def __init__(self, message: str, *, resample: bool = False) -> None:
+        super().__init__(message)
+        self.resample = resample
 
 
 class _OutOfTimeError(Exception):
@@ -205,6 +230,7 @@ async def run_episode(
         trajectory.outcome = await _outcome(env, limits.seconds)
     except _FaultError as error:
         trajectory.stop, trajectory.fault = StopReason.FAULT, str(error)
+        trajectory.resample = error.resample
     finally:
         session.close()
         trajectory.seconds = time.perf_counter() - start
@@ -320,7 +346,7 @@ class _Play:
         with _faults("step"):
             step.observation = tuple(transition.messages)
             step.rewards = {str(part): float(value) for part, value in transition.rewards.items()}
-            step.faults = tuple(transition.faults)
+            step.events = tuple(transition.events)
             for part, value in step.rewards.items():
                 if not math.isfinite(value):
                     raise ValueError(f"the process reward {part!r} is {value}")
@@ -372,5 +398,7 @@ def _faults(what: str) -> Iterator[None]:
         yield
     except (_FaultError, _OutOfTimeError, ConfigError):
         raise
+    except ToolFailureError as error:
+        raise _FaultError(f"{what}: {error}", resample=error.resample) from error
     except Exception as error:
         raise _FaultError(f"{what}: {type(error).__name__}: {error}") from error

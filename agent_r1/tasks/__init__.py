@@ -8,7 +8,6 @@ ENVS = Registry(
     "env",
     {
         "hopworld": "agent_r1.tasks.hopworld:HopWorld",
-        "hopworld-memory": "agent_r1.tasks.hopworld_memory:HopWorldMemory",
         "hopworld-rag": "agent_r1.tasks.naive_rag:HopWorldRAG",
         "multihop": "agent_r1.tasks.multihop:MultiHop",
         "multihop-rag": "agent_r1.tasks.naive_rag:MultiHopRAG",

@@ -22,7 +22,6 @@ from typing import Annotated, Any, Literal, overload
 
 from pydantic import Field
 
-from agent_r1.config import NamedSection
 from agent_r1.env import ToolEnv, Transition
 from agent_r1.tools import ToolResult, tool
 from agent_r1.types import Message, Task, derive_seed
@@ -173,7 +172,7 @@ class HopWorld(ToolEnv):
     hop was found; ``answered``, the episode was ended with an answer between tags, right or wrong.
     """
 
-    class Settings(NamedSection):
+    class Settings(ToolEnv.Settings):
         """Numbers of hops that questions cycle through, per split, then families of worlds, and the
         seed of all worlds.
         """
@@ -212,7 +211,7 @@ class HopWorld(ToolEnv):
 
     def interpret(self, results: Sequence[ToolResult]) -> Transition:
         num_hops = len(self.world.chain)
-        well_formed = sum(result.error is None for result in results)
+        well_formed = sum(not result.by_agent for result in results)
         well_formed = min(well_formed, num_hops - self._num_well_formed)
         self._num_well_formed += well_formed
         before = self._num_reached
@@ -225,7 +224,6 @@ class HopWorld(ToolEnv):
             transition.messages,
             transition.rewards,
             state_key=f"reached-{self._num_reached}",
-            faults=transition.faults,
         )
 
     def reply(self, message: Message) -> Transition:

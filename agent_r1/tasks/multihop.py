@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field
 
-from agent_r1.config import ConfigError, NamedSection
+from agent_r1.config import ConfigError
 from agent_r1.env import ToolEnv, Transition
 from agent_r1.tasks.search import Passage, PassageIndex
 from agent_r1.tools import ToolResult, tool
@@ -45,7 +45,7 @@ class MultiHop(ToolEnv):
     tags; ``supporting``, the share of the gold passages that a search finds for the first time.
     """
 
-    class Settings(NamedSection):
+    class Settings(ToolEnv.Settings):
         """Where the data is and how much of it the agent sees.
 
         Attributes:
@@ -105,7 +105,7 @@ class MultiHop(ToolEnv):
 
     def interpret(self, results: Sequence[ToolResult]) -> Transition:
         rewards = {"format": 0.0, "supporting": 0.0}
-        if not self._has_called and any(result.error is None for result in results):
+        if not self._has_called and any(not result.by_agent for result in results):
             self._has_called = True
             rewards["format"] = 0.5
         gold = set(self.task.data["supporting_ids"])

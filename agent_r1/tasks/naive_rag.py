@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from agent_r1.env import ToolEnv, Transition
 from agent_r1.tasks.hopworld import HopWorld
 from agent_r1.tasks.multihop import MultiHop
-from agent_r1.tools import run_calls
 from agent_r1.types import Message, Task, ToolCall
 
 
@@ -19,7 +18,7 @@ class NaiveRAG(ToolEnv):
     async def reset(self, task: Task, seed: int) -> Sequence[Message]:
         opening = await super().reset(task, seed)
         call = ToolCall("search", {"query": task.question})
-        (result,) = await run_calls((call,), self._tools)
+        (result,) = await self.run_tools([call])
         if result.error is not None:
             raise RuntimeError(f"the retrieval failed: {result.detail}")
         shown = self.interpret([result])

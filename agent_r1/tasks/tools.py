@@ -30,7 +30,7 @@ class Tools(ToolEnv):
     score 0.
     """
 
-    class Settings(NamedSection):
+    class Settings(ToolEnv.Settings):
         """File names are looked up from the current folder. ``holdout``: share for validation, and
         for test.
         """

@@ -1,0 +1,131 @@
+"""From the calls of an action to their results: checks, the circuit breaker, noise, the cassette,
+retries. One dispatcher an episode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from agent_r1.cassette import Cassette
+from agent_r1.config import ConfigError, nearest
+from agent_r1.failure import FailurePolicy, ToolFailureError
+from agent_r1.noise import Noise
+from agent_r1.tools import AnyTool, ToolResult
+from agent_r1.types import MalformedCall, ToolCall
+
+
+class Dispatcher:
+    """Runs calls of one episode.
+
+    Args:
+        tools: By name.
+        failure: Policies by tool that go before those the tools declare.
+        noise: What is injected, if anything.
+        cassette: What goes before the tools, if anything.
+    """
+
+    def __init__(
+        self,
+        tools: Mapping[str, AnyTool],
+        failure: Mapping[str, FailurePolicy] | None = None,
+        noise: Noise | None = None,
+        cassette: Cassette | None = None,
+    ) -> None:
+        self._tools, self._noise, self._cassette = tools, noise, cassette
+        self._failure = dict(failure or {})
+        for name in self._failure:
+            if name not in tools:
+                raise ConfigError(f"env.failure.{name}: no such tool{nearest(name, [*tools])}")
+        self._num_calls = 0
+
+    async def run(self, calls: Sequence[ToolCall | MalformedCall]) -> list[ToolResult]:
+        """All calls of one action concurrently; results in the order of the calls.
+
+        Raises:
+            ToolFailureError: A tool failed and its policy takes the episode out.
+        """
+        numbers = range(self._num_calls, self._num_calls + len(calls))
+        self._num_calls += len(calls)
+        runs = [self._run(call, number) for call, number in zip(calls, numbers, strict=True)]
+        results = await asyncio.gather(*runs, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if isinstance(result, ToolResult)]
+
+    async def _run(self, call: ToolCall | MalformedCall, number: int) -> ToolResult:
+        """A call with its retries; ``events`` names all that went wrong on the way."""
+        if isinstance(call, MalformedCall):
+            return _mistake(ToolResult(call, error="malformed_call", detail=call.reason))
+        if (tool := self._tools.get(call.name)) is None:
+            detail = f"there is no tool {call.name!r}; the tools are: {', '.join(self._tools)}"
+            return _mistake(ToolResult(call, error="unknown_tool", detail=detail))
+        if (wrong := tool.check(call)) is not None:
+            return _mistake(wrong)
+        policy = self._failure.get(call.name, tool.failure)
+        events: list[str] = []
+        for attempt in range(1 + policy.retries):
+            if attempt:
+                await asyncio.sleep(policy.backoff * 2 ** (attempt - 1))
+            result = await self._try(tool, call, policy, number, attempt)
+            if result.by_agent:
+                return _mistake(result, *events)
+            events += result.events
+            if result.error is None:
+                break
+        real = result.error is not None and not any(e.startswith("noise/") for e in result.events)
+        if real and policy.on_failure != "observe":
+            raise ToolFailureError(
+                f"{call.name}: {result.error}: {result.detail}",
+                resample=policy.on_failure == "resample",
+            )
+        return dataclasses.replace(result, events=tuple(events))
+
+    async def _try(
+        self, tool: AnyTool, call: ToolCall, policy: FailurePolicy, number: int, attempt: int
+    ) -> ToolResult:
+        timeout = policy.timeout or tool.timeout
+        kind = self._noise.draw(number, attempt) if self._noise is not None else None
+        event = (f"noise/{kind}:{call.name}",)
+        if kind == "fail":
+            detail = f"{call.name} has an internal error, try again later"
+            return ToolResult(call, error="exception", detail=detail, events=event)
+        if kind == "timeout":
+            detail = f"{call.name} gave no result within {timeout:g} seconds"
+            return ToolResult(call, error="timeout", detail=detail, events=event)
+        if kind == "late":
+            assert self._noise is not None
+            await asyncio.sleep(self._noise.settings.late_seconds)
+        result = await self._call(tool, call, policy, timeout)
+        if kind is None or (result.error is not None and not result.by_agent):
+            return result
+        if self._noise is not None and kind in ("drop", "garble") and result.error is None:
+            spoilt = self._noise.spoil(kind, result.value, number, attempt)
+            return dataclasses.replace(result, value=spoilt, events=event)
+        return dataclasses.replace(result, events=event)
+
+    async def _call(
+        self, tool: AnyTool, call: ToolCall, policy: FailurePolicy, timeout: float
+    ) -> ToolResult:
+        """The cassette's result or the tool's, unless its circuit is broken."""
+        if reason := tool.health.why_not(policy.breaker):
+            detail = f"{tool.name} is not available: {reason}"
+            event = f"fault/unavailable:{tool.name}"
+            return ToolResult(call, error="unavailable", detail=detail, events=(event,))
+        if self._cassette is not None:
+            result = await self._cassette.run(tool, call, timeout)
+        else:
+            result = await tool.run(call, timeout)
+        failed = result.error is not None and not result.by_agent
+        tool.health.note(failed, policy.breaker)
+        event = f"fault/{result.error}:{tool.name}"
+        return dataclasses.replace(result, events=(event,) if failed else ())
+
+
+def _mistake(result: ToolResult, *earlier: str) -> ToolResult:
+    """The agent's own error; a name that it made up would be a figure of its own."""
+    known = isinstance(result.call, ToolCall) and result.error != "unknown_tool"
+    tool = f":{result.call.name}" if known and isinstance(result.call, ToolCall) else ""
+    return dataclasses.replace(result, events=(*earlier, f"mistake/{result.error}{tool}"))
