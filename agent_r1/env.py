@@ -17,9 +17,10 @@ from typing import Annotated, Any, ClassVar, Protocol
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from agent_r1.cassette import Cassette, CassetteSettings
-from agent_r1.config import NamedSection, Registry
+from agent_r1.config import ConfigError, NamedSection, Registry
 from agent_r1.dispatch import Dispatcher
 from agent_r1.failure import FailurePolicy
+from agent_r1.mcp_tools import Connection, McpServer, connect
 from agent_r1.noise import Noise, NoiseSettings
 from agent_r1.tools import AnyTool, Tool, ToolResult
 from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
@@ -32,7 +33,8 @@ class Transition:
     Attributes:
         messages: What the agent gets to see.
         rewards: Process rewards by part.
-        done: Whether the task has ended.
+        done: Whether the task has ended; ``truncated``: by a limit of the environment's own, and
+            not of itself.
         state_key: A name for the state now reached, equal where two states count as the same.
         events: What went wrong with tools, as ``"fault/timeout:search"``, ``"mistake/..."`` (the
             agent's own), ``"noise/..."`` (injected); counted, never scored by themselves.
@@ -45,6 +47,7 @@ class Transition:
     messages: tuple[Message, ...] = ()
     rewards: dict[str, float] = field(default_factory=dict)
     done: bool = False
+    truncated: bool = False
     state_key: str | None = None
     events: tuple[str, ...] = ()
     history: Sequence[Message] | None = None
@@ -133,11 +136,13 @@ class ToolEnv:
             noise: Make the tools messy on purpose, see ``noise.py``.
             cassette: Record what tools return, or play it back, see ``cassette.py``.
             failure: What a failure of each tool leads to, by its name, see ``failure.py``.
+            mcp: MCP servers whose tools the agent gets besides, see ``mcp_tools.py``.
         """
 
         noise: NoiseSettings | None = None
         cassette: CassetteSettings | None = None
         failure: dict[str, FailurePolicy] = Field(default_factory=dict)
+        mcp: dict[str, McpServer] = Field(default_factory=dict)
 
     system: ClassVar[str] = ""
     """System message; empty for none."""
@@ -172,6 +177,8 @@ class ToolEnv:
             if isinstance(value, Tool)
         ]
         self._tools: dict[str, AnyTool] = {tool.name: tool for tool in [*self.tools, *own]}
+        servers = settings.mcp if isinstance(settings, ToolEnv.Settings) else {}
+        self._connections: list[Connection] = connect(servers)
 
     # What a subclass writes
     # ---------------------------------------------------------------------------
@@ -248,6 +255,13 @@ class ToolEnv:
 
     async def reset(self, task: Task, seed: int) -> Sequence[Message]:
         self.task, self.seed, self.answer = task, seed, None
+        for connection in self._connections:
+            for tool in await connection.tools():
+                if self._tools.setdefault(tool.name, tool) is not tool:
+                    raise ConfigError(
+                        f"env.mcp.{connection.name}: there is a tool {tool.name!r} already; "
+                        f"env.mcp.{connection.name}.tools chooses which the agent gets"
+                    )
         self._dispatcher = self._make_dispatcher()
         self.start()
         return self.prompt()
@@ -291,7 +305,9 @@ class ToolEnv:
         return Outcome(float(score), success=float(score) >= 1.0)
 
     async def close(self) -> None:
-        return None
+        for connection in self._connections:
+            if connection.server.per == "episode":
+                await connection.close()
 
 
 async def _maybe_await(value: Any) -> Any:

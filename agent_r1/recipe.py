@@ -227,7 +227,8 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]], folder: Path)
     for key, value in sorted(overrides, key=lambda pair: not _is_name(pair[0])):
         section = key.removesuffix(".name")
         old = _at(data, section)
-        if _is_name(key) and isinstance(old, dict) and old.get("name") != value:
+        renames = _is_name(key) and isinstance(value, str)
+        if renames and isinstance(old, dict) and old.get("name") != value:
             known = SECTIONS[section].settings(str(value), base=folder).model_fields
             dropped = {k: v for k, v in old.items() if k != "name" and k not in known}
             override(data, section, {k: v for k, v in old.items() if k in known})
@@ -235,7 +236,7 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]], folder: Path)
                 f"dropped {section}.{k} = {v!r}: {value!r} has no such key"
                 for k, v in dropped.items()
             ]
-        override(data, f"{section}.name" if _is_name(key) else key, value)
+        override(data, f"{section}.name" if renames else key, value)
     return notes
 
 

@@ -185,7 +185,7 @@ class Tool:
     @property
     def schema(self) -> dict[str, Any]:
         """The function as OpenAI-style JSON schema, which chat templates expect."""
-        parameters = {"type": "object", **_strip_titles(self._arguments.model_json_schema())}
+        parameters = {"type": "object", **strip_titles(self._arguments.model_json_schema())}
         parameters.pop("additionalProperties", None)
         function = {"name": self.name, "description": self.description, "parameters": parameters}
         return {"type": "function", "function": function}
@@ -367,16 +367,16 @@ def _arguments_model(
     return model
 
 
-def _strip_titles(schema: Any) -> Any:
+def strip_titles(schema: Any) -> Any:
     """Drops pydantic's generated titles, which cost prompt tokens and say nothing."""
     if isinstance(schema, list):
-        return [_strip_titles(item) for item in schema]
+        return [strip_titles(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     return {
-        key: {name: _strip_titles(sub) for name, sub in value.items()}
+        key: {name: strip_titles(sub) for name, sub in value.items()}
         if key in ("properties", "$defs")
-        else _strip_titles(value)
+        else strip_titles(value)
         for key, value in schema.items()
         if not (key == "title" and isinstance(value, str))
     }

@@ -100,7 +100,11 @@ def test_an_answer_ends_the_episode():
         (CALL % ("huge", "{}"), "[tool]" + "x" * 150 + HUGE, None),
         (CALL % ("blob", "{}"), "[tool][not text: 2 bytes]", None),
         (CALL % ("strange", "{}"), "[tool][not text: a value of type object]", None),
-        (CALL % ("broken", "{}"), "[tool]Error: RuntimeError: disk on fire", "fault/exception:broken"),
+        (
+            CALL % ("broken", "{}"),
+            "[tool]Error: RuntimeError: disk on fire",
+            "fault/exception:broken",
+        ),
         (
             CALL % ("hang", "{}"),
             "[tool]Error: hang gave no result within 0.1 seconds",

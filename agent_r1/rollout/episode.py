@@ -289,7 +289,7 @@ class _Play:
             except _OutOfTimeError:
                 return StopReason.MAX_TIME
             if transition.done:
-                return StopReason.DONE
+                return StopReason.MAX_TURNS if transition.truncated else StopReason.DONE
             if turn + 1 == self.limits.turns:
                 break
             with _faults("step"):

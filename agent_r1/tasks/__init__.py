@@ -7,7 +7,10 @@ from agent_r1.config import Registry
 ENVS = Registry(
     "env",
     {
+        "database": "agent_r1.tasks.database:DatabaseEnv",
+        "gymnasium": "agent_r1.tasks.gym:GymEnv",
         "hopworld": "agent_r1.tasks.hopworld:HopWorld",
+        "hopworld-user": "agent_r1.tasks.hopworld_user:HopWorldUser",
         "hopworld-rag": "agent_r1.tasks.naive_rag:HopWorldRAG",
         "multihop": "agent_r1.tasks.multihop:MultiHop",
         "multihop-rag": "agent_r1.tasks.naive_rag:MultiHopRAG",

@@ -18,7 +18,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, overload
+from typing import Annotated, Any, ClassVar, Literal, overload
 
 from pydantic import Field
 
@@ -188,7 +188,7 @@ class HopWorld(ToolEnv):
         "Answer the question about people. Search for one fact at a time. "
         "End with the name: <answer> name </answer>"
     )
-    reward_parts = ("format", "reached", "answered")
+    reward_parts: ClassVar[tuple[str, ...]] = ("format", "reached", "answered")
 
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
@@ -226,19 +226,19 @@ class HopWorld(ToolEnv):
             state_key=f"reached-{self._num_reached}",
         )
 
-    def reply(self, message: Message) -> Transition:
-        answered = float(_answer_in(message.content) is not None)
+    def reply(self, message: Message) -> Any:
+        answered = float(answer_in(message.content) is not None)
         return Transition(done=True, rewards={"answered": answered})
 
-    def score(self, answer: str | None) -> float:
-        match = _answer_in(answer or "")
+    def score(self, answer: str | None) -> Any:
+        match = answer_in(answer or "")
         return float(match is not None and match[1].strip() == self.task.answer)
 
     def gold(self) -> list[str]:
         return gold_actions(self.world)
 
 
-def _answer_in(text: str) -> re.Match[str] | None:
+def answer_in(text: str) -> re.Match[str] | None:
     return re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
 
 

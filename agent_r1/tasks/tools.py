@@ -15,9 +15,9 @@ import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agent_r1.config import ConfigError, NamedSection, load_object
 from agent_r1.env import ToolEnv
@@ -37,10 +37,16 @@ class Tools(ToolEnv):
 
         name: str = "tools"
         tasks: str
-        tools: tuple[str, ...] = Field(min_length=1)
+        tools: tuple[str, ...] = ()
         reward: str
         system: str = ""
         holdout: float = Field(0.1, gt=0, lt=0.5)
+
+        @model_validator(mode="after")
+        def _some(self) -> Self:
+            if not self.tools and not self.mcp:
+                raise ValueError("no tools: name functions in env.tools, or servers in [env.mcp]")
+            return self
 
     def __init__(self, settings: NamedSection | None = None) -> None:
         super().__init__(settings)
@@ -53,10 +59,7 @@ class Tools(ToolEnv):
 
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
-        bounds = {"validation": (0.0, 1.0), "test": (1.0, 2.0), "train": (2.0, float("inf"))}
-        low, high = (bound * settings.holdout for bound in bounds[split])
-        tasks = _load_tasks(settings.tasks)
-        return [t for t in tasks if low <= derive_seed("split", t.id) / 2**63 < high]
+        return deal(load_tasks(settings.tasks, "env.tasks"), split, settings.holdout)
 
     def prompt(self) -> Sequence[Message]:
         system = [Message("system", self.settings.system)] if self.settings.system else []
@@ -69,11 +72,23 @@ class Tools(ToolEnv):
         return await in_thread(reward, "reward")  # it may wait for a server: others go on
 
 
+def deal(tasks: Sequence[Task], split: str, holdout: float) -> list[Task]:
+    """Those of a split: a share of ``holdout`` for validation, the same again for test, the rest
+    for training; by a hash of the id.
+    """
+    bounds = {"validation": (0.0, 1.0), "test": (1.0, 2.0), "train": (2.0, float("inf"))}
+    low, high = (bound * holdout for bound in bounds[split])
+    return [t for t in tasks if low <= derive_seed("split", t.id) / 2**63 < high]
+
+
 @functools.lru_cache(maxsize=8)
-def _load_tasks(path: str) -> list[Task]:
+def load_tasks(path: str, key: str) -> list[Task]:
+    """The tasks of a JSONL file; what an object has besides goes into ``data``. ``key`` is the
+    setting that errors name.
+    """
     file = Path(path).expanduser()
     if not file.exists():
-        raise ConfigError(f"env.tasks = {path!r}: there is no such file")
+        raise ConfigError(f"{key} = {path!r}: there is no such file")
     tasks = []
     for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:

@@ -1,0 +1,288 @@
+"""Tools of MCP servers, in any tool environment.
+
+    [env.mcp.search]
+    command = ["python", "server.py"]       # a process of ours, spoken to by stdio
+    # or: url = "http://localhost:8000/mcp"   (streamable HTTP)
+
+A server is connected to when the first episode needs it and serves all of them; it lives in a
+thread with an event loop of its own, because a run has several. A server that has died is started
+again, or connected to again, by the next call; calls that were under way are a ``crash`` that the
+agent sees, or what the tool's failure policy says. Needs the extra ``agent-r1[mcp]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import importlib.util
+import threading
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from agent_r1.config import ConfigError, Section, nearest
+from agent_r1.failure import FailurePolicy, Health
+from agent_r1.tools import ToolResult, strip_titles
+from agent_r1.types import ToolCall
+
+T = TypeVar("T")
+MAX_TIMEOUTS = 3
+"""In a row, after which a server is taken to hang and is started again."""
+
+
+class McpServer(Section):
+    """One server.
+
+    Attributes:
+        command: Starts it, to be spoken to by stdio; ``env`` adds to its environment variables.
+        url: Where it listens (streamable HTTP); ``headers`` go with every request.
+        tools: Those that the agent gets; by default all.
+        timeout: Seconds for one call.
+        connect_timeout: Seconds until it must be up.
+        per: One server for the whole ``run``, or one for each ``episode`` if it keeps a state.
+        is_error: What a result means that the server marks as an error: a call that the agent
+            should have written otherwise, or a failure of the server's.
+    """
+
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+    url: str = ""
+    headers: dict[str, str] = Field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+    timeout: float = Field(30.0, gt=0)
+    connect_timeout: float = Field(30.0, gt=0)
+    per: Literal["run", "episode"] = "run"
+    is_error: Literal["rejected", "exception"] = "rejected"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if bool(self.command) == bool(self.url):
+            raise ValueError("give a command, or a url")
+        return self
+
+
+class Connection:
+    """A session with a server, opened when needed and opened again after it was lost.
+
+    Attributes:
+        num_starts: How often it was opened.
+    """
+
+    def __init__(self, name: str, server: McpServer) -> None:
+        self.name, self.server = name, server
+        self.num_starts = 0
+        self._client: Any = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+        self._num_timeouts = 0
+        self._lock: asyncio.Lock | None = None
+        self._tools: list[McpTool] | None = None
+
+    async def tools(self) -> list[McpTool]:
+        """What the server offers, asked once.
+
+        Raises:
+            ConfigError: It cannot be reached, or has no tool of a name that was asked for.
+        """
+        if self._tools is None:
+            try:
+                listed = await _elsewhere(self._list())
+            except Exception as error:  # whatever the transport raises
+                where = self.server.url or " ".join(self.server.command)
+                raise ConfigError(f"env.mcp.{self.name}: {where!r}: {_in_words(error)}") from error
+            known = {tool.name: tool for tool in listed}
+            for name in self.server.tools:
+                if name not in known:
+                    raise ConfigError(
+                        f"env.mcp.{self.name}.tools: no tool {name!r}{nearest(name, [*known])}"
+                    )
+            wanted = self.server.tools or [*known]
+            self._tools = [McpTool(self, known[name]) for name in wanted]
+        return self._tools
+
+    async def call(self, tool: str, arguments: dict[str, Any], timeout: float) -> Any:
+        """The server's result."""
+        return await _elsewhere(self._call(tool, arguments, timeout))
+
+    async def close(self) -> None:
+        await _elsewhere(self._close())
+
+    # In the servers' thread ----------------------------------------------------------------------
+
+    async def _list(self) -> list[Any]:
+        client = await self._connected()
+        found: list[Any] = []
+        page = await client.list_tools()
+        found += page.tools
+        while page.next_cursor:
+            page = await client.list_tools(cursor=page.next_cursor)
+            found += page.tools
+        return found
+
+    async def _call(self, tool: str, arguments: dict[str, Any], timeout: float) -> Any:
+        client = await self._connected()  # starting it is not the call's time
+        try:
+            async with asyncio.timeout(timeout):
+                result = await client.call_tool(tool, arguments)
+        except TimeoutError:
+            self._num_timeouts += 1
+            if self._num_timeouts >= MAX_TIMEOUTS:
+                self._drop(client)
+            raise
+        except Exception:
+            self._drop(client)
+            raise
+        self._num_timeouts = 0
+        return result
+
+    async def _connected(self) -> Any:
+        self._lock = self._lock or asyncio.Lock()
+        async with self._lock:
+            if self._client is None:
+                ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                self._stop, self._num_timeouts = asyncio.Event(), 0
+                self._keeper = asyncio.create_task(self._keep(ready, self._stop))
+                async with asyncio.timeout(self.server.connect_timeout):
+                    self._client = await ready
+                self.num_starts += 1
+            return self._client
+
+    async def _keep(self, ready: asyncio.Future[Any], stop: asyncio.Event) -> None:
+        """Holds a session open from within one task, as its scopes require."""
+        try:
+            async with _client(self.server) as client:
+                ready.set_result(client)
+                await stop.wait()
+        except Exception as error:  # the server's end of it, or ours when it ended first
+            if not ready.done():
+                ready.set_exception(error)
+
+    def _drop(self, client: Any) -> None:
+        """Lets a session go that is no good any more; the next call opens another."""
+        if self._client is client:
+            self._client = None
+            self._stop.set()
+
+    async def _close(self) -> None:
+        keeper = self._keeper
+        self._drop(self._client)
+        if keeper is not None:
+            await asyncio.wait({keeper}, timeout=10)
+
+
+class McpTool:
+    """A tool of a server, as ``AnyTool``."""
+
+    returns = str
+
+    def __init__(self, connection: Connection, tool: Any) -> None:
+        self._connection = connection
+        self._parameters: dict[str, Any] = tool.input_schema
+        self.name: str = tool.name
+        self.description: str = tool.description or ""
+        self.timeout = connection.server.timeout
+        self.failure = FailurePolicy()
+        self.health = Health()
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        parameters = strip_titles(self._parameters)
+        for key in ("additionalProperties", "$schema"):
+            parameters.pop(key, None)
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+    def check(self, call: ToolCall) -> ToolResult | None:
+        """What is wrong with the arguments by the tool's own schema."""
+        import jsonschema
+
+        validator = jsonschema.validators.validator_for(self._parameters)(self._parameters)
+        problems = [
+            f"{'.'.join(map(str, error.path)) or self.name}: {error.message[:200]}"
+            for error in validator.iter_errors(call.arguments)
+        ]
+        if not problems:
+            return None
+        return ToolResult(call, error="invalid_arguments", detail="; ".join(problems))
+
+    async def run(self, call: ToolCall, timeout: float | None = None) -> ToolResult:
+        """Calls the server. Never raises an ``Exception``."""
+        seconds = self.timeout if timeout is None else timeout
+        try:
+            result = await self._connection.call(self.name, call.arguments, seconds)
+        except TimeoutError:
+            detail = f"{self.name} gave no result within {seconds:g} seconds"
+            return ToolResult(call, error="timeout", detail=detail)
+        except Exception as error:  # whatever the transport raises
+            detail = f"{self.name}: the server is gone: {_in_words(error)}"
+            return ToolResult(call, error="crash", detail=detail)
+        text = "\n".join(map(_text_of, result.content))
+        if result.is_error:
+            return ToolResult(call, error=self._connection.server.is_error, detail=text)
+        return ToolResult(call, value=text)
+
+
+def _in_words(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):  # of the transport's own tasks
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
+
+
+def _text_of(content: Any) -> str:
+    return str(content.text) if content.type == "text" else f"[not text: {content.type}]"
+
+
+@asynccontextmanager
+async def _client(server: McpServer) -> AsyncIterator[Any]:
+    """An open session."""
+    from mcp import Client
+    from mcp.client.stdio import StdioServerParameters, stdio_client
+    from mcp.client.streamable_http import streamable_http_client
+    from mcp.shared._httpx_utils import create_mcp_http_client
+
+    if server.command:
+        command, *args = server.command
+        parameters = StdioServerParameters(command=command, args=args, env=server.env)
+        async with Client(stdio_client(parameters)) as client:
+            yield client
+        return
+    async with (
+        create_mcp_http_client(headers=server.headers) as http,
+        Client(streamable_http_client(server.url, http_client=http)) as client,
+    ):
+        yield client
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The servers' own event loop, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="mcp", daemon=True).start()
+    return loop
+
+
+async def _elsewhere(work: Coroutine[Any, Any, T]) -> T:
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _loop()))
+
+
+@functools.cache
+def shared(name: str, server_json: str) -> Connection:
+    """The one connection of a run to a server."""
+    connection = Connection(name, McpServer.model_validate_json(server_json))
+    atexit.register(
+        lambda: asyncio.run_coroutine_threadsafe(connection._close(), _loop()).result(15)
+    )
+    return connection
+
+
+def connect(servers: Mapping[str, McpServer]) -> list[Connection]:
+    """A connection to each server, opened when it is first used."""
+    if servers and importlib.util.find_spec("mcp") is None:
+        raise ConfigError("env.mcp needs the package: pip install 'agent-r1[mcp]'")
+    return [
+        shared(name, server.model_dump_json()) if server.per == "run" else Connection(name, server)
+        for name, server in servers.items()
+    ]

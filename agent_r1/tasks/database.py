@@ -1,0 +1,331 @@
+"""Questions that are answered by SQL, over generated databases or one of your own.
+
+    [env]
+    name = "database"
+    path = "tickets.db"              # a SQLite file, or a .sql script; left out: generated ones
+    questions = "questions.jsonl"    # id, question, answer, and optionally sql, which answers it
+
+The agent has two tools, ``list_tables`` and ``query``. It cannot write: the connection is read-only
+and an authorizer admits nothing but reading; a query has a limit of work, rows and size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+from pydantic import Field, model_validator
+
+from agent_r1.config import ConfigError
+from agent_r1.env import ToolEnv, Transition
+from agent_r1.tasks.shops import build_database
+from agent_r1.tasks.tools import deal, load_tasks
+from agent_r1.tools import CallError, ToolResult, tool
+from agent_r1.types import Message, Outcome, Task, ToolCall, derive_seed
+
+NUM_TASKS = 100_000
+MAX_VALUE_BYTES = 100_000
+"""Of one value that a query makes."""
+_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
+_FUNCTIONS = {
+    "abs", "avg", "coalesce", "count", "date", "format", "glob", "group_concat", "ifnull",
+    "iif", "instr", "length", "like", "lower", "ltrim", "max", "min", "nullif", "printf",
+    "replace", "round", "row_number", "rank", "dense_rank", "rtrim", "sign", "strftime",
+    "substr", "substring", "sum", "time", "total", "trim", "typeof", "unicode", "upper",
+}  # fmt: skip
+EXAMPLE = (
+    Message("user", "How many films did Mia Lind direct?"),
+    Message("assistant", "", (ToolCall("list_tables", {}),)),
+    Message("tool", "films(id, title, director_id)\ndirectors(id, name, country)"),
+    Message(
+        "assistant",
+        "",
+        (
+            ToolCall(
+                "query",
+                {
+                    "sql": "SELECT COUNT(*) FROM films JOIN directors ON directors.id = "
+                    "films.director_id WHERE directors.name = 'Mia Lind'"
+                },
+            ),
+        ),
+    ),
+    Message("tool", "COUNT(*)\n4"),
+    Message("assistant", "<answer>4</answer>"),
+)
+"""A worked example on a database that no task has."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a query gave.
+
+    Attributes:
+        more: Whether there were more rows than are here.
+        tables: Those that were read.
+    """
+
+    columns: list[str]
+    rows: list[list[str | int | float | None]]
+    more: bool
+    tables: list[str]
+
+
+class Database:
+    """A connection that can only read, within limits."""
+
+    def __init__(self, connection: sqlite3.Connection, max_rows: int, max_steps: int) -> None:
+        self._connection, self._max_rows, self._max_steps = connection, max_rows, max_steps
+        self._steps = 0
+        self._touched: set[str] = set()
+        connection.execute("PRAGMA query_only = ON")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        connection.set_progress_handler(self._count, 1000)
+        self.tables = self._read_tables()
+        connection.set_authorizer(self._authorize)
+
+    def query(self, sql: str) -> Rows:
+        """The rows of one statement.
+
+        Raises:
+            CallError: SQLite's message, or which limit the query broke.
+        """
+        self._steps, self._touched = 0, set()
+        try:
+            with closing(self._connection.execute(sql)) as cursor:
+                rows = cursor.fetchmany(self._max_rows + 1)
+                columns = [column[0] for column in cursor.description or ()]
+        except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+            if self._steps > self._max_steps:
+                raise CallError("the query takes too long; make it simpler") from error
+            raise CallError(str(error)) from error
+        values = [[v.hex() if isinstance(v, bytes) else v for v in row] for row in rows]
+        more = len(rows) > self._max_rows
+        return Rows(columns, values[: self._max_rows], more, sorted(self._touched))
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _read_tables(self) -> dict[str, list[str]]:
+        rows = self._connection.execute(
+            "SELECT m.name, c.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c "
+            "WHERE m.type IN ('table', 'view') AND m.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' "
+            "ORDER BY m.rowid, c.cid"
+        ).fetchall()
+        tables: dict[str, list[str]] = {}
+        for table, column in rows:
+            tables.setdefault(table, []).append(column)
+        return tables
+
+    def _count(self) -> bool:
+        self._steps += 1000
+        return self._steps > self._max_steps
+
+    def _authorize(self, action: int, first: str | None, second: str | None, *_: Any) -> int:
+        if action == sqlite3.SQLITE_FUNCTION:
+            return sqlite3.SQLITE_OK if second in _FUNCTIONS else sqlite3.SQLITE_DENY
+        if action == sqlite3.SQLITE_READ and first:
+            self._touched.add(first)
+        return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
+
+
+class DatabaseEnv(ToolEnv):
+    """Reward: 1 for the right value between answer tags; numbers count as numbers.
+
+    Process rewards, each at most 1 over an episode: ``ran``, a query that runs; ``tables``, the
+    share of the tables that the question is about which were read; ``answered``, an answer between
+    tags, right or wrong.
+    """
+
+    class Settings(ToolEnv.Settings):
+        """Where the data comes from and what a query may cost.
+
+        Attributes:
+            path: A SQLite file or SQL script; by default every task has a generated database.
+            questions: A JSONL file about it: ``id``, ``question``, ``answer`` and ``sql``.
+            tables: Of generated questions: numbers of tables they cycle through.
+            seed: Of generated databases.
+            max_rows: Of a result.
+            max_steps: Instructions of SQLite's virtual machine.
+            example: Show one worked example before the question.
+            holdout: Share of one's own questions for validation, and the same again for test.
+        """
+
+        name: str = "database"
+        path: str = ""
+        questions: str = ""
+        tables: tuple[Literal[1, 2, 3], ...] = Field((1, 2, 3), min_length=1)
+        seed: int = 0
+        max_rows: int = Field(20, ge=1)
+        max_steps: int = Field(2_000_000, ge=1000)
+        example: bool = False
+        holdout: float = Field(0.1, gt=0, lt=0.5)
+
+        @model_validator(mode="after")
+        def _both(self) -> Self:
+            if bool(self.path) != bool(self.questions):
+                raise ValueError("path and questions go together: a database and what is asked")
+            return self
+
+    system = (
+        "Answer the question from the database. List the tables, then query them with SQL. "
+        "End with the value alone: <answer>value</answer>"
+    )
+    reward_parts = ("ran", "tables", "answered")
+
+    @classmethod
+    def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
+        if not settings.questions:
+            return _Generated(settings.seed, split, settings.tables)
+        return deal(load_tasks(settings.questions, "env.questions"), split, settings.holdout)
+
+    def prompt(self) -> Sequence[Message]:
+        system, question = super().prompt()
+        return [system, *(EXAMPLE if self.settings.example else ()), question]
+
+    def start(self) -> None:
+        settings = self.settings
+        self._database = Database(self._connect(), settings.max_rows, settings.max_steps)
+        wanted: list[str] = []
+        if sql := self.task.data.get("sql"):
+            try:
+                wanted = self._database.query(sql).tables
+            except CallError as error:
+                raise ConfigError(
+                    f"{settings.questions}: question {self.task.id!r}: its sql: {error}"
+                ) from error
+        self._wanted, self._read = set(wanted), set[str]()
+        self._has_run = False
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self.settings.path:
+            script, _ = build_database(self.task.data["seed"], self.task.data["tables"])
+            return _from_script(script)
+        path = Path(self.settings.path).expanduser()
+        if not path.exists():
+            raise ConfigError(f"env.path = {self.settings.path!r}: there is no such file")
+        if path.suffix == ".sql":
+            return _from_script(path.read_text(encoding="utf-8"))
+        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, cached_statements=0)
+
+    async def close(self) -> None:
+        await super().close()
+        if hasattr(self, "_database"):  # else the episode never began
+            self._database.close()
+
+    @tool
+    async def list_tables(self) -> str:
+        """List the tables of the database and their columns."""
+        tables = self._database.tables.items()
+        return "\n".join(f"{name}({', '.join(columns)})" for name, columns in tables)
+
+    @tool
+    async def query(self, sql: str) -> Rows:  # in the loop's thread: its work is limited
+        """Run one SELECT statement and see its rows.
+
+        Args:
+            sql: The statement, in SQLite's dialect.
+        """
+        return self._database.query(sql)
+
+    def as_text(self, result: ToolResult) -> str:
+        if not isinstance(result.value, Rows):
+            return super().as_text(result)
+        found = result.value
+        lines = [" | ".join(found.columns), *(" | ".join(map(_shown, r)) for r in found.rows)]
+        if not found.rows:
+            lines.append("(no rows)")
+        if found.more:
+            lines.append(f"(more rows; the first {len(found.rows)} are shown)")
+        return super().as_text(dataclasses.replace(result, value="\n".join(lines)))
+
+    def interpret(self, results: Sequence[ToolResult]) -> Transition:
+        rewards = {"ran": 0.0, "tables": 0.0}
+        for found in (r.value for r in results if isinstance(r.value, Rows)):
+            rewards["ran"] += not self._has_run
+            self._has_run = True
+            new = (self._wanted & {*found.tables}) - self._read
+            self._read |= new
+            rewards["tables"] += len(new) / len(self._wanted) if self._wanted else 0.0
+        return self.show(results, **rewards)
+
+    def reply(self, message: Message) -> Transition:
+        return Transition(
+            done=True, rewards={"answered": float(_answer_in(message.content) is not None)}
+        )
+
+    def score(self, answer: str | None) -> Outcome:
+        given = _answer_in(answer or "")
+        right = given is not None and _same(given, self.task.answer)
+        return Outcome(float(right), success=right, metrics={"ran": float(self._has_run)})
+
+    def gold(self) -> list[str]:
+        actions = ['<tool_call>\n{"name": "list_tables", "arguments": {}}\n</tool_call>']
+        if sql := self.task.data.get("sql"):
+            call = json.dumps({"name": "query", "arguments": {"sql": sql}})
+            actions.append(f"<tool_call>\n{call}\n</tool_call>")
+        return [*actions, f"<answer>{self.task.answer}</answer>"]
+
+
+class _Generated(Sequence[Task]):
+    """Task i depends on (seed, split, i) only."""
+
+    def __init__(self, seed: int, split: str, tables: Sequence[int]) -> None:
+        self._seed, self._split, self._tables = seed, split, tables
+
+    def __len__(self) -> int:
+        return NUM_TASKS
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | list[Task]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        seed = derive_seed("database", self._seed, self._split, index)
+        num_tables = self._tables[index % len(self._tables)]
+        script, question = build_database(seed, num_tables)
+        with closing(_from_script(script)) as connection:
+            (value,) = connection.execute(question.sql).fetchone()
+        return Task(
+            id=f"database-{self._seed}-{self._split}-{index}",
+            question=question.text,
+            answer=_shown(value),
+            category=f"{num_tables} tables",
+            data={"seed": seed, "tables": num_tables, "sql": question.sql},
+        )
+
+
+def _from_script(script: str) -> sqlite3.Connection:
+    # Without a cache, since the authorizer sees only what is compiled anew.
+    connection = sqlite3.connect(":memory:", cached_statements=0)
+    connection.executescript(script)
+    return connection
+
+
+def _shown(value: Any) -> str:
+    return "NULL" if value is None else str(value)
+
+
+def _answer_in(text: str) -> str | None:
+    _, tag, rest = text.partition("<answer>")
+    inside, end, _ = rest.partition("</answer>")
+    return inside.strip() if tag and end else None
+
+
+def _same(given: str, gold: str) -> bool:
+    try:
+        return float(given) == float(gold)
+    except ValueError:
+        return given.casefold() == gold.casefold()

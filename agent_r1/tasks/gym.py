@@ -1,0 +1,186 @@
+"""Any Gymnasium environment whose observations can be read and whose actions can be named.
+
+    [env]
+    name = "gymnasium"
+    id = "FrozenLake-v1"
+    kwargs = { is_slippery = false }
+    actions = ["left", "down", "right", "up"]
+
+The agent sees the rendering as text (``render_mode = "ansi"``) where there is one, else the
+observation, and writes its action between action tags, ``<action>down</action>``, or alone: a name,
+a number, or for a text space the text itself. Needs the extra ``agent-r1[gymnasium]``.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from agent_r1.config import ConfigError, load_object
+from agent_r1.env import EnvSettings, Transition
+from agent_r1.tools import in_thread
+from agent_r1.types import Message, Outcome, Task, derive_seed
+
+_MARKED = re.compile("\x1b\\[[0-9;]*m(.)\x1b\\[0m")
+_ESCAPES = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
+_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+
+
+class GymEnv:
+    """The outcome is the sum of the game's rewards. What is no action is told to the agent and
+    leaves the game as it was.
+    """
+
+    class Settings(EnvSettings):
+        """Which game, and how it is told.
+
+        Attributes:
+            id: As registered.
+            module: ``file.py:function`` or ``module:function``, called once; it registers games of
+                one's own.
+            kwargs: Of ``gymnasium.make``.
+            actions: Names of a discrete space's actions, in order; numbers by default.
+            system: What the agent is told about the game; how to act is added.
+            rewards: Credit the game's rewards to the ``outcome``, or to the ``steps`` that earned
+                them as the process reward ``game``; the outcome's reward is then 0.
+            success: Sum of rewards from which an episode is a success; by default the game's own
+                threshold, or anything above 0.
+            tasks: Instances of each split, which differ by their seed.
+        """
+
+        name: str = "gymnasium"
+        id: str
+        module: str = ""
+        kwargs: dict[str, Any] = Field(default_factory=dict)
+        actions: tuple[str, ...] = ()
+        system: str = "Play the game."
+        rewards: Literal["outcome", "steps"] = "outcome"
+        success: float | None = None
+        tasks: int = Field(10_000, ge=1)
+
+    reward_parts = ("game",)
+    schemas = ()
+
+    def __init__(self, settings: Any) -> None:
+        self._settings = settings
+        self._gym = _make(settings.id, settings.module, settings.kwargs)
+        self._names = _names(settings, self._gym)
+        self._total = 0.0
+
+    @classmethod
+    def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
+        name = f"{settings.id}-{split}"
+        return [Task(f"{name}-{n}", settings.id) for n in range(settings.tasks)]
+
+    async def reset(self, task: Task, seed: int) -> Sequence[Message]:
+        seed = derive_seed(seed, "game") % 2**31
+        observation, _ = await in_thread(functools.partial(self._gym.reset, seed=seed), "gymnasium")
+        how = f"one of {', '.join(self._names)}" if self._names else "your next move"
+        system = f"{self._settings.system} Answer with <action>...</action>: {how}."
+        return [Message("system", system), Message("user", self._shown(observation))]
+
+    async def step(self, message: Message) -> Transition:
+        action = self._action(message.content)
+        if action is None:
+            known = f"; the actions are: {', '.join(self._names)}" if self._names else ""
+            said = Message("user", f"That is no action{known}.")
+            return Transition((said,), events=("mistake/no_action",))
+        observation, reward, terminated, truncated, _ = await in_thread(
+            functools.partial(self._gym.step, action), "gymnasium"
+        )
+        self._total += float(reward)
+        rewards = {"game": float(reward)} if self._settings.rewards == "steps" else {}
+        shown = self._shown(observation)
+        return Transition(
+            (Message("user", shown),),
+            rewards,
+            done=terminated or truncated,
+            truncated=truncated and not terminated,
+            state_key=shown,
+        )
+
+    async def outcome(self) -> Outcome:
+        spec = self._gym.spec
+        threshold = self._settings.success
+        if threshold is None:
+            threshold = spec.reward_threshold if spec is not None else None
+        success = self._total > 0 if threshold is None else self._total >= threshold
+        reward = self._total if self._settings.rewards == "outcome" else 0.0
+        return Outcome(reward, success, {"return": self._total})
+
+    async def close(self) -> None:
+        self._gym.close()
+
+    def _action(self, text: str) -> Any:
+        """What is meant, or ``None``."""
+        match = _ACTION.search(text)
+        said = (match[1] if match else text).strip()
+        if not self._names:
+            return said if said and self._gym.action_space.contains(said) else None
+        for number, name in enumerate(self._names):
+            if said.casefold() in (name.casefold(), str(number)):
+                return number + int(self._gym.action_space.start)
+        return None
+
+    def _shown(self, observation: Any) -> str:
+        """The state in words; a letter that the rendering marks by its colour stands in
+        brackets.
+        """
+        if isinstance(observation, str):
+            return observation
+        if self._gym.render_mode == "ansi":
+            return _ESCAPES.sub("", _MARKED.sub(r"[\1]", self._gym.render())).strip()
+        return str(observation)
+
+
+def _names(settings: Any, env: Any) -> tuple[str, ...]:
+    """The names of the actions; none in a text space."""
+    from gymnasium.spaces import Discrete, Text
+
+    space, game = env.action_space, settings.id
+    if isinstance(space, Text):
+        if settings.actions:
+            raise ConfigError(f"env.actions: {game!r} takes any text, its actions have no names")
+        return ()
+    if not isinstance(space, Discrete):
+        raise ConfigError(f"env.id = {game!r}: its actions are {space}, not discrete or text")
+    names = settings.actions or tuple(str(int(space.start) + n) for n in range(int(space.n)))
+    if len(names) != space.n:
+        raise ConfigError(f"env.actions: {len(names)} names, but {game!r} has {space.n} actions")
+    return names
+
+
+def _make(game: str, module: str, kwargs: dict[str, Any]) -> Any:
+    try:
+        import gymnasium
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "env 'gymnasium' needs the package: pip install 'agent-r1[gymnasium]'"
+        ) from error
+    if module:
+        _register(module)
+    spec = gymnasium.registry.get(game)
+    if spec is not None and "ansi" in _render_modes(spec):
+        kwargs = {"render_mode": "ansi", **kwargs}
+    try:
+        return gymnasium.make(game, disable_env_checker=True, **kwargs)
+    except (gymnasium.error.Error, TypeError) as error:
+        raise ConfigError(f"env.id = {game!r}, env.kwargs = {kwargs!r}: {error}") from error
+
+
+def _render_modes(spec: Any) -> Sequence[str]:
+    import gymnasium
+
+    entry = spec.entry_point
+    found = gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+    modes: Sequence[str] = getattr(found, "metadata", {}).get("render_modes", ())
+    return modes
+
+
+@functools.cache
+def _register(reference: str) -> None:
+    load_object(reference, what="env.module")()

@@ -1,0 +1,108 @@
+"""HopWorld with a user: half of the questions name a person by the first name alone, which several
+people have. Then asking once is right; asking when the question is clear, or twice, costs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, overload
+
+from pydantic import Field
+
+from agent_r1.env import Transition
+from agent_r1.tasks.hopworld import HopWorld, answer_in
+from agent_r1.types import Message, Outcome, Task
+from agent_r1.users import UserEnv
+
+
+class _Ambiguous(Sequence[Task]):
+    """Every second task with the first name alone."""
+
+    def __init__(self, tasks: Sequence[Task], share: float) -> None:
+        self._tasks, self._share = tasks, share
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | list[Task]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        task = self._tasks[index]
+        # Evenly spread, whatever the cycles of hops and families.
+        ambiguous = int((index + 1) * self._share) > int(index * self._share)
+        kind = "ambiguous" if ambiguous else "clear"
+        question = task.question
+        if ambiguous:
+            question = question.rsplit(" ", 1)[0] + "?"
+        data = {**task.data, "ambiguous": ambiguous, "meant": task.question}
+        return dataclasses.replace(task, question=question, category=kind, data=data)
+
+
+class HopWorldUser(UserEnv, HopWorld):
+    """Reward: 1 for the right name, less ``cost`` for each needless question. Process reward
+    ``asked``: the first question about an ambiguous name.
+    """
+
+    class Settings(UserEnv.Settings, HopWorld.Settings):
+        """``ambiguous``: share of ambiguous questions; ``cost``: of a needless question."""
+
+        name: str = "hopworld-user"
+        train_hops: tuple[int, ...] = (1,)
+        validation_hops: tuple[int, ...] = (1,)
+        test_hops: tuple[int, ...] = (1,)
+        families: tuple[Any, ...] = ("namesakes",)
+        ambiguous: float = Field(0.5, ge=0, le=1)
+        cost: float = Field(0.3, ge=0, le=1)
+
+    system = (
+        "Answer the question about people. Search for one fact at a time. "
+        "If it is not clear who is meant, ask. "
+        "End with the name: <answer> name </answer>"
+    )
+    reward_parts = (*HopWorld.reward_parts, "asked")
+
+    @classmethod
+    def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
+        return _Ambiguous(super().tasks(settings, split), settings.ambiguous)
+
+    @property
+    def needless(self) -> int:
+        """Questions that were not needed."""
+        return max(0, self.num_questions - bool(self.task.data["ambiguous"]))
+
+    def is_answer(self, message: Message) -> bool:
+        return answer_in(message.content) is not None
+
+    def scripted(self, message: Message) -> str:
+        meant: str = self.task.data["meant"]
+        return meant
+
+    def brief(self) -> str:
+        return f"You asked: {self.task.question} What you mean is: {self.task.data['meant']}"
+
+    def question(self, message: Message) -> dict[str, float]:
+        first = self.num_questions == 1 and self.task.data["ambiguous"]
+        return {"asked": float(first)}
+
+    def ending(self, message: Message) -> dict[str, float]:
+        return {"answered": float(self.is_answer(message))}
+
+    def interpret(self, results: Any) -> Transition:
+        transition = super().interpret(results)
+        key = f"{transition.state_key}, asked {self.num_questions}"
+        return dataclasses.replace(transition, state_key=key)
+
+    def score(self, answer: str | None) -> Outcome:
+        right = float(super().score(answer))
+        metrics = {"questions": float(self.num_questions), "needless": float(self.needless)}
+        reward = right * max(0.0, 1.0 - self.settings.cost * self.needless)
+        return Outcome(reward, success=right == 1.0, metrics=metrics)
+
+    def gold(self) -> list[str]:
+        asks = ["Who do you mean?"] if self.task.data["ambiguous"] else []
+        return [*asks, *super().gold()]
