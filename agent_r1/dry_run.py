@@ -11,10 +11,11 @@ from agent_r1.policy import load_tokenizer
 from agent_r1.recipe import Recipe
 from agent_r1.render import RENDERERS
 from agent_r1.render.calls import parse_hermes
+from agent_r1.rollout.episode import render_history
 from agent_r1.run_async import run_async
 from agent_r1.tasks import ENVS
 from agent_r1.trainer import memory_of
-from agent_r1.types import Action, Kind, derive_seed
+from agent_r1.types import Action, Kind, Message, derive_seed
 
 
 @dataclass
@@ -24,7 +25,7 @@ class DryRun:
     Attributes:
         segments: ``(kind, text, number of tokens)`` of one scripted episode, in order.
         rewards: Process rewards of the script's steps.
-        num_tokens: The whole episode's.
+        num_tokens: What the policy has before it at most, its own last turn included.
         notes: What was checked.
         warnings: What would go wrong or surprise.
         memory: Estimated bytes by use.
@@ -46,7 +47,7 @@ class DryRun:
         for kind, text, count in self.segments:
             lines.append(f"--- {kind}, {count} tokens")
             lines.append(text)
-        lines.append(f"--- {self.num_tokens} tokens in all")
+        lines.append(f"--- {self.num_tokens} tokens at most")
         lines += [f"process rewards of step {n}: {r}" for n, r in enumerate(self.rewards, 1) if r]
         lines += [
             f"memory, estimated: {use} {size / 2**20:,.0f} MiB" for use, size in self.memory.items()
@@ -77,9 +78,15 @@ def dry_run(recipe: Recipe) -> DryRun:
 async def _play(
     report: DryRun, recipe: Recipe, env: Any, task: Any, renderer: Any, tokenizer: Any
 ) -> None:
+    length = 0
+    sampled: dict[int, tuple[int, ...]] = {}
+    said: list[Message] = []
+
     def add(kind: Kind, ids: tuple[int, ...]) -> None:
+        nonlocal length
         report.segments.append((kind.name.lower(), tokenizer.decode(list(ids)), len(ids)))
-        report.num_tokens += len(ids)
+        length = len(ids) if kind is Kind.CONTEXT else length + len(ids)
+        report.num_tokens = max(report.num_tokens, length)
 
     messages = await env.reset(task, derive_seed(recipe.seed, task.id))
     add(Kind.OBSERVATION, renderer.prompt(messages, env.schemas))
@@ -93,11 +100,18 @@ async def _play(
                 f"limits.tokens_per_turn is {recipe.limits.tokens_per_turn}"
             )
         add(Kind.ACTION, ids)
-        transition = await env.step(renderer.parse(action))
+        message = renderer.parse(action)
+        sampled[id(message)] = ids
+        said.append(message)  # kept, so that its id is not given away
+        transition = await env.step(message)
         report.rewards.append(transition.rewards)
         if transition.done:
             break
-        add(Kind.OBSERVATION, renderer.observation(transition.messages, action))
+        if transition.history is not None:
+            history = render_history(transition.history, env.schemas, renderer, sampled)
+            add(Kind.CONTEXT, tuple(history))
+        else:
+            add(Kind.OBSERVATION, renderer.observation(transition.messages, action))
     await env.close()
     num_turns = sum(kind == "action" for kind, _, _ in report.segments)
     if num_turns > recipe.limits.turns:
@@ -109,7 +123,7 @@ async def _play(
 def _warn(report: DryRun, recipe: Recipe) -> None:
     if report.num_tokens > recipe.limits.tokens:
         report.warnings.append(
-            f"the gold episode has {report.num_tokens} tokens, "
+            f"the gold episode has {report.num_tokens} tokens at once, "
             f"limits.tokens is {recipe.limits.tokens}"
         )
     parts = getattr(ENVS.resolve(recipe.env.name), "reward_parts", ())

@@ -123,7 +123,8 @@ class Summary(Recent):
         for number, action in enumerate(own := _gold_of(self._env), 1):
             actions.append(action)
             if number % self._settings.every == 0 and number < len(own):
-                actions.append("\n".join(text.split("<tool_call>")[0].strip() for text in own))
+                said = [text.split("<tool_call>")[0].strip() for text in own[:number]]
+                actions.append("\n".join(said) or "Nothing yet.")
         return actions
 
 

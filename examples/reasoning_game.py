@@ -1,7 +1,7 @@
 """A game of one's own as a Gymnasium environment: riddles of reasoning-gym, three guesses each.
 
-    pip install reasoning-gym
-    agent-r1 check examples/reasoning_game.toml && agent-r1 train examples/reasoning_game.toml
+pip install reasoning-gym
+agent-r1 check examples/reasoning_game.toml && agent-r1 train examples/reasoning_game.toml
 """
 
 import gymnasium

@@ -11,10 +11,10 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -308,18 +308,8 @@ class _Play:
         if transition.history is None:
             step.observation_ids = self.renderer.observation(transition.messages, step.action)
             return path + list(step.observation_ids)
-        rest = list(transition.history)
-        if not rest or rest[-1].role == "assistant":
-            raise ValueError("a history must end with a message to the agent")
         sampled = {id(step.message): step.action.token_ids for step in self.trajectory.steps}
-        new = list(self.renderer.prompt(_until_assistant(rest), self.env.schemas))
-        while rest:
-            message = rest.pop(0)  # one of the agent's: as it was sampled, if it was
-            ids = sampled.get(id(message)) or self.renderer.encode_message(message)
-            zeros = (0.0,) * len(ids)
-            action = Action(ids, zeros, zeros, 0, "stop")
-            new += [*ids, *self.renderer.observation(_until_assistant(rest), action)]
-        return new
+        return render_history(transition.history, self.env.schemas, self.renderer, sampled)
 
     def _remaining(self) -> float:
         return self.deadline - time.perf_counter()
@@ -351,6 +341,28 @@ class _Play:
                 if not math.isfinite(value):
                     raise ValueError(f"the process reward {part!r} is {value}")
         return transition
+
+
+def render_history(
+    history: Sequence[Message],
+    schemas: Sequence[dict[str, Any]],
+    renderer: Renderer,
+    sampled: Mapping[int, tuple[int, ...]],
+) -> list[int]:
+    """The tokens of a rewritten history, up to the agent's next turn. A message of the agent's, by
+    its ``id()`` in ``sampled``, stays as it was sampled.
+    """
+    rest = list(history)
+    if not rest or rest[-1].role == "assistant":
+        raise ValueError("a history must end with a message to the agent")
+    ids = list(renderer.prompt(_until_assistant(rest), schemas))
+    while rest:
+        message = rest.pop(0)
+        own = sampled.get(id(message)) or renderer.encode_message(message)
+        zeros = (0.0,) * len(own)
+        action = Action(own, zeros, zeros, 0, "stop")
+        ids += [*own, *renderer.observation(_until_assistant(rest), action)]
+    return ids
 
 
 def _until_assistant(rest: list[Message]) -> list[Message]:

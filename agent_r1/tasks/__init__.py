@@ -14,6 +14,8 @@ ENVS = Registry(
         "hopworld-rag": "agent_r1.tasks.naive_rag:HopWorldRAG",
         "multihop": "agent_r1.tasks.multihop:MultiHop",
         "multihop-rag": "agent_r1.tasks.naive_rag:MultiHopRAG",
+        "openenv": "agent_r1.tasks.openenv:OpenEnv",
         "tools": "agent_r1.tasks.tools:Tools",
+        "verifiers": "agent_r1.tasks.verifiers:VerifiersEnv",
     },
 )
