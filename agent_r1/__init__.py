@@ -12,7 +12,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Agent": "agent_r1.api",
+    "CallError": "agent_r1.tools",
     "Env": "agent_r1.env",
+    "FailurePolicy": "agent_r1.failure",
     "Message": "agent_r1.types",
     "Outcome": "agent_r1.types",
     "Task": "agent_r1.types",
@@ -20,6 +22,7 @@ _HOME = {
     "ToolEnv": "agent_r1.env",
     "ToolResult": "agent_r1.tools",
     "Transition": "agent_r1.env",
+    "UserEnv": "agent_r1.users",
     "advantage": "agent_r1.algorithms.base",
     "check_env": "agent_r1.env_check",
     "export": "agent_r1.api",
@@ -30,7 +33,9 @@ _HOME = {
 }
 __all__ = [
     "Agent",
+    "CallError",
     "Env",
+    "FailurePolicy",
     "Message",
     "Outcome",
     "Task",
@@ -38,6 +43,7 @@ __all__ = [
     "ToolEnv",
     "ToolResult",
     "Transition",
+    "UserEnv",
     "advantage",
     "check_env",
     "export",
@@ -52,8 +58,10 @@ if TYPE_CHECKING:
     from agent_r1.api import Agent, export, load, resume, train
     from agent_r1.env import Env, ToolEnv, Transition
     from agent_r1.env_check import check_env
-    from agent_r1.tools import Tool, ToolResult, tool
+    from agent_r1.failure import FailurePolicy
+    from agent_r1.tools import CallError, Tool, ToolResult, tool
     from agent_r1.types import Message, Outcome, Task
+    from agent_r1.users import UserEnv
 
 
 def __getattr__(name: str) -> Any:

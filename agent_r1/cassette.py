@@ -86,15 +86,17 @@ class _Tape:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.calls: dict[str, list[dict[str, Any]]] = {}
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):
-                break  # cut off by a kill
+        content = path.read_bytes() if path.exists() else b""
+        self._is_torn = bool(content) and not content.endswith(b"\n")
+        for number, line in enumerate(content.split(b"\n"), 1):
             try:
                 row = json.loads(line)
+            except ValueError:
+                continue  # cut off by a kill
+            try:
                 arguments = json.dumps(row["arguments"], sort_keys=True, ensure_ascii=False)
                 key = json.dumps([row["task"], row["tool"], arguments], ensure_ascii=False)
-            except (ValueError, KeyError, TypeError) as error:
+            except (KeyError, TypeError) as error:
                 raise ConfigError(
                     f"{path}, line {number}: not a recorded call: {error!r}"
                 ) from error
@@ -102,8 +104,10 @@ class _Tape:
 
     def add(self, key: str, row: dict[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        line = ("\n" if self._is_torn else "") + json.dumps(row, ensure_ascii=False) + "\n"
+        self._is_torn = False
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(line)
         self.calls.setdefault(key, []).append(row)
 
 

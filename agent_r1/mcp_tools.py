@@ -145,8 +145,12 @@ class Connection:
                 ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
                 self._stop, self._num_timeouts = asyncio.Event(), 0
                 self._keeper = asyncio.create_task(self._keep(ready, self._stop))
-                async with asyncio.timeout(self.server.connect_timeout):
-                    self._client = await ready
+                try:
+                    async with asyncio.timeout(self.server.connect_timeout):
+                        self._client = await ready
+                except BaseException:
+                    self._keeper.cancel()
+                    raise
                 self.num_starts += 1
             return self._client
 

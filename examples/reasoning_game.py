@@ -4,6 +4,8 @@ pip install reasoning-gym
 agent-r1 check examples/reasoning_game.toml && agent-r1 train examples/reasoning_game.toml
 """
 
+import string
+
 import gymnasium
 import reasoning_gym
 from gymnasium.spaces import Text
@@ -14,8 +16,8 @@ class Riddles(gymnasium.Env):
     halved with every wrong guess.
     """
 
-    action_space = Text(200)
-    observation_space = Text(10_000)
+    action_space = Text(200, charset=string.printable)
+    observation_space = Text(10_000, charset=string.printable)
 
     def __init__(self, dataset: str = "leg_counting", **settings) -> None:
         self._dataset, self._settings = dataset, settings

@@ -1,0 +1,136 @@
+"""Gymnasium: FrozenLake by its text rendering, riddles of reasoning-gym, what cannot be played."""
+
+import asyncio
+
+import pytest
+
+import agent_r1
+from agent_r1 import check_env
+from agent_r1.config import ConfigError
+from agent_r1.render.calls import parse_hermes
+from agent_r1.rollout.episode import Limits, Rollout
+from agent_r1.tasks.gym import GymEnv
+from agent_r1.types import StopReason
+from tests.fakes import CharRenderer, ScriptedEngine
+
+LAKE = {
+    "id": "FrozenLake-v1",
+    "kwargs": {"is_slippery": False, "desc": ["SF", "FG"]},
+    "actions": ("left", "down", "right", "up"),
+    "tasks": 20,
+}
+RIDDLES = {
+    "id": "Riddles-v0",
+    "module": "examples/reasoning_game.py:register",
+    "kwargs": {"dataset": "leg_counting"},
+    "success": 0.25,
+    "tasks": 20,
+}
+
+
+def play(settings, *lines, turns=20):
+    rollout = Rollout(
+        lambda: GymEnv(settings), ScriptedEngine(*lines), CharRenderer(), Limits(turns=turns)
+    )
+    task = GymEnv.tasks(settings, "train")[0]
+    work = rollout.run([task], attempts=1, temperature=1.0, seed=0)
+    return asyncio.run(work)[0].trajectories[0]
+
+
+@pytest.mark.parametrize("game", [LAKE, RIDDLES])
+def test_contract(game):
+    assert check_env(GymEnv, GymEnv.Settings(**game))
+
+
+def test_frozen_lake_is_read_and_walked():
+    trajectory = play(GymEnv.Settings(**LAKE), "I go <action>Down</action>.", "2")
+    assert trajectory.prompt[0].content.endswith("one of left, down, right, up.")
+    assert trajectory.prompt[1].content == "[S]F\nFG"
+    assert trajectory.steps[0].observation[0].content == "(Down)\nSF\n[F]G"
+    assert trajectory.stop is StopReason.DONE
+    assert (trajectory.outcome.reward, trajectory.outcome.success) == (1.0, True)
+
+
+def test_what_is_no_action_is_the_agents_mistake_and_changes_nothing():
+    trajectory = play(GymEnv.Settings(**LAKE), "fly", "down", "right")
+    said = trajectory.steps[0].observation[0].content
+    assert said == "That is no action; the actions are: left, down, right, up."
+    assert trajectory.steps[0].events == ("mistake/no_action",)
+    assert trajectory.outcome.success
+
+
+def test_rewards_may_stay_with_their_steps():
+    trajectory = play(GymEnv.Settings(**LAKE, rewards="steps"), "down", "right")
+    assert [step.rewards for step in trajectory.steps] == [{"game": 0.0}, {"game": 1.0}]
+    assert (trajectory.outcome.reward, trajectory.outcome.success) == (0.0, True)
+
+
+def test_the_games_own_limit_truncates():
+    kwargs = {**LAKE["kwargs"], "max_episode_steps": 3}
+    trajectory = play(GymEnv.Settings(**{**LAKE, "kwargs": kwargs}), "left")
+    assert trajectory.stop is StopReason.MAX_TURNS
+    assert trajectory.stop.truncated
+    assert len(trajectory.steps) == 3
+
+
+def test_slippery_ice_depends_on_the_seed_alone():
+    settings = GymEnv.Settings(**{**LAKE, "kwargs": {"is_slippery": True}})
+
+    def path(seed):
+        async def work():
+            env = GymEnv(settings)
+            await env.reset(GymEnv.tasks(settings, "train")[0], seed)
+            steps = []
+            for _ in range(8):
+                steps.append(await env.step(parse_hermes("right")))
+                if steps[-1].done:
+                    break
+            return steps
+
+        return asyncio.run(work())
+
+    assert path(1) == path(1)
+    assert any(path(1) != path(seed) for seed in range(2, 6))
+
+
+def test_a_game_of_reasoning_gym_with_text_actions():
+    import re
+
+    settings = GymEnv.Settings(**RIDDLES)
+    wrong = play(settings, "-1")
+    assert [step.observation[0].content for step in wrong.steps] == ["Wrong, guess again."] * 3
+    assert not wrong.outcome.success
+    import reasoning_gym
+
+    assert re.search("how many legs", wrong.prompt[1].content)
+    dataset = reasoning_gym.create_dataset("leg_counting", size=1, seed=1)
+    assert dataset.score_answer(dataset[0]["answer"], dataset[0]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "FrozenLak-v1"}, "FrozenLak"),
+        ({"actions": ("left", "right")}, "2 names, but 'FrozenLake-v1' has 4 actions"),
+        ({"id": "Pendulum-v1", "kwargs": {}, "actions": ()}, "not discrete or text"),
+        ({"kwargs": {"is_slipery": False}}, "is_slipery"),
+        ({**RIDDLES, "actions": ("a",)}, "takes any text"),
+        ({"module": "examples/nope.py:register"}, "there is no file"),
+    ],
+)
+def test_what_cannot_be_played_is_said(change, message):
+    settings = GymEnv.Settings(**{**LAKE, **change})
+    with pytest.raises(ConfigError, match=message):
+        GymEnv(settings)
+
+
+def test_it_trains(tmp_path):
+    """The tiny base cannot speak of ice; that a run goes through does not depend on it."""
+    recipe = {
+        "env": {"name": "gymnasium", **LAKE},
+        "limits": {"turns": 3, "tokens_per_turn": 8},
+        "train": {"iterations": 1, "tasks": 2, "attempts": 2},
+        "evaluation": {"every": 1, "tasks": 2},
+    }
+    result = agent_r1.train(recipe, run=tmp_path / "run")
+    assert result.metrics[-1]["figures"]["mistake/no_action"] > 0

@@ -1,0 +1,289 @@
+"""MCP: real server processes, by stdio and HTTP; killed, hung, started again."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import agent_r1
+from agent_r1 import Task, ToolEnv
+from agent_r1.config import ConfigError
+from agent_r1.failure import FailurePolicy
+from agent_r1.mcp_tools import MAX_TIMEOUTS, Connection, McpServer, shared
+from agent_r1.rollout.episode import Limits, Rollout
+from agent_r1.types import StopReason, ToolCall
+from tests.fakes import CharRenderer, ScriptedEngine
+
+SERVER = '''
+import os, sys, time
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("toy", log_level="ERROR")
+counter = 0
+
+@server.tool()
+def add(a: int, b: int = 1) -> int:
+    """Add two numbers."""
+    return a + b
+
+@server.tool()
+async def wait(seconds: float) -> str:
+    """Wait."""
+    import anyio
+    await anyio.sleep(seconds)
+    return "awake"
+
+@server.tool()
+def fail() -> str:
+    """Fail."""
+    raise ValueError("boom")
+
+@server.tool()
+def die() -> str:
+    """End the process."""
+    os._exit(3)
+
+@server.tool()
+def count() -> str:
+    """Count the calls of this process."""
+    global counter
+    counter += 1
+    return f"{counter} in {os.getpid()}"
+
+server.run(sys.argv[1], **({"port": int(sys.argv[2])} if len(sys.argv) > 2 else {}))
+'''
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mcp") / "server.py"
+    path.write_text(SERVER)
+    return str(path)
+
+
+def stdio(script, **settings):
+    return McpServer(command=(sys.executable, script, "stdio"), **settings)
+
+
+async def call(connection, name, timeout=None, **arguments):
+    (tool,) = [tool for tool in await connection.tools() if tool.name == name]
+    made = ToolCall(name, arguments)
+    return tool.check(made) or await tool.run(made, timeout)
+
+
+def use(server, work):
+    """Runs ``work(connection)`` and closes the connection."""
+
+    async def main():
+        connection = Connection("toy", server)
+        try:
+            return await work(connection)
+        finally:
+            await connection.close()
+
+    return asyncio.run(main())
+
+
+def test_tools_their_schemas_and_results(script):
+    async def work(connection):
+        tools = await connection.tools()
+        assert [tool.name for tool in tools] == ["add", "wait", "fail", "die", "count"]
+        assert tools[0].schema == {
+            "type": "function",
+            "function": {
+                "name": "add",
+                "description": "Add two numbers.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {
+                        "a": {"type": "integer"},
+                        "b": {"default": 1, "type": "integer"},
+                    },
+                    "required": ["a"],
+                },
+            },
+        }
+        assert (await call(connection, "add", a=2, b=3)).value == "5"
+        wrong = await call(connection, "add", a="x")
+        assert (wrong.error, wrong.detail) == (
+            "invalid_arguments",
+            "a: 'x' is not of type 'integer'",
+        )
+        failed = await call(connection, "fail")
+        assert (failed.error, failed.by_agent) == ("rejected", True)
+        assert "boom" in failed.detail
+
+    use(stdio(script), work)
+
+
+def test_whose_fault_an_error_is_can_be_said(script):
+    async def work(connection):
+        assert (await call(connection, "fail")).error == "exception"
+
+    use(stdio(script, is_error="exception"), work)
+
+
+def test_a_server_that_dies_is_started_again(script):
+    async def work(connection):
+        died = await call(connection, "die")
+        assert died.error == "crash"
+        assert "the server is gone" in died.detail
+        pid = int((await call(connection, "count")).value.split(" ")[-1])
+        assert connection.num_starts == 2
+        waiting = asyncio.ensure_future(call(connection, "wait", seconds=30))
+        await asyncio.sleep(0.2)
+        os.kill(pid, signal.SIGKILL)
+        assert (await waiting).error == "crash"  # at once, not after its time limit
+        assert (await call(connection, "add", a=1)).value == "2"
+        assert connection.num_starts == 3
+
+    use(stdio(script), work)
+
+
+def test_a_slow_call_is_a_timeout_and_a_server_that_hangs_is_started_again(script):
+    async def work(connection):
+        first = (await call(connection, "count")).value
+        for _ in range(MAX_TIMEOUTS):
+            assert (await call(connection, "wait", timeout=0.1, seconds=30)).error == "timeout"
+        again = (await call(connection, "count")).value
+        assert again.startswith("1 in")
+        assert again != first
+        assert connection.num_starts == 2
+
+    use(stdio(script), work)
+
+
+def test_streamable_http_and_a_server_that_goes_and_comes_back(script):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, script, "streamable-http", str(port)]
+
+    def start():
+        process = subprocess.Popen(command)
+        deadline = time.time() + 60
+        while time.time() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return process
+            time.sleep(0.05)
+        raise AssertionError("the server did not start")
+
+    server = McpServer(url=f"http://127.0.0.1:{port}/mcp", headers={"X-Key": "k"}, timeout=10)
+    process = start()
+
+    async def work(connection):
+        nonlocal process
+        assert (await call(connection, "add", a=1)).value == "2"
+        process.kill()
+        process.wait()
+        assert (await call(connection, "add", a=1)).error == "crash"
+        assert (await call(connection, "add", a=1)).error == "crash"
+        process = start()
+        assert (await call(connection, "add", a=1)).value == "2"
+
+    try:
+        use(server, work)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        ({"command": ("no-such-command",)}, "no-such-command"),
+        ({"command": (sys.executable, "-c", "pass")}, "Connection closed"),
+        ({"command": (sys.executable, "-c", "import time; time.sleep(60)"),
+          "connect_timeout": 0.5}, "TimeoutError"),
+        ({"url": "http://127.0.0.1:9/mcp"}, "Connect"),
+    ],
+)  # fmt: skip
+def test_a_server_that_cannot_be_reached_is_an_error_before_the_run(server, message):
+    with pytest.raises(ConfigError, match=rf"env\.mcp\.toy: .*{message}"):
+        use(McpServer(**server), lambda connection: connection.tools())
+
+
+def test_settings_are_checked(script):
+    with pytest.raises(ValueError, match="give a command, or a url"):
+        McpServer()
+    with pytest.raises(ConfigError, match="no tool 'ad'; did you mean 'add'"):
+        use(stdio(script, tools=("ad",)), lambda connection: connection.tools())
+
+
+# In environments ----------------------------------------------------------------------------------
+
+COUNT = '<tool_call>{"name": "count", "arguments": {}}</tool_call>'
+
+
+class Env(ToolEnv):
+    def score(self, answer):
+        return 1.0
+
+
+def play(settings, *lines, attempts=3):
+    rollout = Rollout(
+        lambda: Env(settings), ScriptedEngine(*lines), CharRenderer(), Limits(turns=5)
+    )
+    work = rollout.run([Task("t", "Q")], attempts=attempts, temperature=1.0, seed=0)
+    return asyncio.run(work)[0].trajectories
+
+
+@pytest.mark.parametrize("per", ["run", "episode"])
+def test_one_server_for_the_run_or_one_for_each_episode(script, per):
+    settings = Env.Settings(name="env", mcp={f"toy-{per}": stdio(script, per=per)})
+    trajectories = [*play(settings, COUNT, "end"), *play(settings, COUNT, "end")]  # two loops
+    seen = [t.steps[0].observation[0].content for t in trajectories]
+    counts = sorted(int(text.split(" ")[0]) for text in seen)
+    assert counts == (list(range(1, 7)) if per == "run" else [1] * 6)
+
+
+def test_a_policy_retries_over_a_crash(script):
+    die = '<tool_call>{"name": "die", "arguments": {}}</tool_call>'
+    settings = Env.Settings(
+        name="env",
+        mcp={"toy-retry": stdio(script)},
+        failure={"count": FailurePolicy(retries=2, backoff=0.01)},
+    )
+    (trajectory,) = play(settings, die, COUNT, "end", attempts=1)
+    assert trajectory.steps[0].events == ("fault/crash:die",)
+    assert trajectory.steps[1].observation[0].content.startswith("1 in")
+    assert trajectory.stop is StopReason.DONE
+
+
+def test_names_must_differ(script):
+    settings = Env.Settings(name="env", mcp={"a": stdio(script), "b": stdio(script, timeout=9)})
+    rollout = Rollout(lambda: Env(settings), ScriptedEngine("end"), CharRenderer(), Limits())
+    with pytest.raises(ConfigError, match="there is a tool 'add' already"):
+        asyncio.run(rollout.run([Task("t", "Q")], attempts=1, temperature=1.0, seed=0))
+
+
+def test_the_example_trains_through_a_kill(tmp_path, monkeypatch):
+    """The tiny base, whose search is in another process; the process is killed under it."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    command = [sys.executable, "examples/mcp_server.py", "questions"]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    marker = f"--run-{os.getpid()}"
+    overrides = {
+        "threads": 1, "train.iterations": 2, "train.tasks": 4, "train.attempts": 4,
+        "evaluation": {"every": 0}, "env.tasks": str(questions), "env.failure": {},
+        "env.mcp.facts.command": [
+            sys.executable, "-c",
+            f"import os, sys, threading, time; sys.argv = ['{marker}', 'stdio']\n"
+            "threading.Thread(target=lambda: (time.sleep(2.5), os._exit(9)), daemon=True).start()\n"
+            "exec(open('examples/mcp_server.py').read())",
+        ],
+    }  # fmt: skip
+    result = agent_r1.train("examples/mcp.toml", run=tmp_path / "run", overrides=overrides)
+    figures = [row["figures"] for row in result.metrics[1:]]
+    assert len(figures) == 2
+    assert all("stop/fault" not in f for f in figures)
+    server = agent_r1.load(tmp_path / "run").recipe.env.mcp["facts"]
+    assert shared("facts", server.model_dump_json()).num_starts > 1
