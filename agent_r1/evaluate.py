@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,6 +28,8 @@ class Score:
         turns: Mean number of steps.
         truncated: Share cut off by a limit.
         metrics: Means of the outcome's further metrics.
+        events: What went wrong with tools, per episode: ``fault`` (the infrastructure),
+            ``mistake`` (the agent), ``noise`` (injected).
     """
 
     tasks: int
@@ -38,6 +41,7 @@ class Score:
     turns: float | None
     truncated: float | None
     metrics: dict[str, float | None]
+    events: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ def score(episodes: list[Trajectory]) -> Score:
 
     successes = sum(outcome.success for outcome in outcomes)
     low, high = wilson(successes, n)
+    events = Counter(
+        event.partition("/")[0] for e in episodes for step in e.steps for event in step.events
+    )
     keys = sorted({key for outcome in outcomes for key in outcome.metrics})
     return Score(
         tasks=n,
@@ -91,6 +98,7 @@ def score(episodes: list[Trajectory]) -> Score:
         turns=mean(len(episode.steps) for episode in scored),
         truncated=mean(episode.stop.truncated for episode in scored),
         metrics={key: mean(o.metrics.get(key, 0.0) for o in outcomes) for key in keys},
+        events={kind: count / max(1, len(episodes)) for kind, count in sorted(events.items())},
     )
 
 

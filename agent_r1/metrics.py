@@ -55,6 +55,7 @@ def figures_of(
         "action_tokens": action_tokens / num,
         "tokens": sum(episode.num_tokens for episode in episodes) / num,
         "turns": len(steps) / num,
+        "resampled": sum(episode.discarded for episode in episodes),
         "groups_used": len(used),
         "groups_without_signal": len(groups) - len(used),
         "loss": update.loss,

@@ -63,12 +63,14 @@ class Recent:
 
     def _history(self) -> list[Message]:
         """The question, the notes of older turns, the latest turns."""
-        old, kept = self._turns[: -self._settings.turns], self._turns[-self._settings.turns :]
-        notes = [message.content for message, _ in old if message.content]
-        history = _with_notes(self._opening, "Your notes:", notes)
-        for message, answers in kept:
-            history += [message, *answers]
-        return history
+        older = self._turns[: -self._settings.turns]
+        notes = [message.content for message, _ in older if message.content]
+        return _with_notes(self._opening, "Your notes:", notes) + self._latest()
+
+    def _latest(self) -> list[Message]:
+        """The turns that stay whole, as messages."""
+        turns = self._turns[-self._settings.turns :] if self._settings.turns else []
+        return [said for message, answers in turns for said in (message, *answers)]
 
     async def outcome(self) -> Outcome:
         return await self._env.outcome()
@@ -82,14 +84,18 @@ class Recent:
 
 class Summary(Recent):
     """After some turns the agent is asked to write down what it needs; from then on it has the
-    question and what it wrote, nothing else. Tool calls in what it writes are not made.
+    question, what it wrote and the latest turns, nothing else. Tool calls in what it writes are not
+    made.
     """
 
     class Settings(NamedSection):
-        """``every``: turns between summaries; ``instruction``: what the agent is asked."""
+        """``every``: turns between summaries; ``turns``: how many stay whole beside one;
+        ``instruction``: what the agent is asked.
+        """
 
         name: str = "summary"
         every: int = Field(2, ge=1)
+        turns: int = Field(1, ge=0)
         instruction: str = "Write down what you know and what is left to find out."
 
     async def reset(self, task: Task, seed: int) -> Sequence[Message]:
@@ -101,12 +107,16 @@ class Summary(Recent):
         if self._asked:
             self._asked = False
             history = _with_notes(self._opening, "Your summary:", [message.content])
-            return Transition(history=history, state_key=self._state_key)
+            return Transition(history=history + self._latest(), state_key=self._state_key)
         transition = await self._env.step(message)
+        if transition.done:
+            return transition
         if transition.history is not None:
-            self._opening = transition.history
+            self._opening, self._turns = transition.history, []
+        else:
+            self._turns.append((message, transition.messages))
         self._num_turns += 1
-        if transition.done or self._num_turns % self._settings.every:
+        if self._num_turns % self._settings.every:
             return transition
         self._asked, self._state_key = True, transition.state_key
         asks = Message("user", self._settings.instruction)

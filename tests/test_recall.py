@@ -67,13 +67,16 @@ def test_two_turns_stay_if_so_set_and_a_turn_without_words_leaves_no_note():
     assert trajectory.outcome.success
 
 
-def test_a_summary_is_an_action_and_all_that_is_left():
+def test_a_summary_is_an_action_and_all_that_is_left_with_the_latest_turns():
     lines = [f"one{CALL}", f"two{CALL}", f"so far: 1, 2{CALL}", f"three{CALL}", "end"]
-    memory = {"name": "summary", "every": 2, "instruction": "Sum up."}
-    trajectory, shown = play(memory, *lines)
-    assert shown[2] == (f"[user]Q{lines[0]}|[tool]thing 1{lines[1]}|[tool]thing 2[user]Sum up.")
-    assert shown[3] == "[user]Q\nYour summary:\nso far: 1, 2"  # and its call was not made
-    assert shown[4] == f"{shown[3]}{lines[3]}|[tool]thing 3"
+    for turns, latest in ((0, ""), (1, f"{lines[1]}|[tool]thing 2")):
+        memory = {"name": "summary", "every": 2, "turns": turns, "instruction": "Sum up."}
+        trajectory, shown = play(memory, *lines)
+        whole = f"[user]Q{lines[0]}|[tool]thing 1{lines[1]}|[tool]thing 2"
+        assert shown[2] == f"{whole}[user]Sum up."
+        left = "[user]Q\nYour summary:\nso far: 1, 2"  # and the call in it was not made
+        assert shown[3] == left + latest
+        assert shown[4] == f"{left}{latest}{lines[3]}|[tool]thing 3"
     assert trajectory.outcome.success
     kinds = {node.kind for node in build_tree_of(trajectory).nodes}
     assert kinds == {Kind.OBSERVATION, Kind.ACTION, Kind.CONTEXT}
@@ -88,7 +91,7 @@ def build_tree_of(trajectory):
 
 
 def test_an_empty_summary_leaves_the_question_alone():
-    _, shown = play({"name": "summary", "every": 1}, f"one{CALL}", CALL, "end")
+    _, shown = play({"name": "summary", "every": 1, "turns": 0}, f"one{CALL}", CALL, "end")
     assert shown[2] == "[user]Q"
 
 
@@ -111,7 +114,7 @@ def test_hopworld_keeps_its_promises(memory):
 
 
 def test_the_tiny_base_summarises_and_goes_on(base_policy, renderer, tokenizer):
-    memory = {"name": "summary", "every": 1, "instruction": "What is left?"}
+    memory = {"name": "summary", "every": 1, "turns": 0, "instruction": "What is left?"}
     settings = HopWorld.Settings(train_hops=(2,), memory=memory)
     rollout = Rollout(
         functools.partial(make_env, HopWorld, settings),

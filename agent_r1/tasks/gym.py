@@ -45,6 +45,7 @@ class GymEnv:
             kwargs: Of ``gymnasium.make``.
             actions: Names of a discrete space's actions, in order; numbers by default.
             system: What the agent is told about the game; how to act is added.
+            example: Pairs of what the agent sees and what it does, shown before the game as turns.
             rewards: Credit the game's rewards to the ``outcome``, or to the ``steps`` that earned
                 them as the process reward ``game``; the outcome's reward is then 0.
             success: Sum of rewards from which an episode is a success; by default the game's own
@@ -58,6 +59,7 @@ class GymEnv:
         kwargs: dict[str, Any] = Field(default_factory=dict)
         actions: tuple[str, ...] = ()
         system: str = "Play the game."
+        example: tuple[tuple[str, str], ...] = ()
         rewards: Literal["outcome", "steps"] = "outcome"
         success: float | None = None
         tasks: int = Field(10_000, ge=1)
@@ -81,7 +83,12 @@ class GymEnv:
         observation, _ = await in_thread(functools.partial(self._gym.reset, seed=seed), "gymnasium")
         how = f"one of {', '.join(self._names)}" if self._names else "your next move"
         system = f"{self._settings.system} Answer with <action>...</action>: {how}."
-        return [Message("system", system), Message("user", self._shown(observation))]
+        turns = [
+            message
+            for seen, done in self._settings.example
+            for message in (Message("user", seen), Message("assistant", done))
+        ]
+        return [Message("system", system), *turns, Message("user", self._shown(observation))]
 
     async def step(self, message: Message) -> Transition:
         action = self._action(message.content)
