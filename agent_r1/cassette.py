@@ -4,8 +4,9 @@
     path = "search.jsonl"
     mode = "record"          # then "replay"
 
-One line a call, in the order they were made. The same call, in the same task, gives the same
-result; where a call is repeated within an episode, its first result, its second, and so on.
+One line a call. The same call in the same place gives the same result; where a call is repeated
+within an episode, its first result, its second, and so on. Failures of the infrastructure are not
+kept: they would be played back for ever.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,53 +33,69 @@ class CassetteSettings(Section):
         mode: ``record`` makes every call and keeps those that are new; ``replay`` makes none.
         unseen: What ``replay`` does with a call it has not got: an ``error`` excludes the episode,
             ``call`` makes it and keeps it.
-        same: Where calls count as the same: within the same ``task`` (tools that see the task's
-            state), or ``anywhere`` (a search engine, a calculator).
+        same: Where calls count as the same: in the same ``instance`` (task and seed, on which
+            everything may depend), in the same ``task`` (tools that do not depend on the seed), or
+            ``anywhere`` (a search engine, a calculator).
     """
 
     path: str
     mode: Literal["record", "replay"] = "replay"
     unseen: Literal["error", "call"] = "error"
-    same: Literal["task", "anywhere"] = "task"
+    same: Literal["instance", "task", "anywhere"] = "instance"
 
 
 class UnseenCallError(RuntimeError):
     """A call that the cassette has not got; the episode is excluded."""
 
 
+@dataclass(frozen=True)
+class Slot:
+    """Where a call's result is kept: the key of the call, and how often it was made before."""
+
+    key: str
+    number: int
+
+
 class Cassette:
     """One episode's view of a tape, which all episodes share."""
 
-    def __init__(self, settings: CassetteSettings, task_id: str) -> None:
+    def __init__(self, settings: CassetteSettings, task_id: str, seed: int) -> None:
         self._settings = settings
-        self._task_id = task_id if settings.same == "task" else ""
+        instance = f"{task_id} {seed}"
+        self._place = {"instance": instance, "task": task_id, "anywhere": ""}[settings.same]
         self._tape = _tape(str(Path(settings.path).expanduser().resolve()))
-        if settings.mode == "replay" and settings.unseen == "error" and not self._tape.calls:
+        if settings.mode == "replay" and settings.unseen == "error" and not self._tape.rows:
             raise ConfigError(
                 f"env.cassette.path = {settings.path!r}: nothing is recorded there; "
                 "set env.cassette.mode = 'record' first"
             )
         self._seen: Counter[str] = Counter()
 
-    async def run(self, tool: AnyTool, call: ToolCall, timeout: float) -> ToolResult:
-        """The recorded result of the call, or the tool's own, which is then kept."""
-        arguments = json.dumps(call.arguments, sort_keys=True, ensure_ascii=False)
-        key = json.dumps([self._task_id, call.name, arguments], ensure_ascii=False)
-        number = self._seen[key]
+    def slot(self, call: ToolCall) -> Slot:
+        """The place of a call that is about to be made; every call takes one."""
+        key = _key(self._place, call.name, call.arguments)
         self._seen[key] += 1
-        kept = self._tape.calls.get(key, [])
-        if self._settings.mode == "replay" and kept:
-            return _restore(kept[min(number, len(kept) - 1)], tool, call)
-        if self._settings.mode == "replay" and self._settings.unseen == "error":
-            raise UnseenCallError(
-                f"cassette {self._settings.path}: never recorded: {call.name}({arguments})"
-                f"{f' of task {self._task_id!r}' if self._task_id else ''}; record it "
-                "(env.cassette.mode = 'record') or let it through (env.cassette.unseen = 'call')"
-            )
-        result = await tool.run(call, timeout)
-        if number == len(self._tape.calls.get(key, [])):  # another attempt may have been first
-            self._tape.add(key, _row(self._task_id, tool, result))
-        return result
+        return Slot(key, self._seen[key] - 1)
+
+    def replay(self, slot: Slot, tool: AnyTool, call: ToolCall) -> ToolResult | None:
+        """The recorded result, or ``None`` if the call is to be made."""
+        if self._settings.mode == "record":
+            return None
+        if (row := self._tape.find(slot)) is not None:
+            return _restore(row, tool, call)
+        if self._settings.unseen == "call":
+            return None
+        where = f" in {self._place!r}" if self._place else ""
+        raise UnseenCallError(
+            f"cassette {self._settings.path}: never recorded: "
+            f"{call.name}({json.dumps(call.arguments, sort_keys=True)}){where}; record it "
+            "(env.cassette.mode = 'record') or let it through (env.cassette.unseen = 'call')"
+        )
+
+    def keep(self, slot: Slot, tool: AnyTool, result: ToolResult) -> None:
+        """Writes a result down, unless another attempt has done so for the same call."""
+        if (slot.key, slot.number) not in self._tape.rows:
+            self._tape.add(slot, _row(self._place, slot.number, tool, result))
 
 
 class _Tape:
@@ -85,7 +103,7 @@ class _Tape:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.calls: dict[str, list[dict[str, Any]]] = {}
+        self.rows: dict[tuple[str, int], dict[str, Any]] = {}
         content = path.read_bytes() if path.exists() else b""
         self._is_torn = bool(content) and not content.endswith(b"\n")
         for number, line in enumerate(content.split(b"\n"), 1):
@@ -94,51 +112,63 @@ class _Tape:
             except ValueError:
                 continue  # cut off by a kill
             try:
-                arguments = json.dumps(row["arguments"], sort_keys=True, ensure_ascii=False)
-                key = json.dumps([row["task"], row["tool"], arguments], ensure_ascii=False)
+                slot = _key(row["in"], row["tool"], row["arguments"]), int(row["number"])
             except (KeyError, TypeError) as error:
                 raise ConfigError(
                     f"{path}, line {number}: not a recorded call: {error!r}"
                 ) from error
-            self.calls.setdefault(key, []).append(row)
+            self.rows.setdefault(slot, row)
 
-    def add(self, key: str, row: dict[str, Any]) -> None:
+    def find(self, slot: Slot) -> dict[str, Any] | None:
+        """The call's row; of one made more often than recorded, the last."""
+        number = slot.number
+        while number > 0 and (slot.key, number) not in self.rows:
+            number -= 1
+        return self.rows.get((slot.key, number))
+
+    def add(self, slot: Slot, row: dict[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        line = ("\n" if self._is_torn else "") + json.dumps(row, ensure_ascii=False) + "\n"
+        line = ("\n" if self._is_torn else "") + json.dumps(row) + "\n"
         self._is_torn = False
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
-        self.calls.setdefault(key, []).append(row)
+        self.rows[slot.key, slot.number] = row
 
 
 _tape = functools.cache(lambda path: _Tape(Path(path)))
 
 
-def _row(task_id: str, tool: AnyTool, result: ToolResult) -> dict[str, Any]:
+def _key(place: str, tool: str, arguments: dict[str, Any]) -> str:
+    return json.dumps([place, tool, arguments], sort_keys=True)
+
+
+def _row(place: str, number: int, tool: AnyTool, result: ToolResult) -> dict[str, Any]:
     assert isinstance(result.call, ToolCall)
-    row = {"task": task_id, "tool": result.call.name, "arguments": result.call.arguments}
+    call = {"tool": result.call.name, "arguments": result.call.arguments}
+    row = {"in": place, **call, "number": number}
     if result.error is not None:
         return {**row, "error": result.error, "detail": result.detail}
     try:
-        return {**row, "value": _adapter(tool).dump_python(result.value, mode="json")}
-    except (ValueError, PydanticSchemaGenerationError) as error:
+        adapter: TypeAdapter[Any] = TypeAdapter(tool.returns)
+        value = adapter.dump_python(result.value, mode="json")
+        same = adapter.validate_python(value) == result.value
+    except (ValueError, PydanticSchemaGenerationError):
+        same = False
+    if not same:
         raise ConfigError(
-            f"env.cassette: what tool {tool.name!r} returned cannot be kept as JSON "
-            f"({type(result.value).__name__}): annotate what it returns ({error})"
-        ) from error
+            f"env.cassette: what tool {tool.name!r} returned ({type(result.value).__name__}) "
+            "does not come back from JSON as it was: annotate what the tool returns"
+        )
+    return {**row, "value": value}
 
 
 def _restore(row: dict[str, Any], tool: AnyTool, call: ToolCall) -> ToolResult:
     if "error" in row:
         return ToolResult(call, error=row["error"], detail=row["detail"])
     try:
-        return ToolResult(call, value=_adapter(tool).validate_python(row["value"]))
+        return ToolResult(call, value=TypeAdapter(tool.returns).validate_python(row["value"]))
     except ValidationError as error:
         raise ConfigError(
             f"env.cassette: a recorded result of {tool.name!r} is not what the tool returns now; "
             f"record it again ({error})"
         ) from error
-
-
-def _adapter(tool: AnyTool) -> TypeAdapter[Any]:
-    return TypeAdapter(tool.returns)

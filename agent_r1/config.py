@@ -228,8 +228,11 @@ def explain(
 def keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys of the section at a location below ``model``."""
     for part in location:
+        if str(part) not in model.model_fields:
+            continue  # a name within a table of sections
         annotation = model.model_fields[str(part)].annotation
-        options = [annotation, *typing.get_args(annotation)]  # a section may be optional
+        # A section may be optional, or there may be a table of them.
+        options = [annotation, *typing.get_args(annotation)]
         inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         if not inner:
             break

@@ -50,10 +50,11 @@ class Dispatcher:
         self._num_calls += len(calls)
         runs = [self._run(call, number) for call, number in zip(calls, numbers, strict=True)]
         results = await asyncio.gather(*runs, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return [result for result in results if isinstance(result, ToolResult)]
+        done = [result for result in results if isinstance(result, ToolResult)]
+        failed = [result for result in results if isinstance(result, BaseException)]
+        if failed:
+            raise _worst(failed, [event for result in done for event in result.events])
+        return done
 
     async def _run(self, call: ToolCall | MalformedCall, number: int) -> ToolResult:
         """A call with its retries; ``events`` names all that went wrong on the way."""
@@ -64,14 +65,14 @@ class Dispatcher:
             return _mistake(ToolResult(call, error="unknown_tool", detail=detail))
         if (wrong := tool.check(call)) is not None:
             return _mistake(wrong)
-        policy = self._failure.get(call.name, tool.failure)
+        policy = tool.failure.changed_by(self._failure.get(call.name))
         events: list[str] = []
         for attempt in range(1 + policy.retries):
             if attempt:
                 await asyncio.sleep(policy.backoff * 2 ** (attempt - 1))
             result = await self._try(tool, call, policy, number, attempt)
             if result.by_agent:
-                return _mistake(result, *events)
+                return _mistake(result, *events, *result.events)
             events += result.events
             if result.error is None:
                 break
@@ -80,6 +81,7 @@ class Dispatcher:
             raise ToolFailureError(
                 f"{call.name}: {result.error}: {result.detail}",
                 resample=policy.on_failure == "resample",
+                events=tuple(events),
             )
         return dataclasses.replace(result, events=tuple(events))
 
@@ -103,25 +105,41 @@ class Dispatcher:
             return result
         if self._noise is not None and kind in ("drop", "garble") and result.error is None:
             spoilt = self._noise.spoil(kind, result.value, number, attempt)
-            return dataclasses.replace(result, value=spoilt, events=event)
+            changed = spoilt != result.value  # a number, for one, has nothing to lose
+            return dataclasses.replace(result, value=spoilt, events=event if changed else ())
         return dataclasses.replace(result, events=event)
 
     async def _call(
         self, tool: AnyTool, call: ToolCall, policy: FailurePolicy, timeout: float
     ) -> ToolResult:
-        """The cassette's result or the tool's, unless its circuit is broken."""
+        """The cassette's result, or the tool's unless its circuit is broken."""
+        if self._cassette is not None:
+            slot = self._cassette.slot(call)
+            if (kept := self._cassette.replay(slot, tool, call)) is not None:
+                return kept
         if reason := tool.health.why_not(policy.breaker):
             detail = f"{tool.name} is not available: {reason}"
             event = f"fault/unavailable:{tool.name}"
             return ToolResult(call, error="unavailable", detail=detail, events=(event,))
-        if self._cassette is not None:
-            result = await self._cassette.run(tool, call, timeout)
-        else:
-            result = await tool.run(call, timeout)
+        result = await tool.run(call, timeout)
         failed = result.error is not None and not result.by_agent
         tool.health.note(failed, policy.breaker)
+        if self._cassette is not None and not failed:
+            self._cassette.keep(slot, tool, result)
         event = f"fault/{result.error}:{tool.name}"
         return dataclasses.replace(result, events=(event,) if failed else ())
+
+
+def _worst(failed: Sequence[BaseException], events: Sequence[str]) -> BaseException:
+    """What is raised for an action some of whose calls failed for good: what ends more goes first.
+    Events of the whole action go with it.
+    """
+    policies = [error for error in failed if isinstance(error, ToolFailureError)]
+    if len(policies) < len(failed):
+        return next(error for error in failed if error not in policies)
+    worst = min(policies, key=lambda error: error.resample)
+    worst.events = (*(e for error in policies for e in error.events), *events)
+    return worst
 
 
 def _mistake(result: ToolResult, *earlier: str) -> ToolResult:

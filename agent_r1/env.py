@@ -274,7 +274,7 @@ class ToolEnv:
             self._tools,
             self.settings.failure,
             Noise(noise, self.seed) if noise else None,
-            Cassette(cassette, self.task.id) if cassette else None,
+            Cassette(cassette, self.task.id, self.seed) if cassette else None,
         )
 
     async def run_tools(self, calls: Sequence[ToolCall | MalformedCall]) -> list[ToolResult]:

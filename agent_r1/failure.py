@@ -7,9 +7,9 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_serializer
 
 from agent_r1.config import Section
 
@@ -28,7 +28,7 @@ class Breaker(Section):
 
 
 class FailurePolicy(Section):
-    """``[env.failure.<tool>]``, or ``@tool(failure=FailurePolicy(...))``.
+    """``@tool(failure=FailurePolicy(...))``; ``[env.failure.<tool>]`` changes what it names.
 
     The agent's own mistakes (a malformed call, wrong arguments, a call that the tool rejects) are
     not failures: they are never retried and always an observation.
@@ -48,15 +48,27 @@ class FailurePolicy(Section):
     breaker: Breaker | None = None
     on_failure: OnFailure = "observe"
 
+    @model_serializer(mode="wrap")
+    def _only_what_is_set(self, serialize: Any) -> dict[str, Any]:
+        """What was left out must not come back as if it had been set."""
+        return {k: v for k, v in serialize(self).items() if k in self.model_fields_set}
+
+    def changed_by(self, other: FailurePolicy | None) -> FailurePolicy:
+        """This policy with what ``other`` sets."""
+        if other is None:
+            return self
+        return self.model_copy(update={k: getattr(other, k) for k in other.model_fields_set})
+
 
 class ToolFailureError(RuntimeError):
     """A tool failed and its policy is that the episode does not count; ``resample``: it is played
-    again.
+    again. ``events`` are those of the whole action.
     """
 
-    def __init__(self, message: str, *, resample: bool) -> None:
+    def __init__(self, message: str, *, resample: bool, events: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.resample = resample
+        self.events = events
 
 
 @dataclass
@@ -89,10 +101,14 @@ class Health:
     def note(self, failed: bool, breaker: Breaker | None) -> None:
         """A call has ended."""
         self.failures = self.failures + 1 if failed else 0
-        if breaker is not None and self.failures == breaker.failures:
+        if breaker is not None and self.failures >= breaker.failures:
             self.retry_at = time.monotonic() + breaker.cooldown
 
     def hangs(self, by: int) -> None:
         """A thread was given up (1) or has come to its end after all (-1)."""
         with self._lock:
             self.hanging += by
+
+    def __reduce__(self) -> Any:
+        """An isolated tool's process starts with a clean sheet: a lock cannot go there."""
+        return Health, ()

@@ -13,13 +13,15 @@ def main() -> None:
     os.dup2(2, 1)  # what the tool prints must not mix with the result
     import cloudpickle
 
+    from agent_r1.tools import CallError
+
     payload = sys.stdin.buffer.read()
     path, pickled = cloudpickle.loads(payload)
     sys.path[:] = path
     try:
         result = (True, cloudpickle.loads(pickled)())
     except Exception as error:
-        result = (False, (type(error).__name__, str(error)))
+        result = (False, (type(error).__name__, str(error), isinstance(error, CallError)))
     out.write(cloudpickle.dumps(result))
     out.close()
 

@@ -16,6 +16,7 @@ import asyncio
 import atexit
 import functools
 import importlib.util
+import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -29,6 +30,8 @@ from agent_r1.tools import ToolResult, strip_titles
 from agent_r1.types import ToolCall
 
 T = TypeVar("T")
+_REACHED: set[tuple[str, str]] = set()
+"""Servers that have answered in this process."""
 MAX_TIMEOUTS = 3
 """In a row, after which a server is taken to hang and is started again."""
 
@@ -37,7 +40,8 @@ class McpServer(Section):
     """One server.
 
     Attributes:
-        command: Starts it, to be spoken to by stdio; ``env`` adds to its environment variables.
+        command: Starts it, to be spoken to by stdio; ``python`` is the one that runs us. ``env``
+            adds to its environment variables.
         url: Where it listens (streamable HTTP); ``headers`` go with every request.
         tools: Those that the agent gets; by default all.
         timeout: Seconds for one call.
@@ -88,11 +92,15 @@ class Connection:
             ConfigError: It cannot be reached, or has no tool of a name that was asked for.
         """
         if self._tools is None:
+            known_to_work = (self.name, self.server.model_dump_json()) in _REACHED
             try:
                 listed = await _elsewhere(self._list())
             except Exception as error:  # whatever the transport raises
+                if known_to_work:
+                    raise  # a fault of this episode alone
                 where = self.server.url or " ".join(self.server.command)
                 raise ConfigError(f"env.mcp.{self.name}: {where!r}: {_in_words(error)}") from error
+            _REACHED.add((self.name, self.server.model_dump_json()))
             known = {tool.name: tool for tool in listed}
             for name in self.server.tools:
                 if name not in known:
@@ -132,8 +140,9 @@ class Connection:
             if self._num_timeouts >= MAX_TIMEOUTS:
                 self._drop(client)
             raise
-        except Exception:
-            self._drop(client)
+        except Exception as error:
+            if not _is_answer(error):
+                self._drop(client)
             raise
         self._num_timeouts = 0
         return result
@@ -146,8 +155,11 @@ class Connection:
                 self._stop, self._num_timeouts = asyncio.Event(), 0
                 self._keeper = asyncio.create_task(self._keep(ready, self._stop))
                 try:
-                    async with asyncio.timeout(self.server.connect_timeout):
+                    async with asyncio.timeout(seconds := self.server.connect_timeout):
                         self._client = await ready
+                except TimeoutError as error:
+                    self._keeper.cancel()
+                    raise ConnectionError(f"not up within {seconds:g} seconds") from error
                 except BaseException:
                     self._keeper.cancel()
                     raise
@@ -189,7 +201,7 @@ class McpTool:
         self.description: str = tool.description or ""
         self.timeout = connection.server.timeout
         self.failure = FailurePolicy()
-        self.health = Health()
+        self.health = _health(connection.name, connection.server.model_dump_json(), self.name)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -221,6 +233,9 @@ class McpTool:
             detail = f"{self.name} gave no result within {seconds:g} seconds"
             return ToolResult(call, error="timeout", detail=detail)
         except Exception as error:  # whatever the transport raises
+            if _is_answer(error):
+                kind = self._connection.server.is_error
+                return ToolResult(call, error=kind, detail=f"{self.name}: {_in_words(error)}")
             detail = f"{self.name}: the server is gone: {_in_words(error)}"
             return ToolResult(call, error="crash", detail=detail)
         text = "\n".join(map(_text_of, result.content))
@@ -229,10 +244,26 @@ class McpTool:
         return ToolResult(call, value=text)
 
 
+def _is_answer(error: BaseException) -> bool:
+    """Whether the server is there and has said no, or what the client does not accept."""
+    from mcp import MCPError
+    from mcp_types import CONNECTION_CLOSED
+
+    if isinstance(error, MCPError):
+        return error.error.code != CONNECTION_CLOSED
+    return isinstance(error, RuntimeError | ValueError)
+
+
 def _in_words(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):  # of the transport's own tasks
         error = error.exceptions[0]
     return f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
+
+
+@functools.cache
+def _health(server: str, settings: str, tool: str) -> Health:
+    """One for all episodes, however many servers they have."""
+    return Health()
 
 
 def _text_of(content: Any) -> str:
@@ -249,6 +280,7 @@ async def _client(server: McpServer) -> AsyncIterator[Any]:
 
     if server.command:
         command, *args = server.command
+        command = sys.executable if command == "python" else command
         parameters = StdioServerParameters(command=command, args=args, env=server.env)
         async with Client(stdio_client(parameters)) as client:
             yield client

@@ -74,6 +74,8 @@ def figures_of(
     }
     for episode in episodes:
         _count(figures, f"stop/{episode.stop}")
+        for event in episode.discarded_events:
+            _count(figures, event)
         for part, value in episode.process_reward().items():
             _count(figures, f"process/{part}", value / num)
     for step in steps:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -30,7 +31,7 @@ class NoiseSettings(Section):
         fail: The tool reports an internal error.
         timeout: It gives no result in time (reported at once: nobody waits for a simulation).
         late: The result comes ``late_seconds`` late.
-        drop: ``share`` of the result is missing: items of a list, words of a text.
+        drop: ``share`` of the result is missing: items of lists, words of texts.
         garble: ``share`` of its letters are replaced by others.
     """
 
@@ -75,8 +76,8 @@ class Noise:
         return None
 
     def spoil(self, kind: Kind, value: Any, *call: int) -> Any:
-        """The value with a part of it dropped or garbled; of text, and of lists, dictionaries and
-        records that hold some. Never longer than it was.
+        """The value with a part of it dropped or garbled: text, and lists, dictionaries and records
+        that hold some. A dataclass keeps the fields whose metadata say ``{"noise": False}``.
         """
         rng = self._rng("spoil", *call)
         return (
@@ -103,29 +104,34 @@ def _drop(value: Any, share: float, rng: random.Random) -> Any:
         lost = set(rng.sample(range(len(whole)), min(len(whole), round(share * len(whole)) or 1)))
         return [item for index, item in enumerate(whole) if index not in lost]
 
-    if isinstance(value, list | tuple):
-        return type(value)(kept(value)) if type(value) in (list, tuple) else kept(value)
-    return _map_text(value, lambda text: " ".join(kept(text.split(" "))))
+    def dropped(item: Any) -> Any:
+        if type(item) in (list, tuple):
+            return type(item)(kept(item))
+        if isinstance(item, str) and " " in item:
+            return " ".join(kept(item.split(" ")))
+        return item
+
+    return dropped(value) if isinstance(value, str | list | tuple) else _in_fields(value, dropped)
 
 
-def _map_text(value: Any, change: Any) -> Any:
+def _map_text(value: Any, change: Callable[[str], str]) -> Any:
     """``value`` with all text in it changed, its structure kept."""
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, list):
-        return [_map_text(item, change) for item in value]
-    if type(value) is tuple:
-        return tuple(_map_text(item, change) for item in value)
+    if type(value) in (list, tuple):
+        return type(value)(_map_text(item, change) for item in value)
+    return _in_fields(value, lambda item: _map_text(item, change))
+
+
+def _in_fields(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A dictionary or record with each of its values changed; anything else as it is."""
     if isinstance(value, dict):
-        return {key: _map_text(item, change) for key, item in value.items()}
+        return {key: change(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if field.init]
-        return dataclasses.replace(
-            value, **{name: _map_text(getattr(value, name), change) for name in names}
-        )
+        fields = [f for f in dataclasses.fields(value) if f.init and f.metadata.get("noise", True)]
+        new = {field.name: change(getattr(value, field.name)) for field in fields}
+        return dataclasses.replace(value, **new)
     if isinstance(value, BaseModel):
-        names = list(type(value).model_fields)
-        return value.model_copy(
-            update={name: _map_text(getattr(value, name), change) for name in names}
-        )
+        names = type(value).model_fields
+        return value.model_copy(update={name: change(getattr(value, name)) for name in names})
     return value

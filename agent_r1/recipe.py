@@ -34,6 +34,7 @@ from agent_r1.rollout import ENGINES
 from agent_r1.rollout.episode import Limits
 from agent_r1.sections import LearnerSettings, ModelSettings
 from agent_r1.tasks import ENVS
+from agent_r1.users import USERS
 
 REGISTRIES = {
     "env": ENVS,
@@ -42,7 +43,7 @@ REGISTRIES = {
     "renderer": RENDERERS,
     "engine": ENGINES,
 }
-SECTIONS = {**REGISTRIES, "env.memory": MEMORIES}
+SECTIONS = {**REGISTRIES, "env.memory": MEMORIES, "env.user": USERS}
 """All sections whose ``name`` decides what keys they have."""
 _BASE: ContextVar[Path | None] = ContextVar("recipe_folder", default=None)
 

@@ -319,8 +319,8 @@ async def _in_process(call: Callable[[], Any]) -> Any:
     ok, value = cloudpickle.loads(output)
     if ok:
         return value
-    name, text = value
-    if name == CallError.__name__:
+    name, text, rejected = value
+    if rejected:
         raise CallError(text)
     raise type(name, (_RemoteError,), {})(text)
 

@@ -203,7 +203,8 @@ class Trajectory:
     resample: bool = False
     """It failed so that it should be played again."""
     discarded: int = 0
-    """How often it was, before this one."""
+    """How often it was, before this one, and ``discarded_events``: what went wrong then."""
+    discarded_events: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property

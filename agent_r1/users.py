@@ -80,6 +80,10 @@ class UserEnv(ToolEnv):
         """Process rewards of a question; ``num_questions`` counts it already."""
         return {}
 
+    def state_key(self) -> str | None:
+        """The state after an answer of the user's, see ``Transition.state_key``."""
+        return None
+
     def ending(self, message: Message) -> dict[str, float]:
         """Process rewards of the answer."""
         return {}
@@ -99,7 +103,8 @@ class UserEnv(ToolEnv):
         self._said.append(message)
         text = await self._user.answer(self, self._said, self.seed)
         self._said.append(Message("user", text))
-        return Transition((Message("user", text),), self.question(message))
+        said = Message("user", text)
+        return Transition((said,), self.question(message), state_key=self.state_key())
 
 
 def flipped(said: Sequence[Message], brief: str) -> list[Message]:

@@ -17,8 +17,8 @@ WORLD = build_world(seed=1, num_hops=1)
 
 
 def reward(task, answer):
-    """Whether the name between the answer tags is right; ``env.reward`` names this function."""
-    given = (answer or "").partition("<answer>")[2].partition("</answer>")[0]
+    """Whether the name is right, between answer tags or alone; ``env.reward`` names this."""
+    given = (answer or "").split("<answer>")[-1].partition("</answer>")[0]
     return float(given.strip() == task.answer)
 
 

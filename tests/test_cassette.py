@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -39,11 +40,16 @@ class Api:
             """Return what has no JSON."""
             return lambda: None
 
-        self.tools = {"find": find, "opaque": opaque}
+        @tool
+        def loose():
+            """Return what JSON would change."""
+            return {1: (1, 2)}
 
-    def run(self, path, *calls, task="t", **settings):
+        self.tools = {"find": find, "opaque": opaque, "loose": loose}
+
+    def run(self, path, *calls, task="t", seed=0, **settings):
         _tape.cache_clear()  # as another process would start
-        cassette = Cassette(CassetteSettings(path=str(path), **settings), task)
+        cassette = Cassette(CassetteSettings(path=str(path), **settings), task, seed)
         dispatcher = Dispatcher(self.tools, cassette=cassette)
 
         async def work():
@@ -77,12 +83,12 @@ def test_the_order_of_arguments_does_not_matter(tmp_path):
 def test_a_call_never_seen_is_an_error_that_says_what_to_do(tmp_path):
     api, path = Api(), tmp_path / "tape.jsonl"
     api.run(path, A, mode="record")
-    with pytest.raises(
-        UnseenCallError, match=r'never recorded: find\(\{"k": 2.*of task .t.; record'
-    ):
+    with pytest.raises(UnseenCallError, match=r'never recorded: find\(\{"k": 2.*in .t 0.; record'):
         api.run(path, B)
-    with pytest.raises(UnseenCallError, match="of task 'other'"):
+    with pytest.raises(UnseenCallError, match="in 'other 0'"):
         api.run(path, A, task="other")
+    with pytest.raises(UnseenCallError, match="in 't 1'"):
+        api.run(path, A, seed=1)
     assert api.calls == 1
 
 
@@ -101,6 +107,59 @@ def test_a_tool_without_state_is_the_same_anywhere(tmp_path):
     assert api.run(path, A, task="other", same="anywhere") == [recorded]
 
 
+def test_or_for_every_seed_of_a_task(tmp_path):
+    api, path = Api(), tmp_path / "tape.jsonl"
+    (recorded,) = api.run(path, A, mode="record", same="task")
+    assert api.run(path, A, seed=7, same="task") == [recorded]
+    with pytest.raises(UnseenCallError):
+        api.run(path, A, task="other", same="task")
+
+
+def test_calls_at_once_keep_their_order_and_a_second_recording_changes_nothing(tmp_path):
+    @tool
+    async def slow(query: str) -> str:
+        """The first call is the last to end."""
+        number = next(numbers)
+        await asyncio.sleep(0.1 if number == 0 else 0.0)
+        return f"result {number}"
+
+    def run(mode):
+        _tape.cache_clear()
+        settings = CassetteSettings(path=str(tmp_path / "tape.jsonl"), mode=mode)
+        dispatcher = Dispatcher({"slow": slow}, cassette=Cassette(settings, "t", 0))
+        calls = [ToolCall("slow", {"query": "a"})] * 2
+        return [r.value for r in asyncio.run(dispatcher.run(calls))]
+
+    numbers = itertools.count()
+    assert run("record") == ["result 0", "result 1"]
+    assert run("record") == ["result 2", "result 3"]
+    assert run("replay") == ["result 0", "result 1"]
+
+
+def test_failures_of_the_infrastructure_are_not_kept_and_replay_needs_no_circuit(tmp_path):
+    from agent_r1.failure import Breaker, FailurePolicy
+
+    api, path = Api(), tmp_path / "tape.jsonl"
+    down = [True, True, False]
+
+    @tool
+    async def flaky() -> str:
+        """Fail twice, then work."""
+        if down.pop(0):
+            raise OSError("blip")
+        return "up"
+
+    api.tools["flaky"] = flaky
+    flaky.failure = FailurePolicy(breaker=Breaker(failures=3))
+    results = api.run(path, ("flaky", {}), ("flaky", {}), ("flaky", {}), mode="record")
+    assert [r.error for r in results] == ["exception", "exception", None]
+    flaky.health.failures, flaky.health.retry_at = 9, float("inf")
+    with pytest.raises(UnseenCallError):
+        api.run(path, ("flaky", {}))
+    results = api.run(path, A, mode="record")
+    assert "flaky" in path.read_text()
+
+
 def test_a_line_cut_off_by_a_kill_is_left_out_and_written_again(tmp_path):
     api, path = Api(), tmp_path / "tape.jsonl"
     api.run(path, A, B, mode="record")
@@ -115,8 +174,9 @@ def test_what_is_no_tape_or_cannot_be_kept_is_said(tmp_path):
     api, path = Api(), tmp_path / "tape.jsonl"
     with pytest.raises(ConfigError, match="nothing is recorded there"):
         api.run(path, A)
-    with pytest.raises(ConfigError, match="annotate what it returns"):
-        api.run(path, ("opaque", {}), mode="record")
+    for name in ("opaque", "loose"):
+        with pytest.raises(ConfigError, match="annotate what the tool returns"):
+            api.run(path, (name, {}), mode="record")
     path.write_text('{"tool": "find"}\n')
     with pytest.raises(ConfigError, match=r"tape\.jsonl, line 1: not a recorded call"):
         api.run(path, A)

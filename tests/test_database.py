@@ -83,6 +83,9 @@ def test_a_query_gives_rows_and_says_what_it_read(shop):
         "items h, items i, items j, items k, items l, items m",
         "SELECT * FROM nothing",
         "this is no SQL",
+        "",
+        "-- a comment",
+        "SELECT like('%a%a%a%a%a%a%a%b' || printf('%200d', 1), 'aaaa')",
         "SELECT '\x00'",
         "SELECT :missing",
     ],
@@ -94,9 +97,23 @@ def test_what_does_not_read_or_takes_too_long_is_the_agents_mistake(shop, sql):
 
 
 def test_values_are_limited(shop):
-    with pytest.raises(CallError):
-        shop.query("SELECT printf('%200000d', 1) || 'x'")
-        shop.query("SELECT replace(printf('%90000d', 1), ' ', 'xx')")
+    with pytest.raises(CallError, match="too big"):
+        shop.query("SELECT replace(printf('%19000d', 1), ' ', 'xx')")
+    assert shop.query("SELECT printf('%999999d', 1)").rows == [[None]]
+
+
+def test_time_is_limited_whatever_a_step_costs(shop):
+    import time
+
+    sql = (
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 1000000), "
+        "t(s) AS (SELECT replace(printf('%9000d', 1), ' ', 'x')) "
+        "SELECT SUM(instr(s || x, 'y')) FROM n, t"
+    )
+    start = time.perf_counter()
+    with pytest.raises(CallError, match="takes too long"):
+        shop.query(sql)
+    assert time.perf_counter() - start < 10
 
 
 def test_process_rewards_are_given_once():

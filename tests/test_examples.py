@@ -9,6 +9,7 @@ import pytest
 
 from agent_r1 import api, check_env
 from agent_r1.config import load_object
+from tests.servers import openenv_example
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -92,8 +93,19 @@ def test_an_algorithm_of_ones_own(tmp_path, name):
     assert figures["grad_norm"] > 0
 
 
+@pytest.fixture(scope="module")
+def around(tmp_path_factory):
+    """What the examples' own words say to start or make first; gives overrides."""
+    tmp_path = tmp_path_factory.mktemp("around")
+    command = [sys.executable, str(EXAMPLES / "mcp_server.py"), "questions"]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    with openenv_example() as (_, url):
+        yield {"mcp.toml": ["--env.tasks", str(questions)], "openenv.toml": ["--env.url", url]}
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
-def test_example_recipes_pass_their_check(path):
-    command = [sys.executable, "-m", "agent_r1.cli", "check", str(path)]
-    result = subprocess.run(command, capture_output=True, text=True)
+def test_example_recipes_pass_their_check(path, around):
+    command = [sys.executable, "-m", "agent_r1.cli", "check", str(path), *around.get(path.name, [])]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLES.parent)
     assert result.returncode == 0, result.stderr

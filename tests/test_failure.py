@@ -78,11 +78,55 @@ def test_a_rejection_in_a_process_of_its_own_is_one_too():
     assert (result.error, result.detail) == ("rejected", "no such thing")
 
 
+class Holder(ToolEnv):
+    word = "mine"
+
+    @tool(isolated=True, timeout=60)
+    def own(self) -> str:
+        """A method in a process of its own."""
+        return self.word
+
+    def score(self, answer):
+        return 1.0
+
+
+def test_a_method_can_have_a_process_of_its_own():
+    async def work():
+        env = Holder(Holder.Settings(name="holder"))
+        await env.reset(Task("t", "Q"), 0)
+        return await env.run_tools([ToolCall("own", {})])
+
+    (result,) = asyncio.run(work())
+    assert (result.value, result.detail) == ("mine", "")
+
+
+def test_a_recipe_changes_what_it_names_and_no_more():
+    declared = FailurePolicy(timeout=5, on_failure="exclude", breaker=Breaker(failures=2))
+    changed = declared.changed_by(FailurePolicy.model_validate({"retries": 1}))
+    assert changed == declared.model_copy(update={"retries": 1})
+    stored = ToolEnv.Settings(name="x", failure={"t": {"retries": 1}}).model_dump(mode="json")
+    assert stored["failure"] == {"t": {"retries": 1}}  # so that a resumed run is the same
+
+
 @pytest.mark.parametrize("on_failure", ["resample", "exclude"])
 def test_a_policy_can_take_the_episode_out(on_failure):
     with pytest.raises(ToolFailureError, match="flaky: exception: OSError: down") as error:
         Flaky(99).run(FailurePolicy(on_failure=on_failure))
     assert error.value.resample == (on_failure == "resample")
+    assert error.value.events == ("fault/exception:flaky",)
+
+
+def test_of_several_that_fail_the_one_that_ends_more_goes_first():
+    flaky, other = Flaky(9), Flaky(9)
+    tools = {"flaky": flaky.tool, "other": other.tool}
+    policies = {
+        "flaky": FailurePolicy(on_failure="resample"), "other": FailurePolicy(on_failure="exclude"),
+    }  # fmt: skip
+    dispatcher = Dispatcher(tools, policies)
+    with pytest.raises(ToolFailureError) as error:
+        asyncio.run(dispatcher.run([ToolCall("flaky", {}), ToolCall("other", {})]))
+    assert not error.value.resample
+    assert len(error.value.events) == 2
 
 
 def test_a_broken_circuit_lets_nothing_through_until_its_time_then_one():
@@ -181,7 +225,8 @@ def test_a_resampled_episode_is_played_again_and_counts():
     assert trajectory.stop is StopReason.DONE
     assert trajectory.discarded == 2
     assert trajectory.outcome.reward == 1.0
-    assert trajectory.steps[0].events == ()  # nothing of the episodes thrown away
+    assert trajectory.steps[0].events == ()
+    assert trajectory.discarded_events == ("fault/exception:roll",) * 2  # counted all the same
 
 
 def test_resampling_ends_and_excludes():
@@ -195,6 +240,7 @@ def test_excluding_is_for_that_episode_alone():
     trajectories, _ = play(bad=1, on_failure="exclude", attempts=6, concurrency=1)
     assert [t.outcome is None for t in trajectories] == [True] + [False] * 5
     assert "no dice" in trajectories[0].fault
+    assert trajectories[0].steps[0].events == ("fault/exception:roll",)
 
 
 def test_many_resampled_episodes_stay_in_order_within_the_concurrency():

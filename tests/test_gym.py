@@ -59,6 +59,14 @@ def test_what_is_no_action_is_the_agents_mistake_and_changes_nothing():
     assert trajectory.outcome.success
 
 
+def test_names_go_before_numbers():
+    settings = GymEnv.Settings(**LAKE)
+    other = GymEnv.Settings(**{**LAKE, "actions": ("3", "2", "1", "0")})
+    assert GymEnv(settings)._action("2") == 2
+    assert GymEnv(other)._action("3") == 0
+    assert GymEnv(settings)._action("4") is None
+
+
 def test_rewards_may_stay_with_their_steps():
     trajectory = play(GymEnv.Settings(**LAKE, rewards="steps"), "down", "right")
     assert [step.rewards for step in trajectory.steps] == [{"game": 0.0}, {"game": 1.0}]

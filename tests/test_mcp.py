@@ -3,10 +3,8 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from agent_r1.mcp_tools import MAX_TIMEOUTS, Connection, McpServer, shared
 from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.types import StopReason, ToolCall
 from tests.fakes import CharRenderer, ScriptedEngine
+from tests.servers import free_port, start, stop
 
 SERVER = '''
 import os, sys, time
@@ -48,6 +47,12 @@ def fail() -> str:
 def die() -> str:
     """End the process."""
     os._exit(3)
+
+@server.tool()
+def refuse() -> str:
+    """Answer with an error of the protocol."""
+    from mcp import MCPError
+    raise MCPError(code=-32602, message="refused")
 
 @server.tool()
 def count() -> str:
@@ -93,7 +98,7 @@ def use(server, work):
 def test_tools_their_schemas_and_results(script):
     async def work(connection):
         tools = await connection.tools()
-        assert [tool.name for tool in tools] == ["add", "wait", "fail", "die", "count"]
+        assert [tool.name for tool in tools] == ["add", "wait", "fail", "die", "refuse", "count"]
         assert tools[0].schema == {
             "type": "function",
             "function": {
@@ -118,6 +123,19 @@ def test_tools_their_schemas_and_results(script):
         failed = await call(connection, "fail")
         assert (failed.error, failed.by_agent) == ("rejected", True)
         assert "boom" in failed.detail
+
+    use(stdio(script), work)
+
+
+def test_an_error_that_is_an_answer_restarts_nothing(script):
+    async def work(connection):
+        waiting = asyncio.ensure_future(call(connection, "wait", seconds=0.5))
+        await asyncio.sleep(0.2)
+        refused = await call(connection, "refuse")
+        assert (refused.error, refused.by_agent) == ("rejected", True)
+        assert "refused" in refused.detail
+        assert (await waiting).value == "awake"
+        assert connection.num_starts == 1
 
     use(stdio(script), work)
 
@@ -160,39 +178,24 @@ def test_a_slow_call_is_a_timeout_and_a_server_that_hangs_is_started_again(scrip
 
 
 def test_streamable_http_and_a_server_that_goes_and_comes_back(script):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, script, "streamable-http", str(port)]
-
-    def start():
-        process = subprocess.Popen(command)
-        deadline = time.time() + 60
-        while time.time() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return process
-            time.sleep(0.05)
-        raise AssertionError("the server did not start")
-
     server = McpServer(url=f"http://127.0.0.1:{port}/mcp", headers={"X-Key": "k"}, timeout=10)
-    process = start()
+    process = start(command, port)
 
     async def work(connection):
         nonlocal process
         assert (await call(connection, "add", a=1)).value == "2"
-        process.kill()
-        process.wait()
+        stop(process)
         assert (await call(connection, "add", a=1)).error == "crash"
         assert (await call(connection, "add", a=1)).error == "crash"
-        process = start()
+        process = start(command, port)
         assert (await call(connection, "add", a=1)).value == "2"
 
     try:
         use(server, work)
     finally:
-        process.kill()
-        process.wait()
+        stop(process)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_streamable_http_and_a_server_that_goes_and_comes_back(script):
         ({"command": ("no-such-command",)}, "no-such-command"),
         ({"command": (sys.executable, "-c", "pass")}, "Connection closed"),
         ({"command": (sys.executable, "-c", "import time; time.sleep(60)"),
-          "connect_timeout": 0.5}, "TimeoutError"),
+          "connect_timeout": 0.5}, "not up within 0.5 seconds"),
         ({"url": "http://127.0.0.1:9/mcp"}, "Connect"),
     ],
 )  # fmt: skip

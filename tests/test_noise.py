@@ -69,6 +69,21 @@ def test_a_dropped_result_lacks_words_and_a_garbled_one_letters():
     assert list(map(len, garbled.split())) == list(map(len, whole))
 
 
+def run_value(value):
+    @tool
+    async def give() -> object:
+        """Give the value."""
+        return value
+
+    return asyncio.run(
+        Dispatcher({"give": give}, None, always("garble", share=1.0)).run([ToolCall("give", {})])
+    )[0]
+
+
+def has_text(value):
+    return "text" in repr(value)
+
+
 class Model(BaseModel):
     text: str
     number: int
@@ -97,6 +112,7 @@ class Record:
     ],
 )
 def test_any_value_keeps_its_type_and_grows_no_longer(value):
+    assert run_value(value).events == (("noise/garble:give",) if has_text(value) else ())
     for kind in ("drop", "garble"):
         spoilt = always(kind).spoil(kind, value, 0, 0)
         assert type(spoilt) is type(value)

@@ -1,10 +1,6 @@
 """OpenEnv: the example's server in a process of its own."""
 
 import asyncio
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,34 +12,15 @@ from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.tasks.openenv import OpenEnv
 from agent_r1.types import StopReason
 from tests.fakes import CharRenderer, ScriptedEngine
+from tests.servers import openenv_example, stop
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "openenv_server.py"
 
 
-class Server:
-    def __init__(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.process = subprocess.Popen([sys.executable, str(EXAMPLE), str(self.port)])
-        deadline = time.time() + 120
-        while time.time() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.1)
-        raise AssertionError("the server did not start")
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def url():
-    server = Server()
-    yield f"http://127.0.0.1:{server.port}"
-    server.stop()
+    with openenv_example() as (_, url):
+        yield url
 
 
 def play(settings, *lines, attempts=1, env=OpenEnv):
@@ -92,15 +69,15 @@ def test_what_is_no_action_is_the_agents_mistake(url):
 
 
 def test_a_server_that_goes_excludes_the_episode_and_is_said_before_a_run():
-    server = Server()
-    settings = OpenEnv.Settings(url=f"http://127.0.0.1:{server.port}", field="guess", timeout=5)
+    with openenv_example() as (process, url):
+        settings = OpenEnv.Settings(url=url, field="guess", timeout=5)
 
-    class Killing(OpenEnv):
-        async def step(self, message):
-            server.stop()
-            return await super().step(message)
+        class Killing(OpenEnv):
+            async def step(self, message):
+                stop(process)
+                return await super().step(message)
 
-    (trajectory,) = play(settings, "1", env=Killing)
+        (trajectory,) = play(settings, "1", env=Killing)
     assert trajectory.stop is StopReason.FAULT
     assert trajectory.outcome is None
     with pytest.raises(ConfigError, match="no OpenEnv server answers there"):

@@ -78,6 +78,21 @@ class NeedsRuntime(vf.Task[Data, vf.State, vf.TaskConfig]):
         return 1.0
 
 
+class SetsUp(vf.Task[Data, vf.State, vf.TaskConfig]):
+    async def setup(self, trace, runtime):
+        await runtime.run(["true"])
+
+
+class Setup(vf.Taskset[SetsUp, vf.TasksetConfig]):
+    def load(self):
+        yield SetsUp(Data(prompt="?"), self.config.task)
+
+
+class Silent(vf.Taskset[vf.Task, vf.TasksetConfig]):
+    def load(self):
+        yield vf.Task(Data(), self.config.task)
+
+
 class Container(vf.Taskset[InContainer, vf.TasksetConfig]):
     def load(self):
         yield InContainer(Data(prompt="?"), self.config.task)
@@ -99,6 +114,8 @@ class Empty(vf.Taskset[NeedsRuntime, vf.TasksetConfig]):
     [
         ("Container", "need a container"),
         ("Runtime", "right needs a runtime"),
+        ("Setup", "setup needs a runtime"),
+        ("Silent", "have no prompt"),
         ("Empty", "has no tasks"),
     ],
 )

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,6 +127,7 @@ class _Episodes:
         self._engine, self._play = engine, play
         self._waiting = deque((number, 0) for number in range(count))
         self._done: dict[int, Trajectory] = {}
+        self._discarded: defaultdict[int, list[str]] = defaultdict(list)
         self._count = count
         self._sessions: list[_Released] = []
         self._running: dict[asyncio.Task[Trajectory], tuple[int, int]] = {}
@@ -158,8 +159,10 @@ class _Episodes:
         trajectory = task.result()
         if trajectory.resample and again < MAX_RESAMPLES:
             self._waiting.append((number, again + 1))
+            self._discarded[number] += [e for step in trajectory.steps for e in step.events]
             return
         trajectory.discarded = again
+        trajectory.discarded_events = tuple(self._discarded[number])
         self._done[number] = trajectory
 
     def _start_next(self) -> None:
@@ -192,9 +195,11 @@ class _Released:
 class _FaultError(Exception):
     """The environment or its scorer failed; ``resample``: the episode should be played again."""
 
-    def __init__(self, message: str, *, resample: bool = False) -> None:
+    def __init__(
+        self, message: str, *, resample: bool = False, events: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(message)
-        self.resample = resample
+        self.resample, self.events = resample, events
 
 
 class _OutOfTimeError(Exception):
@@ -331,6 +336,9 @@ class _Play:
         try:
             work = functools.partial(self.env.step, step.message)
             transition = await _guarded(work, self._remaining(), "step")
+        except _FaultError as error:
+            step.events = error.events
+            raise
         finally:
             step.env_seconds = time.perf_counter() - clock
         with _faults("step"):
@@ -411,6 +419,8 @@ def _faults(what: str) -> Iterator[None]:
     except (_FaultError, _OutOfTimeError, ConfigError):
         raise
     except ToolFailureError as error:
-        raise _FaultError(f"{what}: {error}", resample=error.resample) from error
+        raise _FaultError(
+            f"{what}: {error}", resample=error.resample, events=error.events
+        ) from error
     except Exception as error:
         raise _FaultError(f"{what}: {type(error).__name__}: {error}") from error

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -30,8 +32,15 @@ from agent_r1.tools import CallError, ToolResult, tool
 from agent_r1.types import Message, Outcome, Task, ToolCall, derive_seed
 
 NUM_TASKS = 100_000
-MAX_VALUE_BYTES = 100_000
-"""Of one value that a query makes."""
+MAX_VALUE_BYTES = 20_000
+"""Of one value that a query reads or makes."""
+MAX_SECONDS = 2.0
+"""Of a query, whatever it does within its steps; that much, it holds up all episodes."""
+_BROKEN = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL,
+}  # fmt: skip
+"""Errors that are not the query's."""
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _FUNCTIONS = {
     "abs", "avg", "coalesce", "count", "date", "format", "glob", "group_concat", "ifnull",
@@ -71,10 +80,10 @@ class Rows:
         tables: Those that were read.
     """
 
-    columns: list[str]
+    columns: list[str] = field(metadata={"noise": False})
     rows: list[list[str | int | float | None]]
     more: bool
-    tables: list[str]
+    tables: list[str] = field(metadata={"noise": False})
 
 
 class Database:
@@ -82,7 +91,7 @@ class Database:
 
     def __init__(self, connection: sqlite3.Connection, max_rows: int, max_steps: int) -> None:
         self._connection, self._max_rows, self._max_steps = connection, max_rows, max_steps
-        self._steps = 0
+        self._steps, self._until = 0, math.inf
         self._touched: set[str] = set()
         connection.execute("PRAGMA query_only = ON")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
@@ -99,12 +108,18 @@ class Database:
             CallError: SQLite's message, or which limit the query broke.
         """
         self._steps, self._touched = 0, set()
+        self._until = time.monotonic() + MAX_SECONDS
         try:
             with closing(self._connection.execute(sql)) as cursor:
                 rows = cursor.fetchmany(self._max_rows + 1)
-                columns = [column[0] for column in cursor.description or ()]
+                if cursor.description is None:
+                    raise CallError("that is no statement")
+                columns = [column[0] for column in cursor.description]
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-            if self._steps > self._max_steps:
+            code = getattr(error, "sqlite_errorcode", None)
+            if code is not None and code & 0xFF in _BROKEN:
+                raise
+            if code == sqlite3.SQLITE_INTERRUPT:
                 raise CallError("the query takes too long; make it simpler") from error
             raise CallError(str(error)) from error
         values = [[v.hex() if isinstance(v, bytes) else v for v in row] for row in rows]
@@ -127,7 +142,7 @@ class Database:
 
     def _count(self) -> bool:
         self._steps += 1000
-        return self._steps > self._max_steps
+        return self._steps > self._max_steps or time.monotonic() > self._until
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: Any) -> int:
         if action == sqlite3.SQLITE_FUNCTION:
@@ -165,7 +180,7 @@ class DatabaseEnv(ToolEnv):
         tables: tuple[Literal[1, 2, 3], ...] = Field((1, 2, 3), min_length=1)
         seed: int = 0
         max_rows: int = Field(20, ge=1)
-        max_steps: int = Field(2_000_000, ge=1000)
+        max_steps: int = Field(500_000, ge=1000)
         example: bool = False
         holdout: float = Field(0.1, gt=0, lt=0.5)
 
@@ -214,7 +229,9 @@ class DatabaseEnv(ToolEnv):
             raise ConfigError(f"env.path = {self.settings.path!r}: there is no such file")
         if path.suffix == ".sql":
             return _from_script(path.read_text(encoding="utf-8"))
-        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, cached_statements=0)
+        return sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=ro", uri=True, cached_statements=0, timeout=0
+        )
 
     async def close(self) -> None:
         await super().close()
@@ -325,7 +342,9 @@ def _answer_in(text: str) -> str | None:
 
 
 def _same(given: str, gold: str) -> bool:
+    if given.casefold() == gold.casefold():
+        return True
     try:
         return float(given) == float(gold)
     except ValueError:
-        return given.casefold() == gold.casefold()
+        return False

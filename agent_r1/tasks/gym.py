@@ -128,10 +128,14 @@ class GymEnv:
         said = (match[1] if match else text).strip()
         if not self._names:
             return said if said and self._gym.action_space.contains(said) else None
-        for number, name in enumerate(self._names):
-            if said.casefold() in (name.casefold(), str(number)):
-                return number + int(self._gym.action_space.start)
-        return None
+        names = [name.casefold() for name in self._names]
+        if said.casefold() in names:
+            number = names.index(said.casefold())
+        elif self._settings.actions and said in map(str, range(len(names))):
+            number = int(said)  # names of one's own: their number will do, too
+        else:
+            return None
+        return number + int(self._gym.action_space.start)
 
     def _shown(self, observation: Any) -> str:
         """The state in words; a letter that the rendering marks by its colour stands in

@@ -198,7 +198,7 @@ class HopWorld(ToolEnv):
         data = self.task.data
         self.world = build_world(data["seed"], data["hops"], data["family"])
         self._num_well_formed = 0
-        self._num_reached = 0
+        self.num_reached = 0
 
     @tool
     async def search(self, query: str) -> list[str]:
@@ -214,16 +214,16 @@ class HopWorld(ToolEnv):
         well_formed = sum(not result.by_agent for result in results)
         well_formed = min(well_formed, num_hops - self._num_well_formed)
         self._num_well_formed += well_formed
-        before = self._num_reached
+        before = self.num_reached
         seen = {text for result in results if result.error is None for text in result.value}
-        while self._num_reached < num_hops and self.world.chain[self._num_reached].text in seen:
-            self._num_reached += 1
-        reached = (self._num_reached - before) / num_hops
+        while self.num_reached < num_hops and self.world.chain[self.num_reached].text in seen:
+            self.num_reached += 1
+        reached = (self.num_reached - before) / num_hops
         transition = self.show(results, format=well_formed / num_hops, reached=reached)
         return Transition(
             transition.messages,
             transition.rewards,
-            state_key=f"reached-{self._num_reached}",
+            state_key=f"reached-{self.num_reached}",
         )
 
     def reply(self, message: Message) -> Any:

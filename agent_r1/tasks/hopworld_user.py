@@ -11,13 +11,13 @@ from typing import Any, overload
 from pydantic import Field
 
 from agent_r1.env import Transition
-from agent_r1.tasks.hopworld import HopWorld, answer_in
-from agent_r1.types import Message, Outcome, Task
+from agent_r1.tasks.hopworld import Family, Hops, HopWorld, answer_in
+from agent_r1.types import Message, Outcome, Task, derive_seed
 from agent_r1.users import UserEnv
 
 
 class _Ambiguous(Sequence[Task]):
-    """Every second task with the first name alone."""
+    """A share of the tasks, by a hash of their id, with the first name alone."""
 
     def __init__(self, tasks: Sequence[Task], share: float) -> None:
         self._tasks, self._share = tasks, share
@@ -33,8 +33,7 @@ class _Ambiguous(Sequence[Task]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         task = self._tasks[index]
-        # Evenly spread, whatever the cycles of hops and families.
-        ambiguous = int((index + 1) * self._share) > int(index * self._share)
+        ambiguous = derive_seed("ambiguous", task.id) / 2**63 < self._share
         kind = "ambiguous" if ambiguous else "clear"
         question = task.question
         if ambiguous:
@@ -52,10 +51,10 @@ class HopWorldUser(UserEnv, HopWorld):
         """``ambiguous``: share of ambiguous questions; ``cost``: of a needless question."""
 
         name: str = "hopworld-user"
-        train_hops: tuple[int, ...] = (1,)
-        validation_hops: tuple[int, ...] = (1,)
-        test_hops: tuple[int, ...] = (1,)
-        families: tuple[Any, ...] = ("namesakes",)
+        train_hops: tuple[Hops, ...] = Field((1,), min_length=1)
+        validation_hops: tuple[Hops, ...] = Field((1,), min_length=1)
+        test_hops: tuple[Hops, ...] = Field((1,), min_length=1)
+        families: tuple[Family, ...] = Field(("namesakes",), min_length=1)
         ambiguous: float = Field(0.5, ge=0, le=1)
         cost: float = Field(0.3, ge=0, le=1)
 
@@ -94,8 +93,10 @@ class HopWorldUser(UserEnv, HopWorld):
 
     def interpret(self, results: Any) -> Transition:
         transition = super().interpret(results)
-        key = f"{transition.state_key}, asked {self.num_questions}"
-        return dataclasses.replace(transition, state_key=key)
+        return dataclasses.replace(transition, state_key=self.state_key())
+
+    def state_key(self) -> str:
+        return f"reached-{self.num_reached}, asked {self.num_questions}"
 
     def score(self, answer: str | None) -> Outcome:
         right = float(super().score(answer))

@@ -127,6 +127,11 @@ class OpenEnv:
 
     def _shown(self, observation: dict[str, Any]) -> str:
         if self._settings.observation:
+            if self._settings.observation not in observation:
+                raise ConfigError(
+                    f"env.observation = {self._settings.observation!r}: the observation has "
+                    f"{', '.join(observation)}"
+                )
             return str(observation[self._settings.observation])
         kept = {k: v for k, v in observation.items() if k not in ("reward", "done", "metadata")}
         return json.dumps(kept, ensure_ascii=False)
@@ -138,8 +143,8 @@ def _action_schema(url: str, timeout: float) -> dict[str, Any]:
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/schema", timeout=timeout) as reply:
             schema: dict[str, Any] = strip_titles(json.load(reply)["action"])
+            properties = {k: v for k, v in schema["properties"].items() if k != "metadata"}
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"env.url = {url!r}: no OpenEnv server answers there: {error}") from error
-    properties = {k: v for k, v in schema["properties"].items() if k != "metadata"}
     kept = {k: v for k, v in schema.items() if k in ("$defs", "required")}
     return {"type": "object", "properties": properties, **kept}

@@ -6,8 +6,9 @@
     config = { }             # of the taskset
 
 The prompt, the tools of the task's toolsets and its ``@reward`` and ``@metric`` functions are
-theirs. What needs their harness is refused: tasks in a container, rewards that ask for a runtime,
-an environment that drives its agents itself. Needs the extra ``agent-r1[verifiers]``.
+theirs. What needs their harness is refused: tasks in a container or with a set-up of their own,
+rewards that ask for a runtime, an environment that drives its agents itself. Needs the extra
+``agent-r1[verifiers]``.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ def _read(reference: str, config_json: str, limit: int) -> dict[str, Any]:
         except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ConfigError(f"env.taskset = {reference!r}: {error}") from error
     config = (concrete_type(found, TasksetConfig) or TasksetConfig)(**json.loads(config_json))
+    _refuse_env(reference)
     tasks = list(found(config).take(limit))
     if not tasks:
         raise ConfigError(f"env.taskset = {reference!r} has no tasks")
@@ -120,12 +122,29 @@ def _read(reference: str, config_json: str, limit: int) -> dict[str, Any]:
     return {task.key: task for task in tasks}
 
 
+def _refuse_env(reference: str) -> None:
+    """Raises for a package whose environment plays its episodes itself."""
+    from verifiers.v1.envs.single_agent import SingleAgentEnv
+    from verifiers.v1.utils.loaders import environment_class
+
+    if ":" not in reference and environment_class(reference) is not SingleAgentEnv:
+        raise ConfigError(f"env.taskset = {reference!r}: its environment drives the agents itself")
+
+
 def _refuse(reference: str, task: Any) -> None:
     """Raises for what cannot be had without verifiers' own harness."""
+    from verifiers.v1 import Task as Theirs
+
     where = f"env.taskset = {reference!r}"
-    if task.NEEDS_CONTAINER:
+    if task.NEEDS_CONTAINER or task.data.image:
         raise ConfigError(f"{where}: its tasks need a container of verifiers' harness")
-    for function in (*task.hooks("reward"), *task.hooks("metric")):
+    for hook in ("setup", "finalize"):
+        if getattr(type(task), hook) is not getattr(Theirs, hook):
+            raise ConfigError(f"{where}: its tasks' {hook} needs a runtime of verifiers' harness")
+    if task.data.prompt is None:
+        raise ConfigError(f"{where}: its tasks have no prompt; their user speaks first")
+    scorers = [*task.hooks("reward"), *task.hooks("metric")]
+    for function in (*scorers, *(judge.score for judge in task.plugged_judges())):
         runtime = inspect.signature(function).parameters.get("runtime")
         if runtime is not None and runtime.default is inspect.Parameter.empty:
             raise ConfigError(f"{where}: {function.__name__} needs a runtime of verifiers' harness")
