@@ -10,7 +10,8 @@ from agent_r1 import Task, ToolEnv, tool
 from agent_r1.config import ConfigError
 from agent_r1.dispatch import Dispatcher
 from agent_r1.failure import MAX_HANGING, Breaker, FailurePolicy, ToolFailureError
-from agent_r1.rollout.episode import MAX_RESAMPLES, Limits, Rollout
+from agent_r1.rollout.episode import Limits, Rollout
+from agent_r1.rollout.episodes import MAX_RESAMPLES
 from agent_r1.tools import CallError
 from agent_r1.types import StopReason, ToolCall
 from tests.fakes import CharRenderer, ScriptedEngine

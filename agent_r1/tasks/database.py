@@ -12,6 +12,7 @@ and an authorizer admits nothing but reading; a query has a limit of work, rows 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import sqlite3
@@ -20,12 +21,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from agent_r1.config import ConfigError
 from agent_r1.env import ToolEnv, Transition
+from agent_r1.tasks.lazy import LazyTasks
 from agent_r1.tasks.shops import build_database
 from agent_r1.tasks.tools import deal, load_tasks
 from agent_r1.tools import CallError, ToolResult, tool
@@ -199,7 +201,8 @@ class DatabaseEnv(ToolEnv):
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
         if not settings.questions:
-            return _Generated(settings.seed, split, settings.tables)
+            make = functools.partial(_generated, settings.seed, split, settings.tables)
+            return LazyTasks(NUM_TASKS, make)
         return deal(load_tasks(settings.questions, "env.questions"), split, settings.holdout)
 
     def prompt(self) -> Sequence[Message]:
@@ -292,36 +295,20 @@ class DatabaseEnv(ToolEnv):
         return [*actions, f"<answer>{self.task.answer}</answer>"]
 
 
-class _Generated(Sequence[Task]):
-    """Task i depends on (seed, split, i) only."""
-
-    def __init__(self, seed: int, split: str, tables: Sequence[int]) -> None:
-        self._seed, self._split, self._tables = seed, split, tables
-
-    def __len__(self) -> int:
-        return NUM_TASKS
-
-    @overload
-    def __getitem__(self, index: int) -> Task: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Task]: ...
-    def __getitem__(self, index: int | slice) -> Task | list[Task]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        seed = derive_seed("database", self._seed, self._split, index)
-        num_tables = self._tables[index % len(self._tables)]
-        script, question = build_database(seed, num_tables)
-        with closing(_from_script(script)) as connection:
-            (value,) = connection.execute(question.sql).fetchone()
-        return Task(
-            id=f"database-{self._seed}-{self._split}-{index}",
-            question=question.text,
-            answer=_shown(value),
-            category=f"{num_tables} tables",
-            data={"seed": seed, "tables": num_tables, "sql": question.sql},
-        )
+def _generated(seed: int, split: str, tables: Sequence[int], index: int) -> Task:
+    """A task of a split; it depends on (seed, split, index) and the cycle of tables only."""
+    database_seed = derive_seed("database", seed, split, index)
+    num_tables = tables[index % len(tables)]
+    script, question = build_database(database_seed, num_tables)
+    with closing(_from_script(script)) as connection:
+        (value,) = connection.execute(question.sql).fetchone()
+    return Task(
+        id=f"database-{seed}-{split}-{index}",
+        question=question.text,
+        answer=_shown(value),
+        category=f"{num_tables} tables",
+        data={"seed": database_seed, "tables": num_tables, "sql": question.sql},
+    )
 
 
 def _from_script(script: str) -> sqlite3.Connection:

@@ -18,11 +18,12 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, overload
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from agent_r1.env import ToolEnv, Transition
+from agent_r1.tasks.lazy import LazyTasks
 from agent_r1.tools import ToolResult, tool
 from agent_r1.types import Message, Task, derive_seed
 
@@ -129,35 +130,21 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-class _Tasks(Sequence[Task]):
-    """The endless supply of a split: task i depends on (seed, split, i) only."""
-
-    def __init__(self, seed: int, split: str, hops: Sequence[int], families: Sequence[str]) -> None:
-        self._seed, self._split, self._hops, self._families = seed, split, hops, families
-
-    def __len__(self) -> int:
-        return NUM_TASKS
-
-    @overload
-    def __getitem__(self, index: int) -> Task: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Task]: ...
-    def __getitem__(self, index: int | slice) -> Task | list[Task]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        num_hops = self._hops[index % len(self._hops)]
-        seed = derive_seed("hopworld", self._seed, self._split, index)
-        family = self._families[index // len(self._hops) % len(self._families)]
-        world = build_world(seed, num_hops, family)
-        return Task(
-            id=f"hopworld-{self._seed}-{self._split}-{index}",
-            question=world.question,
-            answer=world.answer,
-            category=str(num_hops) if len(self._families) == 1 else f"{num_hops} {family}",
-            data={"seed": seed, "hops": num_hops, "family": family},
-        )
+def make_task(
+    seed: int, split: str, hops: Sequence[int], families: Sequence[str], index: int
+) -> Task:
+    """A task of a split; it depends on (seed, split, index) and the cycles only."""
+    num_hops = hops[index % len(hops)]
+    world_seed = derive_seed("hopworld", seed, split, index)
+    family = families[index // len(hops) % len(families)]
+    world = build_world(world_seed, num_hops, family)
+    return Task(
+        id=f"hopworld-{seed}-{split}-{index}",
+        question=world.question,
+        answer=world.answer,
+        category=str(num_hops) if len(families) == 1 else f"{num_hops} {family}",
+        data={"seed": world_seed, "hops": num_hops, "family": family},
+    )
 
 
 Hops = Annotated[int, Field(ge=1, le=4)]
@@ -192,7 +179,9 @@ class HopWorld(ToolEnv):
 
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
-        return _Tasks(settings.seed, split, getattr(settings, f"{split}_hops"), settings.families)
+        hops = getattr(settings, f"{split}_hops")
+        make = functools.partial(make_task, settings.seed, split, hops, settings.families)
+        return LazyTasks(NUM_TASKS, make)
 
     def start(self) -> None:
         data = self.task.data

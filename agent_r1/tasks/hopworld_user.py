@@ -6,40 +6,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 from pydantic import Field
 
 from agent_r1.env import Transition
 from agent_r1.tasks.hopworld import Family, Hops, HopWorld, answer_in
+from agent_r1.tasks.lazy import LazyTasks
 from agent_r1.types import Message, Outcome, Task, derive_seed
 from agent_r1.users import UserEnv
 
 
-class _Ambiguous(Sequence[Task]):
-    """A share of the tasks, by a hash of their id, with the first name alone."""
-
-    def __init__(self, tasks: Sequence[Task], share: float) -> None:
-        self._tasks, self._share = tasks, share
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    @overload
-    def __getitem__(self, index: int) -> Task: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Task]: ...
-    def __getitem__(self, index: int | slice) -> Task | list[Task]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        task = self._tasks[index]
-        ambiguous = derive_seed("ambiguous", task.id) / 2**63 < self._share
-        kind = "ambiguous" if ambiguous else "clear"
-        question = task.question
-        if ambiguous:
-            question = question.rsplit(" ", 1)[0] + "?"
-        data = {**task.data, "ambiguous": ambiguous, "meant": task.question}
-        return dataclasses.replace(task, question=question, category=kind, data=data)
+def _told(task: Task, share: float) -> Task:
+    """The task as the user tells it: in that share of the tasks, by a hash of their id, with the
+    first name alone.
+    """
+    ambiguous = derive_seed("ambiguous", task.id) / 2**63 < share
+    question = task.question.rsplit(" ", 1)[0] + "?" if ambiguous else task.question
+    data = {**task.data, "ambiguous": ambiguous, "meant": task.question}
+    category = "ambiguous" if ambiguous else "clear"
+    return dataclasses.replace(task, question=question, category=category, data=data)
 
 
 class HopWorldUser(UserEnv, HopWorld):
@@ -67,7 +53,8 @@ class HopWorldUser(UserEnv, HopWorld):
 
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
-        return _Ambiguous(super().tasks(settings, split), settings.ambiguous)
+        tasks = super().tasks(settings, split)
+        return LazyTasks(len(tasks), lambda index: _told(tasks[index], settings.ambiguous))
 
     @property
     def needless(self) -> int:
