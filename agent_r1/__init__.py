@@ -14,6 +14,7 @@ _HOME = {
     "Agent": "agent_r1.api",
     "CallError": "agent_r1.tools",
     "Env": "agent_r1.env",
+    "EnvSettings": "agent_r1.env",
     "FailurePolicy": "agent_r1.failure",
     "Message": "agent_r1.types",
     "Outcome": "agent_r1.types",
@@ -35,6 +36,7 @@ __all__ = [
     "Agent",
     "CallError",
     "Env",
+    "EnvSettings",
     "FailurePolicy",
     "Message",
     "Outcome",
@@ -56,7 +58,7 @@ __all__ = [
 if TYPE_CHECKING:
     from agent_r1.algorithms.base import advantage
     from agent_r1.api import Agent, export, load, resume, train
-    from agent_r1.env import Env, ToolEnv, Transition
+    from agent_r1.env import Env, EnvSettings, ToolEnv, Transition
     from agent_r1.env_check import check_env
     from agent_r1.failure import FailurePolicy
     from agent_r1.tools import CallError, Tool, ToolResult, tool

@@ -84,10 +84,12 @@ class Registry:
         """The section of the class behind ``name``."""
         settings = getattr(self.resolve(name, base=base), "Settings", None)
         if not (isinstance(settings, type) and issubclass(settings, NamedSection)):
-            cure = "subclass ours"
+            cure = "its Settings must inherit from agent_r1.config.NamedSection"
+            if self.kind == "env":
+                cure = "its Settings must inherit from ToolEnv.Settings or EnvSettings"
             if self.kind == "algorithm" and inspect.isfunction(self.resolve(name, base=base)):
                 cure = "decorate the function with @advantage (from agent_r1 import advantage)"
-            raise ConfigError(f"{name!r} is no {self.kind}: it has no Settings; {cure}")
+            raise ConfigError(f"{name!r} is no {self.kind}: it has no Settings of ours; {cure}")
         return settings
 
     def section(self, value: Any, *, base: Path | None = None) -> NamedSection:

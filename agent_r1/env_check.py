@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,10 @@ async def _check(env: type[Any], settings: NamedSection, num_tasks: int, seed: i
                 first, second = await played.play(script), await played.play(script)
                 num_played += 2
                 if first != second:
-                    problems.append(f"task {task.id!r}: two episodes with the same seed differ")
+                    problems.append(
+                        f"task {task.id!r}: two episodes with the same seed differ: "
+                        f"{_difference(first, second)}"
+                    )
                 problems += [f"task {task.id!r}: {line}" for line in played.problems]
                 played.problems.clear()
             if gold:
@@ -94,10 +98,20 @@ async def _check(env: type[Any], settings: NamedSection, num_tasks: int, seed: i
         unique = list(dict.fromkeys(problems))
         raise EnvCheckError(f"{env.__name__}:\n- " + "\n- ".join(unique))
     notes.append(f"deterministic under a seed in {num_played} episodes")
-    notes.append(f"the scorer accepts its own gold answer in {num_gold} of {len(seen)} tasks")
-    if not num_gold:
+    if num_gold:
+        notes.append(f"the scorer accepts its own gold answer in {num_gold} of {len(seen)} tasks")
+    else:
         notes.append("no gold answers: set Task.answer or write gold() to have the scorer checked")
     return notes
+
+
+def _difference(first: list[Any], second: list[Any]) -> str:
+    """Where two episodes part, in words."""
+    for number, (one, other) in enumerate(itertools.zip_longest(first, second)):
+        if one != other:
+            where = ("the opening", "the tools")[number] if number < 2 else f"step {number - 1}"
+            return f"{where} gave {one!r:.300} and then {other!r:.300}"
+    return ""
 
 
 class _Played:

@@ -99,7 +99,10 @@ class Connection:
                 if known_to_work:
                     raise  # a fault of this episode alone
                 where = self.server.url or " ".join(self.server.command)
-                raise ConfigError(f"env.mcp.{self.name}: {where!r}: {_in_words(error)}") from error
+                cure = "does it run by hand?" if self.server.command else "does it listen there?"
+                raise ConfigError(
+                    f"env.mcp.{self.name}: {where!r}: {_in_words(error)}; {cure}"
+                ) from error
             _REACHED.add((self.name, self.server.model_dump_json()))
             known = {tool.name: tool for tool in listed}
             for name in self.server.tools:

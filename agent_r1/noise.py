@@ -46,7 +46,7 @@ class NoiseSettings(Section):
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
         if (total := sum(self.probabilities().values())) > 1 + 1e-9:
-            raise ValueError(f"noise: the probabilities add up to {total:g}, more than 1")
+            raise ValueError(f"the probabilities add up to {total:g}, more than 1")
         return self
 
     def probabilities(self) -> dict[Kind, float]:

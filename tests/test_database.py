@@ -122,10 +122,10 @@ def test_process_rewards_are_given_once():
     texts = [call("list_tables"), call("query", sql="SELEC"), gold, gold, "no tags"]
     steps, outcome = play(task, *texts)
     assert [step.rewards for step in steps] == [
-        {"ran": 0.0, "tables": 0.0},
-        {"ran": 0.0, "tables": 0.0},
-        {"ran": 1.0, "tables": 1.0},
-        {"ran": 0.0, "tables": 0.0},
+        {"format": 1.0, "ran": 0.0, "tables": 0.0},
+        {"format": 0.0, "ran": 0.0, "tables": 0.0},
+        {"format": 0.0, "ran": 1.0, "tables": 1.0},
+        {"format": 0.0, "ran": 0.0, "tables": 0.0},
         {"answered": 0.0},
     ]
     assert steps[1].events == ("mistake/rejected:query",)
@@ -137,7 +137,7 @@ def test_half_of_the_tables_is_half_of_the_reward():
     task = DatabaseEnv.tasks(DatabaseEnv.Settings(tables=(2,)), "train")[0]
     table = task.data["sql"].split(" FROM ")[1].split(" ")[0]
     (step,), _ = play(task, call("query", sql=f"SELECT * FROM {table}"))
-    assert step.rewards == {"ran": 1.0, "tables": 0.5}
+    assert step.rewards == {"format": 1.0, "ran": 1.0, "tables": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_database_of_ones_own(own):
     task = DatabaseEnv.tasks(own, "train")[0]
     texts = [call("query", sql=task.data["sql"]), f"<answer>{task.answer}</answer>"]
     steps, outcome = play(task, *texts, settings=own)
-    assert steps[0].rewards == {"ran": 1.0, "tables": 1.0}
+    assert steps[0].rewards == {"format": 1.0, "ran": 1.0, "tables": 1.0}
     assert outcome.success
 
 
@@ -200,8 +200,11 @@ def test_what_is_wrong_with_ones_own_is_said(own, tmp_path):
         DatabaseEnv.Settings(path="x.db")
     task = DatabaseEnv.tasks(own, "train")[0]
     missing = own.model_copy(update={"path": str(tmp_path / "nope.db")})
-    with pytest.raises(ConfigError, match="there is no such file"):
+    with pytest.raises(ConfigError, match="there is no file"):
         play(task, settings=missing)
+    (tmp_path / "bad.db").write_text("not a database at all")
+    with pytest.raises(ConfigError, match=r"env\.path = '.*bad\.db': no SQLite database"):
+        play(task, settings=own.model_copy(update={"path": str(tmp_path / "bad.db")}))
     task.data["sql"] = "SELECT nobody FROM tickets"
     with pytest.raises(ConfigError, match=f"question '{task.id}': its sql: no such column"):
         play(task, settings=own)

@@ -50,27 +50,41 @@ _FUNCTIONS = {
     "replace", "round", "row_number", "rank", "dense_rank", "rtrim", "sign", "strftime",
     "substr", "substring", "sum", "time", "total", "trim", "typeof", "unicode", "upper",
 }  # fmt: skip
-EXAMPLE = (
-    Message("user", "How many films did Mia Lind direct?"),
-    Message("assistant", "", (ToolCall("list_tables", {}),)),
-    Message("tool", "films(id, title, director_id)\ndirectors(id, name, country)"),
-    Message(
-        "assistant",
-        "",
-        (
-            ToolCall(
-                "query",
-                {
-                    "sql": "SELECT COUNT(*) FROM films JOIN directors ON directors.id = "
-                    "films.director_id WHERE directors.name = 'Mia Lind'"
-                },
-            ),
-        ),
+
+
+def _example(question: str, sql: str, result: str, answer: str) -> tuple[Message, ...]:
+    """A worked example on a database that no task has."""
+    return (
+        Message("user", question),
+        Message("assistant", "", (ToolCall("list_tables", {}),)),
+        Message("tool", "films(id, title, year, director_id)\ndirectors(id, name, country)"),
+        Message("assistant", "", (ToolCall("query", {"sql": sql}),)),
+        Message("tool", result),
+        Message("assistant", f"<answer>{answer}</answer>"),
+    )
+
+
+EXAMPLES = (
+    _example(
+        "How many directors are from Chile?",
+        "SELECT COUNT(*) FROM directors WHERE country = 'Chile'",
+        "COUNT(*)\n4",
+        "4",
     ),
-    Message("tool", "COUNT(*)\n4"),
-    Message("assistant", "<answer>4</answer>"),
+    _example(
+        "What is the year of Blue Mill?",
+        "SELECT year FROM films WHERE title = 'Blue Mill'",
+        "year\n1987",
+        "1987",
+    ),
+    _example(
+        "How many films does Mia Lind have?",
+        "SELECT COUNT(*) FROM films JOIN directors ON directors.id = films.director_id "
+        "WHERE directors.name = 'Mia Lind'",
+        "COUNT(*)\n3",
+        "3",
+    ),
 )
-"""A worked example on a database that no task has."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +171,9 @@ class Database:
 class DatabaseEnv(ToolEnv):
     """Reward: 1 for the right value between answer tags; numbers count as numbers.
 
-    Process rewards, each at most 1 over an episode: ``ran``, a query that runs; ``tables``, the
-    share of the tables that the question is about which were read; ``answered``, an answer between
-    tags, right or wrong.
+    Process rewards, each at most 1 over an episode: ``format``, a well-formed call; ``ran``, a
+    query that runs; ``tables``, the share of the tables that the question is about which were read;
+    ``answered``, an answer between tags, right or wrong.
     """
 
     class Settings(ToolEnv.Settings):
@@ -172,7 +186,7 @@ class DatabaseEnv(ToolEnv):
             seed: Of generated databases.
             max_rows: Of a result.
             max_steps: Instructions of SQLite's virtual machine.
-            example: Show one worked example before the question.
+            examples: How many worked examples are shown before the question.
             holdout: Share of one's own questions for validation, and the same again for test.
         """
 
@@ -183,7 +197,7 @@ class DatabaseEnv(ToolEnv):
         seed: int = 0
         max_rows: int = Field(20, ge=1)
         max_steps: int = Field(500_000, ge=1000)
-        example: bool = False
+        examples: int = Field(0, ge=0, le=len(EXAMPLES))
         holdout: float = Field(0.1, gt=0, lt=0.5)
 
         @model_validator(mode="after")
@@ -196,7 +210,7 @@ class DatabaseEnv(ToolEnv):
         "Answer the question from the database. List the tables, then query them with SQL. "
         "End with the value alone: <answer>value</answer>"
     )
-    reward_parts = ("ran", "tables", "answered")
+    reward_parts = ("format", "ran", "tables", "answered")
 
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
@@ -207,7 +221,8 @@ class DatabaseEnv(ToolEnv):
 
     def prompt(self) -> Sequence[Message]:
         system, question = super().prompt()
-        return [system, *(EXAMPLE if self.settings.example else ()), question]
+        shown = EXAMPLES[: self.settings.examples]
+        return [system, *(message for example in shown for message in example), question]
 
     def start(self) -> None:
         settings = self.settings
@@ -221,17 +236,23 @@ class DatabaseEnv(ToolEnv):
                     f"{settings.questions}: question {self.task.id!r}: its sql: {error}"
                 ) from error
         self._wanted, self._read = set(wanted), set[str]()
-        self._has_run = False
+        self._has_called = self._has_run = False
 
     def _connect(self) -> sqlite3.Connection:
         if not self.settings.path:
             script, _ = build_database(self.task.data["seed"], self.task.data["tables"])
             return _from_script(script)
-        path = Path(self.settings.path).expanduser()
+        path = Path(self.settings.path).expanduser().resolve()
         if not path.exists():
-            raise ConfigError(f"env.path = {self.settings.path!r}: there is no such file")
-        if path.suffix == ".sql":
-            return _from_script(path.read_text(encoding="utf-8"))
+            raise ConfigError(f"env.path = {self.settings.path!r}: there is no file {path}")
+        try:
+            if path.suffix == ".sql":
+                return _from_script(path.read_text(encoding="utf-8"))
+            with path.open("rb") as file:
+                if file.read(16) != b"SQLite format 3\0":
+                    raise sqlite3.DatabaseError("no SQLite database")
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise ConfigError(f"env.path = {self.settings.path!r}: {error}") from error
         return sqlite3.connect(
             f"{path.resolve().as_uri()}?mode=ro", uri=True, cached_statements=0, timeout=0
         )
@@ -268,7 +289,9 @@ class DatabaseEnv(ToolEnv):
         return super().as_text(dataclasses.replace(result, value="\n".join(lines)))
 
     def interpret(self, results: Sequence[ToolResult]) -> Transition:
-        rewards = {"ran": 0.0, "tables": 0.0}
+        well_formed = any(not result.by_agent or result.error == "rejected" for result in results)
+        rewards = {"format": float(well_formed and not self._has_called), "ran": 0.0, "tables": 0.0}
+        self._has_called = self._has_called or well_formed
         for found in (r.value for r in results if isinstance(r.value, Rows)):
             rewards["ran"] += not self._has_run
             self._has_run = True
