@@ -77,6 +77,8 @@ class Dispatcher:
             if result.error is None:
                 break
         real = result.error is not None and not any(e.startswith("noise/") for e in result.events)
+        if result.error == "unavailable" and policy.on_failure == "resample":
+            await asyncio.sleep(tool.health.cooldown_left)  # a replay at once would meet the same
         if real and policy.on_failure != "observe":
             raise ToolFailureError(
                 f"{call.name}: {result.error}: {result.detail}",

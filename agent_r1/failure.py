@@ -104,6 +104,11 @@ class Health:
         if breaker is not None and self.failures >= breaker.failures:
             self.retry_at = time.monotonic() + breaker.cooldown
 
+    @property
+    def cooldown_left(self) -> float:
+        """Seconds until a broken circuit lets a call through."""
+        return max(0.0, self.retry_at - time.monotonic())
+
     def hangs(self, by: int) -> None:
         """A thread was given up (1) or has come to its end after all (-1)."""
         with self._lock:

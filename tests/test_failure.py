@@ -210,9 +210,10 @@ class Dice(ToolEnv):
         return 1.0
 
 
-def play(bad, on_failure, attempts=1, concurrency=4):
+def play(bad, on_failure, attempts=1, concurrency=4, **policy):
     env = type("Dice2", (Dice,), {"bad": bad, "calls": 0})
-    settings = Dice.Settings(name="dice", failure={"roll": FailurePolicy(on_failure=on_failure)})
+    failure = {"roll": FailurePolicy(on_failure=on_failure, **policy)}
+    settings = Dice.Settings(name="dice", failure=failure)
     engine = ScriptedEngine(CALL, "done")
     rollout = Rollout(
         lambda: env(settings), engine, CharRenderer(), Limits(turns=3), concurrency=concurrency
@@ -242,6 +243,13 @@ def test_excluding_is_for_that_episode_alone():
     assert [t.outcome is None for t in trajectories] == [True] + [False] * 5
     assert "no dice" in trajectories[0].fault
     assert trajectories[0].steps[0].events == ("fault/exception:roll",)
+
+
+def test_replays_wait_for_a_broken_circuit():
+    Dice.roll.health.__init__()
+    breaker = Breaker(failures=1, cooldown=0.3)
+    trajectories, _ = play(bad=1, on_failure="resample", attempts=8, breaker=breaker)
+    assert all(t.outcome.reward == 1.0 for t in trajectories)
 
 
 def test_many_resampled_episodes_stay_in_order_within_the_concurrency():
