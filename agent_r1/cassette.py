@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,6 +104,7 @@ class _Tape:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.rows: dict[tuple[str, int], dict[str, Any]] = {}
+        self._numbers: defaultdict[str, list[int]] = defaultdict(list)
         content = path.read_bytes() if path.exists() else b""
         self._is_torn = bool(content) and not content.endswith(b"\n")
         for number, line in enumerate(content.split(b"\n"), 1):
@@ -117,14 +118,18 @@ class _Tape:
                 raise ConfigError(
                     f"{path}, line {number}: not a recorded call: {error!r}"
                 ) from error
-            self.rows.setdefault(slot, row)
+            if slot not in self.rows:
+                self._note(slot, row)
 
     def find(self, slot: Slot) -> dict[str, Any] | None:
-        """The call's row; of one made more often than recorded, the last."""
-        number = slot.number
-        while number > 0 and (slot.key, number) not in self.rows:
-            number -= 1
-        return self.rows.get((slot.key, number))
+        """The call's row; of one made more often than recorded, the last; of one that failed when
+        it was recorded, the next.
+        """
+        known = self._numbers.get(slot.key)
+        if not known:
+            return None
+        later = [number for number in known if number >= slot.number]
+        return self.rows[slot.key, min(later) if later else max(known)]
 
     def add(self, slot: Slot, row: dict[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +137,11 @@ class _Tape:
         self._is_torn = False
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
-        self.rows[slot.key, slot.number] = row
+        self._note((slot.key, slot.number), row)
+
+    def _note(self, slot: tuple[str, int], row: dict[str, Any]) -> None:
+        self.rows[slot] = row
+        self._numbers[slot[0]].append(slot[1])
 
 
 _tape = functools.cache(lambda path: _Tape(Path(path)))

@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from agent_r1.cassette import Cassette
+from agent_r1.cassette import Cassette, Slot
 from agent_r1.config import ConfigError, nearest
 from agent_r1.failure import FailurePolicy, ToolFailureError
 from agent_r1.noise import Noise
@@ -39,6 +39,7 @@ class Dispatcher:
             if name not in tools:
                 raise ConfigError(f"env.failure.{name}: no such tool{nearest(name, [*tools])}")
         self._num_calls = 0
+        self._slots: dict[int, Slot] = {}
 
     async def run(self, calls: Sequence[ToolCall | MalformedCall]) -> list[ToolResult]:
         """All calls of one action concurrently; results in the order of the calls.
@@ -102,21 +103,23 @@ class Dispatcher:
         if kind == "late":
             assert self._noise is not None
             await asyncio.sleep(self._noise.settings.late_seconds)
-        result = await self._call(tool, call, policy, timeout)
-        if kind is None or (result.error is not None and not result.by_agent):
-            return result
+        result = await self._call(tool, call, number, policy, timeout)
         if self._noise is not None and kind in ("drop", "garble") and result.error is None:
             spoilt = self._noise.spoil(kind, result.value, number, attempt)
             changed = spoilt != result.value  # a number, for one, has nothing to lose
             return dataclasses.replace(result, value=spoilt, events=event if changed else ())
-        return dataclasses.replace(result, events=event)
+        if kind == "late" and (result.error is None or result.by_agent):
+            return dataclasses.replace(result, events=event)
+        return result
 
     async def _call(
-        self, tool: AnyTool, call: ToolCall, policy: FailurePolicy, timeout: float
+        self, tool: AnyTool, call: ToolCall, number: int, policy: FailurePolicy, timeout: float
     ) -> ToolResult:
         """The cassette's result, or the tool's unless its circuit is broken."""
         if self._cassette is not None:
-            slot = self._cassette.slot(call)
+            if number not in self._slots:  # one for all tries of the call
+                self._slots[number] = self._cassette.slot(call)
+            slot = self._slots[number]
             if (kept := self._cassette.replay(slot, tool, call)) is not None:
                 return kept
         if reason := tool.health.why_not(policy.breaker):

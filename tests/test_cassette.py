@@ -154,10 +154,26 @@ def test_failures_of_the_infrastructure_are_not_kept_and_replay_needs_no_circuit
     results = api.run(path, ("flaky", {}), ("flaky", {}), ("flaky", {}), mode="record")
     assert [r.error for r in results] == ["exception", "exception", None]
     flaky.health.failures, flaky.health.retry_at = 9, float("inf")
-    with pytest.raises(UnseenCallError):
-        api.run(path, ("flaky", {}))
-    results = api.run(path, A, mode="record")
-    assert "flaky" in path.read_text()
+    assert [r.value for r in api.run(path, ("flaky", {}), ("flaky", {}))] == ["up", "up"]
+
+
+def test_tries_of_one_call_are_one_call(tmp_path):
+    from agent_r1.failure import FailurePolicy
+
+    api, path = Api(), tmp_path / "tape.jsonl"
+    down = [True, False, True, False]
+
+    @tool(failure=FailurePolicy(retries=1, backoff=0))
+    async def flaky() -> int:
+        """Fail every other time."""
+        if down.pop(0):
+            raise OSError("blip")
+        return len(down)
+
+    api.tools["flaky"] = flaky
+    recorded = api.run(path, ("flaky", {}), ("flaky", {}), mode="record")
+    assert [r.value for r in recorded] == [2, 0]
+    assert [r.value for r in api.run(path, ("flaky", {}), ("flaky", {}))] == [2, 0]
 
 
 def test_a_line_cut_off_by_a_kill_is_left_out_and_written_again(tmp_path):
