@@ -92,18 +92,18 @@ class Connection:
             ConfigError: It cannot be reached, or has no tool of a name that was asked for.
         """
         if self._tools is None:
-            known_to_work = (self.name, self.server.model_dump_json()) in _REACHED
+            server = self.name, self.server.model_dump_json()
             try:
                 listed = await _elsewhere(self._list())
             except Exception as error:  # whatever the transport raises
-                if known_to_work:
+                if server in _REACHED:
                     raise  # a fault of this episode alone
                 where = self.server.url or " ".join(self.server.command)
                 cure = "does it run by hand?" if self.server.command else "does it listen there?"
                 raise ConfigError(
                     f"env.mcp.{self.name}: {where!r}: {_in_words(error)}; {cure}"
                 ) from error
-            _REACHED.add((self.name, self.server.model_dump_json()))
+            _REACHED.add(server)
             known = {tool.name: tool for tool in listed}
             for name in self.server.tools:
                 if name not in known:

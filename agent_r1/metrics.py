@@ -74,13 +74,11 @@ def figures_of(
     }
     for episode in episodes:
         _count(figures, f"stop/{episode.stop}")
-        for event in episode.discarded_events:
-            _count(figures, event)
         for part, value in episode.process_reward().items():
             _count(figures, f"process/{part}", value / num)
-    for step in steps:
-        for event in step.events:
-            _count(figures, event)
+    lost = (event for episode in episodes for event in episode.discarded_events)
+    for event in (*lost, *(event for step in steps for event in step.events)):
+        _count(figures, event)
     return {
         "figures": figures,
         "skipped": update.skipped,

@@ -95,15 +95,13 @@ class UserEnv(ToolEnv):
         self._user: User = USERS.resolve(self.settings.user.name)(self.settings.user)
 
     async def reply(self, message: Message) -> Any:
-        if self.is_answer(message):
-            return Transition(done=True, rewards=self.ending(message))
-        self.num_questions += 1
-        if self.num_questions > self.settings.max_questions:
+        is_answer = self.is_answer(message)
+        self.num_questions += not is_answer
+        if is_answer or self.num_questions > self.settings.max_questions:
             return Transition(done=True, rewards=self.ending(message))
         self._said.append(message)
-        text = await self._user.answer(self, self._said, self.seed)
-        self._said.append(Message("user", text))
-        said = Message("user", text)
+        said = Message("user", await self._user.answer(self, self._said, self.seed))
+        self._said.append(said)
         return Transition((said,), self.question(message), state_key=self.state_key())
 
 

@@ -15,7 +15,7 @@ ROWS = [
      "render.template"},
     {"env", "recall", "users"},
     {"env_check", "tasks", "tasks.search", "tasks.hopworld", "tasks.hopworld_user", "tasks.shops",
-     "tasks.lazy",
+     "tasks.lazy", "tasks.answers",
      "tasks.database", "tasks.gym", "tasks.openenv", "tasks.verifiers",
      "tasks.multihop", "tasks.naive_rag", "tasks.tools"},
     {"kernels", "attention", "logprobs"},

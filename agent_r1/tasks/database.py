@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 
 from agent_r1.config import ConfigError
 from agent_r1.env import ToolEnv, Transition
+from agent_r1.tasks.answers import answer_in
 from agent_r1.tasks.lazy import LazyTasks
 from agent_r1.tasks.shops import build_database
 from agent_r1.tasks.tools import deal, load_tasks
@@ -302,11 +303,11 @@ class DatabaseEnv(ToolEnv):
 
     def reply(self, message: Message) -> Transition:
         return Transition(
-            done=True, rewards={"answered": float(_answer_in(message.content) is not None)}
+            done=True, rewards={"answered": float(answer_in(message.content) is not None)}
         )
 
     def score(self, answer: str | None) -> Outcome:
-        given = _answer_in(answer or "")
+        given = answer_in(answer or "")
         right = given is not None and _same(given, self.task.answer)
         return Outcome(float(right), success=right, metrics={"ran": float(self._has_run)})
 
@@ -343,12 +344,6 @@ def _from_script(script: str) -> sqlite3.Connection:
 
 def _shown(value: Any) -> str:
     return "NULL" if value is None else str(value)
-
-
-def _answer_in(text: str) -> str | None:
-    _, tag, rest = text.partition("<answer>")
-    inside, end, _ = rest.partition("</answer>")
-    return inside.strip() if tag and end else None
 
 
 def _same(given: str, gold: str) -> bool:

@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from agent_r1.env import ToolEnv, Transition
+from agent_r1.tasks.answers import answer_in
 from agent_r1.tasks.lazy import LazyTasks
 from agent_r1.tools import ToolResult, tool
 from agent_r1.types import Message, Task, derive_seed
@@ -220,15 +221,10 @@ class HopWorld(ToolEnv):
         return Transition(done=True, rewards={"answered": answered})
 
     def score(self, answer: str | None) -> Any:
-        match = answer_in(answer or "")
-        return float(match is not None and match[1].strip() == self.task.answer)
+        return float(answer_in(answer or "") == self.task.answer)
 
     def gold(self) -> list[str]:
         return gold_actions(self.world)
-
-
-def answer_in(text: str) -> re.Match[str] | None:
-    return re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
 
 
 def gold_actions(world: World) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import Field
 
 from agent_r1.env import Transition
-from agent_r1.tasks.hopworld import Family, Hops, HopWorld, answer_in
+from agent_r1.tasks.answers import answer_in
+from agent_r1.tasks.hopworld import Family, Hops, HopWorld
 from agent_r1.tasks.lazy import LazyTasks
 from agent_r1.types import Message, Outcome, Task, derive_seed
 from agent_r1.users import UserEnv

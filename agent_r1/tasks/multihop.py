@@ -23,6 +23,7 @@ from pydantic import Field
 
 from agent_r1.config import ConfigError
 from agent_r1.env import ToolEnv, Transition
+from agent_r1.tasks.answers import answer_in
 from agent_r1.tasks.search import Passage, PassageIndex
 from agent_r1.tools import ToolResult, tool
 from agent_r1.types import Message, Outcome, Task, ToolCall, derive_seed
@@ -116,24 +117,27 @@ class MultiHop(ToolEnv):
         return self.show(results, **rewards)
 
     def reply(self, message: Message) -> Transition:
-        return Transition(done=True, rewards={"format": 0.5 * bool(_answer_in(message.content))})
+        return Transition(
+            done=True, rewards={"format": 0.5 * (answer_in(message.content) is not None)}
+        )
 
     def score(self, answer: str | None) -> Outcome:
-        match = _answer_in(answer or "")
-        given = match[1].strip() if match else ""
+        found = answer_in(answer or "")
+        given = found or ""
         accepted = [self.task.answer, *self.task.data["aliases"]]
         em = max(exact_match(given, gold) for gold in accepted)
         f1 = max(f1_score(given, gold) for gold in accepted)
         recall = len(self._found) / max(1, len(self.task.data["supporting_ids"]))
-        metrics = {"em": em, "f1": f1, "supporting_recall": recall, "answered": float(bool(match))}
+        metrics = {
+            "em": em,
+            "f1": f1,
+            "supporting_recall": recall,
+            "answered": float(found is not None),
+        }
         return Outcome(em, success=em == 1.0, metrics=metrics)
 
     def gold(self) -> list[str]:
         return [f"<answer>{self.task.answer}</answer>"]
-
-
-def _answer_in(text: str) -> re.Match[str] | None:
-    return re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
 
 
 def normalize_answer(text: str) -> str:
