@@ -12,7 +12,12 @@ from agent_r1.types import MalformedCall, Message, ToolCall
 
 MAX_DEPTH = 64
 """Of a call's arguments: what is deeper cannot be written down again."""
-_CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|(?=<tool_call>)|\Z)|(</tool_call>)", re.DOTALL)
+_TAGGED = re.compile(
+    r"<think>.*?(?:</think>|\Z)|(?P<end></think>)"
+    r"|(?P<call><tool_call>(?P<body>.*?)(?P<close></tool_call>|(?=<tool_call>)|\Z)"
+    r"|(?P<alone></tool_call>))",
+    re.DOTALL,
+)
 
 
 def parse_hermes(text: str) -> Message:
@@ -20,22 +25,34 @@ def parse_hermes(text: str) -> Message:
 
     Example: ``'Let me see.<tool_call>{"name": "f", "arguments": {}}</tool_call>'`` is the content
     ``'Let me see.'`` and one call of ``f``. What cannot be read as a call becomes a
-    ``MalformedCall``.
+    ``MalformedCall``. Thinking, between ``<think>`` and ``</think>`` or not yet ended, is neither
+    content nor call; what stands before a ``</think>`` alone was thinking too.
     """
-    calls = tuple(_read_call(match) for match in _CALL.finditer(text))
-    return Message("assistant", _CALL.sub("", text).strip(), calls)
+    content = ""
+    calls: list[ToolCall | MalformedCall] = []
+    start = 0
+    for match in _TAGGED.finditer(text):
+        content += text[start : match.start()]
+        start = match.end()
+        if match["end"]:
+            content, calls = "", []
+        elif match["call"]:
+            calls.append(_read_call(match))
+    return Message("assistant", (content + text[start:]).strip(), tuple(calls))
 
 
 def _read_call(match: re.Match[str]) -> ToolCall | MalformedCall:
-    def malformed(reason: str) -> MalformedCall:
-        return MalformedCall(match[0], reason)
+    text, body, end, alone = match.group("call", "body", "close", "alone")
 
-    if match[3]:
+    def malformed(reason: str) -> MalformedCall:
+        return MalformedCall(text, reason)
+
+    if alone:
         return malformed("</tool_call> without <tool_call> before it")
-    if not match[2]:
+    if not end:
         return malformed("the call is not closed by </tool_call>")
     try:
-        return _checked(json.loads(match[1]), "arguments", match[0])
+        return _checked(json.loads(body), "arguments", text)
     except (ValueError, RecursionError) as error:
         return malformed(f"the call is not valid JSON: {error}")
 
