@@ -14,6 +14,7 @@ RENDERERS = Registry(
     "renderer",
     {
         "chatml": "agent_r1.render.chatml:ChatML",
+        "gemma3": "agent_r1.render.gemma3:Gemma3",
         "llama3": "agent_r1.render.llama3:Llama3",
         "template": "agent_r1.render.template:ChatTemplate",
     },

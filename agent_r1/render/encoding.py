@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
@@ -15,6 +15,10 @@ class HuggingFaceTokenizer(Protocol):
     """What renderers need of a fast tokenizer of transformers."""
 
     backend_tokenizer: Tokenizer
+
+
+BLANK = re.compile(r"[\s▁]+")
+"""Added tokens that are text all the same: Gemma has some for runs of line ends, tabs, spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +33,26 @@ class Encoder:
 
     The result equals what the tokenizer gives for the joined text, except that an added token,
     special or not, can come out of markup only. Runs of text between added tokens are encoded in
-    one go, because a tokenizer may merge across the joint of two pieces.
+    one go, because a tokenizer may merge across the joint of two pieces. Added tokens that are in
+    the model's own vocabulary too, not special, and match ``words``, count as text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, words: re.Pattern[str] = BLANK) -> None:
         spec = json.loads(tokenizer.to_str())
-        self._added = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
+        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+        text: list[dict[str, Any]] = []
+        control: list[dict[str, Any]] = []
+        for token in spec["added_tokens"]:
+            word = words.fullmatch(token["content"]) and token["content"] in vocabulary
+            (text if word and not token["special"] else control).append(token)
+        self._added = {token["content"]: int(token["id"]) for token in control}
         self._control_ids = frozenset(self._added.values())
         longest_first = sorted(self._added, key=len, reverse=True)
         self._pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        # The same tokenizer without its added tokens: `encode_special_tokens` alone would still
+        # The same tokenizer without those tokens: `encode_special_tokens` alone would still
         # let the added tokens through that are not special, such as Qwen's <tool_call>.
         self._plain = Tokenizer.from_str(
-            json.dumps({**spec, "added_tokens": [], "post_processor": None})
+            json.dumps({**spec, "added_tokens": text, "post_processor": None})
         )
         self._tokenizer = tokenizer
 

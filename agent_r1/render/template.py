@@ -217,5 +217,5 @@ def _minus(whole: list[str | Markup], before: str) -> list[str | Markup]:
 def _refused(reason: str) -> ConfigError:
     return ConfigError(
         f"renderer 'template': this chat template cannot be used turn by turn: {reason}; "
-        "choose 'chatml' or 'llama3', or write a renderer ('my_format.py:MyFormat')"
+        "choose 'chatml', 'gemma3' or 'llama3', or write a renderer ('my_format.py:MyFormat')"
     )
