@@ -1,16 +1,13 @@
 """Llama 3 and the fallback from a chat template, each against the template itself."""
 
-from pathlib import Path
-
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from agent_r1.config import ConfigError
 from agent_r1.render.chatml import ChatML
 from agent_r1.render.llama3 import Llama3
 from agent_r1.render.template import ChatTemplate
 from agent_r1.types import Action, MalformedCall, Message, ToolCall
+from tests.chat_formats import LLAMA3_CONTROL, as_rows, small_tokenizer, template, turn_by_turn
 
 SCHEMA = {
     "type": "function",
@@ -35,62 +32,15 @@ CONVERSATION = [
     Message("assistant", "Which one?"),
     Message("user", "The red one."),
 ]
-DATA = Path(__file__).parent / "data"
-LLAMA3_CONTROL = [
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-    "<|python_tag|>",
-]
 
 
 def make_tokenizer(control, template):
-    """A small byte-level BPE tokenizer with real merges."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=control,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([template, repr(CONVERSATION), repr(SCHEMA)] * 3, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=control[0], eos_token=control[-2]
-    )
-    fast.chat_template = template
-    return fast
+    return small_tokenizer(control, template, repr(CONVERSATION) + repr(SCHEMA))
 
 
 @pytest.fixture(scope="module")
 def llama3():
-    return make_tokenizer(LLAMA3_CONTROL, (DATA / "llama3_template.jinja").read_text())
-
-
-def as_rows(messages):
-    rows = []
-    for message in messages:
-        row = {"role": message.role, "content": message.content}
-        if message.tool_calls:
-            calls = [{"name": c.name, "arguments": c.arguments} for c in message.tool_calls]
-            row["tool_calls"] = [{"type": "function", "function": call} for call in calls]
-        rows.append(row)
-    return rows
-
-
-def turn_by_turn(renderer, messages, tools):
-    """The ids of the whole conversation, prompt first, then action by action."""
-    first = next(i for i, m in enumerate(messages) if m.role == "assistant")
-    ids = renderer.prompt(messages[:first], tools)
-    for action, observation in zip(messages[first::2], messages[first + 1 :: 2], strict=True):
-        said = renderer.encode_message(action)
-        zeros = (0.0,) * len(said)
-        ids += said + renderer.observation([observation], Action(said, zeros, zeros, 0, "stop"))
-    return ids
+    return make_tokenizer(LLAMA3_CONTROL, template("llama3_1"))
 
 
 def without_control(messages):
