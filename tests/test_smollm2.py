@@ -10,6 +10,7 @@ from agent_r1.render.chatml import ChatML
 from agent_r1.run import RunFolder
 from agent_r1.sections import ModelSettings
 from agent_r1.types import Action, Kind, Message
+from tests.chat_formats import template
 
 DATA = Path(__file__).parent / "data" / "multihop"
 
@@ -21,6 +22,7 @@ def smollm2():
 
 def test_prompt_and_joints_equal_its_template(smollm2):
     """Its template has no tools; everything else must be the same, token by token."""
+    assert smollm2.tokenizer.chat_template == template("smollm2")
     renderer = ChatML(ChatML.Settings(), smollm2.tokenizer)
     messages = [
         ("system", "Be brief."),
