@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         goes_on = "`agent-r1 train --resume RUN` goes on from the last checkpoint"
         if arguments.command == "bench":
             goes_on = "the same command goes on"
+        if arguments.command == "index":
+            goes_on = "nothing was written"
         print(f"\ninterrupted; {goes_on}", file=sys.stderr)
         return 130
 
@@ -93,11 +95,27 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     check.set_defaults(run_command=_check, takes_overrides=True)
 
-    for command in (train, evaluate, export, check, *_add_comparisons(commands)):
+    more = (_add_index(commands), *_add_comparisons(commands))
+    for command in (train, evaluate, export, check, *more):
         command.add_argument(
             "--json", action="store_true", help="print figures as JSON, nothing else"
         )
     return parser
+
+
+def _add_index(commands: _Commands) -> argparse.ArgumentParser:
+    index = commands.add_parser(
+        "index", help="make a search index of passages (BM25)", allow_abbrev=False
+    )
+    index.add_argument(
+        "corpus", nargs="+", metavar="CORPUS", help="a .jsonl, .jsonl.gz or .parquet file"
+    )
+    index.add_argument(
+        "--out", metavar="FOLDER", help="a new folder (default: the cache, where runs look for it)"
+    )
+    index.add_argument("--try", dest="query", metavar="QUERY", help="print what it finds")
+    index.set_defaults(run_command=_index)
+    return index
 
 
 def _add_comparisons(commands: _Commands) -> list[argparse.ArgumentParser]:
@@ -270,6 +288,39 @@ def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     report = dry_run(recipe)
     print(json.dumps(report.as_dict()) if arguments.json else report.as_text())
+    return 0
+
+
+def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
+    import asyncio
+    import time
+    from pathlib import Path
+
+    from agent_r1.progress import counting
+    from agent_r1.search.bm25 import BM25, build_index
+
+    start = time.perf_counter()
+    corpus = [Path(file).expanduser() for file in arguments.corpus]
+    out = Path(arguments.out).expanduser() if arguments.out else None
+    with counting("passages", quiet=arguments.json) as tell:
+        folder = build_index(corpus, out, tell)
+    seconds = time.perf_counter() - start
+    searcher = BM25(BM25.Settings(index=str(folder)), ())
+    figures: dict[str, Any] = {
+        "index": str(folder),
+        "passages": len(searcher.passages),
+        "seconds": round(seconds, 2),
+        "MiB": round(sum(file.stat().st_size for file in folder.iterdir()) / 2**20, 1),
+    }
+    if arguments.query is not None:
+        found = asyncio.run(searcher.search(arguments.query, 3))
+        figures["found"] = [vars(passage) for passage in found]
+    if arguments.json:
+        print(json.dumps(figures))
+        return 0
+    print("{passages:,} passages in {seconds} s, {MiB} MiB: {index}".format(**figures))
+    for passage in figures.get("found", ()):
+        print("\n{id}  {title}\n{text}".format(**passage))
     return 0
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Reporter:
@@ -84,6 +93,24 @@ class Reporter:
             f"[{total['low']:.2f}, {total['high']:.2f}]  "
             f"by category {by_category}  {figures['seconds']:.1f} s"
         )
+
+
+@contextmanager
+def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[str, int], None]]:
+    """A bar on stderr for work whose size is not known before; it is told stage and count."""
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(f"{{task.completed:,}} {what}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    task = progress.add_task("starting", total=None)
+    with progress:
+        yield lambda stage, number: progress.update(task, description=stage, completed=number)
 
 
 def _parts(figures: dict[str, Any]) -> str:

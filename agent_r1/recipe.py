@@ -32,6 +32,7 @@ from agent_r1.env import MEMORIES
 from agent_r1.render import RENDERERS
 from agent_r1.rollout import ENGINES
 from agent_r1.rollout.episode import Limits
+from agent_r1.search import SEARCHES
 from agent_r1.sections import LearnerSettings, ModelSettings
 from agent_r1.tasks import ENVS
 from agent_r1.users import USERS
@@ -43,7 +44,7 @@ REGISTRIES = {
     "renderer": RENDERERS,
     "engine": ENGINES,
 }
-SECTIONS = {**REGISTRIES, "env.memory": MEMORIES, "env.user": USERS}
+SECTIONS = {**REGISTRIES, "env.memory": MEMORIES, "env.user": USERS, "env.search": SEARCHES}
 """All sections whose ``name`` decides what keys they have."""
 _BASE: ContextVar[Path | None] = ContextVar("recipe_folder", default=None)
 

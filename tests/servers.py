@@ -43,3 +43,15 @@ def openenv_example():
         yield process, f"http://127.0.0.1:{port}"
     finally:
         stop(process)
+
+
+@contextlib.contextmanager
+def retriever(corpus):
+    """A search server with Search-R1's interface; gives its process and address."""
+    port = free_port()
+    script = Path(__file__).parent / "retriever.py"
+    process = start([sys.executable, str(script), str(port), str(corpus)], port)
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        stop(process)

@@ -1,0 +1,71 @@
+"""Search over passages, by name: BM25 or embeddings here, or a server elsewhere.
+
+[env.search]
+name = "bm25"        # the default; or "dense", "http", "my_search.py:MySearch"
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from agent_r1.config import NamedSection, Registry
+
+SEARCHES = Registry(
+    "search",
+    {
+        "bm25": "agent_r1.search.bm25:BM25",
+        "dense": "agent_r1.search.dense:Dense",
+        "http": "agent_r1.search.http:Http",
+    },
+    default="bm25",
+)
+SearchSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(SEARCHES.section)]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One searchable text."""
+
+    id: str
+    title: str
+    text: str
+
+
+class Searcher(Protocol):
+    """Finds passages. Its class is made as ``Class(settings, corpus)``; all episodes of a process
+    share one, and it may be asked from one event loop after another.
+    """
+
+    async def search(self, query: str, k: int) -> list[Passage]:
+        """At most ``k`` passages, the best first; the same whatever else is asked at the time."""
+        ...
+
+    def report(self) -> dict[str, float]:
+        """What has happened since the last report: ``queries``, and ``p50_ms`` and ``p99_ms`` of
+        their latency if there were any.
+        """
+        ...
+
+
+_OPEN: dict[tuple[str, ...], Searcher] = {}
+_LOCK = threading.Lock()
+
+
+def open_search(settings: NamedSection, corpus: Sequence[Path]) -> Searcher:
+    """The process's searcher of these settings over these files, made on first use.
+
+    Raises:
+        ConfigError: A file, a library, a model or an index is missing or not as it should be.
+    """
+    files = [path.expanduser().resolve() for path in corpus]
+    key = (settings.model_dump_json(), *map(str, files))
+    with _LOCK:
+        if key not in _OPEN:
+            _OPEN[key] = SEARCHES.resolve(settings.name)(settings, files)
+        return _OPEN[key]

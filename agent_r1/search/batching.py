@@ -1,0 +1,102 @@
+"""Queries that episodes ask at the same time, answered together."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from agent_r1.search import Passage
+
+Query: TypeAlias = tuple[str, int]
+"""The words, and how many passages."""
+Answer: TypeAlias = list[Passage] | Exception
+_Waiting: TypeAlias = list[tuple[Query, "asyncio.Future[Answer]"]]
+
+
+class BatchedSearcher:
+    """A searcher that is asked for many queries at once. Write ``look_up``, which runs in a thread
+    and never twice at a time, or ``answer``.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.AbstractEventLoop, _Waiting] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lock = threading.Lock()
+        self._seconds = array("d")
+
+    def look_up(self, queries: Sequence[Query]) -> Sequence[Answer]:
+        """The passages of each query; an exception in place of some fails that query alone."""
+        raise NotImplementedError(f"{type(self).__name__} has neither look_up nor answer")
+
+    async def answer(self, queries: Sequence[Query]) -> Sequence[Answer]:
+        """As ``look_up``, without blocking the event loop."""
+
+        def alone() -> Sequence[Answer]:
+            with self._lock:
+                return self.look_up(queries)
+
+        return await asyncio.to_thread(alone)
+
+    async def search(self, query: str, k: int) -> list[Passage]:
+        start = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        if loop not in self._waiting:  # the queue lives no longer than somebody waits in it
+            self._waiting[loop] = []
+            self._tasks.add(task := loop.create_task(self._serve(loop)))
+            task.add_done_callback(self._tasks.discard)
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._waiting[loop].append(((query, k), future))
+        answer = await future
+        if isinstance(answer, Exception):
+            raise answer
+        self._seconds.append(time.perf_counter() - start)
+        return list(answer)
+
+    def report(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, array("d")
+        figures = {"queries": float(len(seconds))}
+        if seconds:
+            p50, p99 = 1000 * np.percentile(seconds, (50, 99))
+            figures |= {"p50_ms": float(p50), "p99_ms": float(p99)}
+        return figures
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answers what waits, batch after batch, until nothing does."""
+        waiting = self._waiting[loop]
+        asked: defaultdict[Query, list[asyncio.Future[Answer]]] = defaultdict(list)
+        try:
+            while waiting:
+                size = 0
+                while size != len(waiting):  # whoever can ask now, does so first
+                    size = len(waiting)
+                    await asyncio.sleep(0)
+                asked.clear()
+                for query, future in waiting:
+                    if not future.done():  # else given up
+                        asked[query].append(future)
+                waiting.clear()
+                for query, answer in zip(asked, await self._answers([*asked]), strict=True):
+                    for future in asked[query]:
+                        if not future.done():
+                            future.set_result(answer)
+        finally:
+            del self._waiting[loop]
+            unanswered = [future for _, future in waiting]
+            unanswered += [future for futures in asked.values() for future in futures]
+            for future in unanswered:
+                future.cancel()
+
+    async def _answers(self, queries: Sequence[Query]) -> Sequence[Answer]:
+        if not queries:
+            return []
+        try:
+            return await self.answer(queries)
+        except Exception as error:  # raised where each was asked
+            return [error] * len(queries)
