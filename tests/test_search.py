@@ -233,6 +233,8 @@ class Slow(BatchedSearcher):
         self.batches.append([text for text, _ in queries])
         if "crash" in self.batches[-1]:
             raise RuntimeError("crashed")
+        if "mute" in self.batches[-1]:
+            return []
         return [ValueError(q) if q == "bad" else [Passage(q, "", "")] * k for q, k in queries]
 
 
@@ -261,6 +263,7 @@ def test_failures_are_raised_where_they_were_asked():
     assert good[0].id == "good"
     assert isinstance(bad, ValueError)
     assert {type(answer) for answer in ask(slow, "a", "crash")} == {RuntimeError}
+    assert str(ask(slow, "mute")[0]) == "0 answers to 1 queries"
     assert ask(slow, "a")[0][0].id == "a"
     assert slow.report()["queries"] == 2
 

@@ -97,6 +97,9 @@ class BatchedSearcher:
         if not queries:
             return []
         try:
-            return await self.answer(queries)
+            answers = await self.answer(queries)
+            if len(answers) != len(queries):
+                raise ValueError(f"{len(answers)} answers to {len(queries)} queries")
+            return answers
         except Exception as error:  # raised where each was asked
             return [error] * len(queries)
