@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; 2 when the user's input is at fault, 130 when interrupted."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "train" and not getattr(arguments, "takes_overrides", False):
+    if rest and not getattr(arguments, "takes_overrides", False):
         parser.error(f"unexpected arguments: {' '.join(rest)}")
     from agent_r1.config import ConfigError
     from agent_r1.env_check import EnvCheckError
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="agent-r1",
         description="Train language-model agents on their own tools by reinforcement learning.",
-        epilog="train, eval and check take any key of a recipe, e.g. --train.iterations 5",
+        epilog="train, sft, eval, check and bench take any key of a recipe: --train.iterations 5",
     )
     parser.add_argument("--version", action="version", version=f"agent-r1 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -55,10 +55,27 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", help="train by a recipe, or go on with a run", allow_abbrev=False
     )
-    train.add_argument("recipe", nargs="?", help="a TOML file, or the name of a recipe that ships")
-    train.add_argument("--resume", metavar="RUN", help="go on with a run after its last checkpoint")
-    train.add_argument("--run", help="the run folder (default: runs/RECIPE-TIME)")
-    train.set_defaults(run_command=_train)
+    sft = commands.add_parser(
+        "sft",
+        help="warm start: imitate the environment's gold actions, or successes of past runs",
+        allow_abbrev=False,
+    )
+    for command in (train, sft):
+        command.add_argument(
+            "recipe", nargs="?", help="a TOML file, or the name of a recipe that ships"
+        )
+        command.add_argument(
+            "--resume", metavar="RUN", help="go on with a run after its last checkpoint"
+        )
+        command.add_argument("--run", help="the run folder (default: runs/RECIPE-TIME)")
+        command.set_defaults(run_command=_train, takes_overrides=True)
+    sft.add_argument(
+        "--from",
+        dest="source",
+        action="append",
+        metavar="RUN",
+        help="imitate this run's successful episodes (more than once: several runs')",
+    )
 
     evaluate = commands.add_parser("eval", help="success on held-out tasks", allow_abbrev=False)
     evaluate.add_argument(
@@ -96,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run_command=_check, takes_overrides=True)
 
     more = (_add_index(commands), *_add_comparisons(commands))
-    for command in (train, evaluate, export, check, *more):
+    for command in (train, sft, evaluate, export, check, *more):
         command.add_argument(
             "--json", action="store_true", help="print figures as JSON, nothing else"
         )
@@ -147,7 +164,7 @@ def _add_comparisons(commands: _Commands) -> list[argparse.ArgumentParser]:
         "--runs", metavar="FOLDER", help="run folders, shared by experiments (default: runs/bench)"
     )
     bench.add_argument("--parallel", type=_count, help="runs at once (default: by the cores)")
-    bench.set_defaults(run_command=_bench)
+    bench.set_defaults(run_command=_bench, takes_overrides=True)
     return [explain, bench]
 
 
@@ -180,7 +197,8 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     if (arguments.resume is None) == (arguments.recipe is None):
         raise ConfigError(
-            f"train needs a recipe (of ours: {', '.join(shipped_recipes())}) or --resume RUN"
+            f"{arguments.command} needs a recipe (of ours: {', '.join(shipped_recipes())}) or "
+            "--resume RUN"
         )
     if arguments.resume:
         if rest or arguments.run:
@@ -188,7 +206,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         run = RunFolder.open(arguments.resume)
         recipe, _ = load_recipe(run.recipe_data())
     else:
-        recipe = _load(arguments.recipe, rest, quiet=arguments.json)
+        recipe = _load(arguments.recipe, [*_imitating(arguments), *rest], quiet=arguments.json)
         if arguments.run:
             RunFolder.must_be_free(arguments.run)
     from agent_r1 import api
@@ -210,6 +228,14 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     else:
         _print_result(result)
     return 0
+
+
+def _imitating(arguments: argparse.Namespace) -> list[str]:
+    """The overrides that make ``sft`` of a recipe for reinforcement learning."""
+    if arguments.command != "sft":
+        return []
+    source = [f"--algorithm.source={json.dumps(arguments.source)}"] if arguments.source else []
+    return ["--algorithm=sft", "--credit=outcome", "--train.attempts=1", *source]
 
 
 def _print_result(result: Result) -> None:
@@ -338,9 +364,11 @@ def _bench(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     from agent_r1.bench.experiment import load_experiment
     from agent_r1.bench.schedule import run_experiment
+    from agent_r1.config import parse_overrides
 
     path = Path(arguments.experiment)
-    experiment, jobs = load_experiment(path, quick=arguments.quick)
+    overrides = parse_overrides(rest)
+    experiment, jobs = load_experiment(path, quick=arguments.quick, overrides=overrides)
     name = path.stem + ("-quick" if arguments.quick else "")
     out = Path(arguments.out or Path("runs") / "bench" / name)
     outcome = run_experiment(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent_r1.env import make_env
+from agent_r1.env import gold_of, make_env
 from agent_r1.env_check import check_env
 from agent_r1.policy import load_tokenizer
 from agent_r1.recipe import Recipe
@@ -90,7 +90,7 @@ async def _play(
 
     messages = await env.reset(task, derive_seed(recipe.seed, task.id))
     add(Kind.OBSERVATION, renderer.prompt(messages, env.schemas))
-    for text in env.gold() if hasattr(env, "gold") else []:
+    for text in gold_of(env):
         # Scripts are written in one form; the renderer writes and reads them in its own.
         ids = renderer.encode_message(parse_hermes(text))
         action = Action(ids, (0.0,) * len(ids), (0.0,) * len(ids), 0, "stop")

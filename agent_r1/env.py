@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -105,6 +105,11 @@ def make_env(env_class: Any, settings: NamedSection) -> Env:
         return env
     wrapped: Env = MEMORIES.resolve(settings.memory.name)(env, settings.memory)
     return wrapped
+
+
+def gold_of(env: Any) -> Iterable[str]:
+    """The texts of an environment's gold actions; none if it knows of none."""
+    return env.gold() if hasattr(env, "gold") else ()
 
 
 class ToolEnv:
@@ -223,9 +228,10 @@ class ToolEnv:
         """
         raise NotImplementedError(f"{type(self).__name__} has no score(answer)")
 
-    def gold(self) -> list[str]:
-        """Texts of actions that solve ``self.task``, for ``check_env``. Default: the gold answer
-        alone.
+    def gold(self) -> Iterable[str]:
+        """Texts of actions that solve ``self.task``, for ``check_env`` and as demonstrations for
+        ``agent-r1 sft``. Each is played before the next is asked for, so a generator may go by what
+        the last one led to. Default: the gold answer alone.
         """
         return [self.task.answer] if self.task.answer else []
 

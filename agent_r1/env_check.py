@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent_r1.config import ConfigError, NamedSection
-from agent_r1.env import Env, make_env
+from agent_r1.env import Env, gold_of, make_env
 from agent_r1.render.calls import parse_hermes
 from agent_r1.run_async import run_async
 from agent_r1.types import Outcome, Task, derive_seed
@@ -63,7 +63,7 @@ async def _check(env: type[Any], settings: NamedSection, num_tasks: int, seed: i
         if len(tasks) == 0:
             problems.append(f"split {split!r} has no tasks")
         for task in tasks[:num_tasks]:
-            if other := seen.get(task.id):
+            if (other := seen.get(task.id, split)) != split:
                 problems.append(
                     f"task id {task.id!r} stands in split {other!r} and again in {split!r}"
                 )
@@ -124,16 +124,21 @@ class _Played:
         self.problems: list[str] = []
 
     async def gold(self) -> list[str]:
-        """The environment's own solution; none if it has none or cannot start."""
+        """The environment's own solution, played; none if it has none or fails."""
+        actions: list[str] = []
         try:
             env: Any = make_env(self._env, self._settings)
             await env.reset(self._task, self._seed)
-            actions: list[str] = env.gold() if hasattr(env, "gold") else []
+            for text in gold_of(env):
+                actions.append(text)
+                if (await env.step(parse_hermes(text))).done:
+                    break
             await env.close()
         except ConfigError:
             raise
         except Exception as error:  # the author's code
-            self.problems.append(f"{type(error).__name__} before the first action: {error}")
+            when = f"after {actions!r:.200}" if actions else "before the first action"
+            self.problems.append(f"{type(error).__name__} {when}: {error}")
             return []
         return actions
 

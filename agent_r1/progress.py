@@ -67,19 +67,15 @@ class Reporter:
         self._seen += 1
         self._spent += seconds
         left = (self._total - row["iteration"]) * self._spent / self._seen
-        num_groups = figures["groups_used"] + figures["groups_without_signal"]
-        line = (
-            f"{row['iteration']:4d}/{self._total}  success {_figure(figures['success'])}  "
-            f"reward {_figure(figures['reward'])}{_parts(figures)}  "
-            f"entropy {figures['entropy']:.3f}  "
-            f"tokens {figures['action_tokens']:.0f}  turns {figures['turns']:.1f}  "
-            f"groups {figures['groups_used']}/{num_groups}  "
-            f"{row['tokens_per_second']['generated']:,.0f} tok/s  {seconds:.1f} s  "
+        sampled = figures["updates"] == 0 or figures["entropy"] is not None
+        self.say(
+            f"{row['iteration']:4d}/{self._total}  "
+            f"{_of_rollout(row) if sampled else _of_demonstrations(row)}  {seconds:.1f} s  "
             f"left {_clock(left)}"
         )
-        self.say(line)
         if self._progress is not None:
-            description = f"success {_figure(figures['success'])}"
+            name = "success" if sampled else "loss"
+            description = f"{name} {_figure(figures[name])}"
             self._progress.update(self._task, completed=row["iteration"], description=description)
 
     def validation(self, iteration: int, figures: dict[str, Any]) -> None:
@@ -111,6 +107,28 @@ def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[str, int],
     task = progress.add_task("starting", total=None)
     with progress:
         yield lambda stage, number: progress.update(task, description=stage, completed=number)
+
+
+def _of_rollout(row: dict[str, Any]) -> str:
+    figures = row["figures"]
+    num_groups = figures["groups_used"] + figures["groups_without_signal"]
+    return (
+        f"success {_figure(figures['success'])}  "
+        f"reward {_figure(figures['reward'])}{_parts(figures)}  "
+        f"entropy {_figure(figures['entropy'])}  "
+        f"tokens {figures['action_tokens']:.0f}  turns {figures['turns']:.1f}  "
+        f"groups {figures['groups_used']}/{num_groups}  "
+        f"{row['tokens_per_second']['generated']:,.0f} tok/s"
+    )
+
+
+def _of_demonstrations(row: dict[str, Any]) -> str:
+    """The loss is the mean of -log pi over the tokens that are imitated."""
+    figures = row["figures"]
+    return (
+        f"loss {figures['loss']:.3f}  tokens {figures['action_tokens']:.0f}  "
+        f"turns {figures['turns']:.1f}  {row['tokens_per_second']['trained']:,.0f} tok/s"
+    )
 
 
 def _parts(figures: dict[str, Any]) -> str:

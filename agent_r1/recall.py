@@ -16,13 +16,13 @@ named as ``file.py:Class``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import Field
 
 from agent_r1.config import NamedSection
-from agent_r1.env import Env, Transition
+from agent_r1.env import Env, Transition, gold_of
 from agent_r1.types import Message, Outcome, Task
 
 
@@ -78,8 +78,8 @@ class Recent:
     async def close(self) -> None:
         await self._env.close()
 
-    def gold(self) -> list[str]:
-        return _gold_of(self._env)
+    def gold(self) -> Iterable[str]:
+        return gold_of(self._env)
 
 
 class Summary(Recent):
@@ -127,22 +127,17 @@ class Summary(Recent):
         messages = (*transition.messages, asks)
         return dataclasses.replace(transition, messages=messages, state_key=state)
 
-    def gold(self) -> list[str]:
+    def gold(self) -> Iterator[str]:
         """The environment's own solution, after every so many actions all that was said so far."""
-        actions: list[str] = []
-        for number, action in enumerate(own := _gold_of(self._env), 1):
-            actions.append(action)
-            if number % self._settings.every == 0 and number < len(own):
-                said = [text.split("<tool_call>")[0].strip() for text in own[:number]]
-                actions.append("\n".join(said) or "Nothing yet.")
-        return actions
+        said: list[str] = []
+        for action in gold_of(self._env):
+            if self._asked:
+                yield "\n".join(said) or "Nothing yet."
+            yield action
+            said.append(action.split("<tool_call>")[0].strip())
 
 
 def _with_notes(opening: Sequence[Message], title: str, notes: Sequence[str]) -> list[Message]:
     *before, last = opening
     text = "\n".join([last.content, *([title, *notes] if any(notes) else [])])
     return [*before, dataclasses.replace(last, content=text)]
-
-
-def _gold_of(env: Any) -> list[str]:
-    return env.gold() if hasattr(env, "gold") else []

@@ -19,11 +19,14 @@ class LoraSettings(Section):
         rank: Of each product of two matrices that is added to a weight.
         alpha: The product is scaled by alpha / rank.
         targets: Names of the layers that get one, or ``all-linear``: all but the output layer.
+        start: An adapter of this rank and alpha to go on with: the folder of a run (its best
+            checkpoint), or one that peft wrote. By default a new one, which changes nothing yet.
     """
 
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    start: str | None = None
 
 
 class ModelSettings(Section):

@@ -14,6 +14,13 @@ from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.assign import assign_credit, informative, trained_on
 from agent_r1.checkpoint import Checkpoints, State
 from agent_r1.config import ConfigError
+from agent_r1.demonstrations import (
+    GOLD,
+    Demonstrations,
+    GoldDemonstrations,
+    PastDemonstrations,
+    open_runs,
+)
 from agent_r1.env import make_env
 from agent_r1.evaluate import Evaluation, evaluate
 from agent_r1.learner import Learner
@@ -26,6 +33,7 @@ from agent_r1.policy import (
     load_config,
     load_policy,
     load_tokenizer,
+    start_folder,
     why_unpackable,
 )
 from agent_r1.progress import Reporter
@@ -74,6 +82,10 @@ def preflight(recipe: Recipe) -> None:
     for split in ("train", "validation", *(["test"] if recipe.evaluation.test_tasks else [])):
         tasks_of(recipe, split)
     config = load_config(recipe.model)
+    start_folder(recipe.model.lora)
+    algorithm = ALGORITHMS.resolve(recipe.algorithm.name)
+    if algorithm.demonstrated and getattr(recipe.algorithm, "source", GOLD) != GOLD:
+        PastDemonstrations(open_runs(recipe), getattr(recipe.algorithm, "require", {}))
     if recipe.engine.name == "native" and (reason := why_unpackable(config)):
         raise ConfigError(
             f"engine = 'native' cannot run {recipe.model.path!r}: {reason}; "
@@ -114,6 +126,14 @@ async def _try_env(recipe: Recipe) -> None:
         ) from error
 
 
+def demonstrations_of(recipe: Recipe, rollout: Rollout) -> Demonstrations:
+    """What a recipe that learns from demonstrations imitates."""
+    settings: Any = recipe.algorithm
+    if settings.source == GOLD:
+        return GoldDemonstrations(rollout, tasks_of(recipe, "train"), settings.require)
+    return PastDemonstrations(open_runs(recipe), settings.require)
+
+
 def set_threads(recipe: Recipe) -> None:
     """Fixes the number of CPU threads, which the last bits of matrix products depend on."""
     if recipe.threads:
@@ -126,7 +146,6 @@ class Trainer:
     def __init__(self, recipe: Recipe, run: RunFolder, reporter: Reporter) -> None:
         set_threads(recipe)
         self.recipe, self.run, self.reporter = recipe, run, reporter
-        self.tasks = tasks_of(recipe, "train")
         self.validation = tasks_of(recipe, "validation")[: recipe.evaluation.tasks]
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=recipe.checkpoint.keep)
         last = self.checkpoints.last
@@ -138,7 +157,13 @@ class Trainer:
         self.credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
         self.rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
         self.validator = evaluator(self.rollout, recipe)
-        temperature = recipe.train.temperature
+        self.tasks = tasks_of(recipe, "train")
+        self.source: Rollout | Demonstrations = self.rollout
+        if self.algorithm.demonstrated:
+            self.source = demonstrations_of(recipe, self.rollout)
+            self.tasks = self.source.tasks
+        # A demonstration was drawn at no temperature: it is to become what is likely at 1.
+        temperature = 1.0 if self.algorithm.demonstrated else recipe.train.temperature
         self.learner = Learner(
             self.policy,
             self.algorithm,
@@ -229,7 +254,7 @@ class Trainer:
         for refill in range(1 + getattr(self.recipe.algorithm, "refills", 0)):
             with clock("rollout"):
                 fresh = run_async(
-                    self.rollout.run(
+                    self.source.run(
                         self._draw(missing),
                         attempts=train.attempts,
                         temperature=train.temperature,
@@ -314,8 +339,10 @@ class Trainer:
 
     def _reference(self) -> Policy | None:
         """The policy as it came, frozen, if there is a KL term."""
-        if self.algorithm.settings.kl is None or self.policy.has_adapter:
-            return None
+        lora = self.recipe.model.lora
+        starts_bare = lora is not None and lora.start is None
+        if self.algorithm.settings.kl is None or starts_bare:
+            return None  # what came is the policy with its adapter switched off
         return load_policy(self.recipe.model)
 
     def _out_of_time(self) -> bool:

@@ -120,7 +120,8 @@ class Action:
     Attributes:
         token_ids: Sampled ids, the stop token included when one was sampled.
         logprobs: Log-probability (nats) of each id under the distribution it was drawn from,
-            temperature included.
+            temperature included; empty, as are the entropies, for a demonstration, which nobody
+            sampled.
         entropies: Entropy (nats) of that distribution.
         policy_version: Number of weight updates behind the policy that sampled it.
         stop: ``"stop"`` when a stop token or stop string was sampled, ``"length"`` when the limit

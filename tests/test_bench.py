@@ -165,6 +165,72 @@ def test_what_is_wrong_in_the_file_is_said_before_anything_runs(tmp_path, old, n
     assert cure in str(error.value)
 
 
+COLUMNS = """
+recipe = "hopworld"
+seeds = [0]
+columns = ["success", "f1"]
+
+[[arm]]
+name = "base"
+train = false
+
+[[arm]]
+name = "other"
+train = false
+override.threads = 1
+
+[[set]]
+name = "one"
+override.env.test_hops = [1]
+
+[[set]]
+name = "two"
+override.env.test_hops = [2]
+
+[[pair]]
+arm = "other"
+against = "base"
+sets = ["one", "two"]
+"""
+
+
+def test_columns_and_pairs_by_hand(tmp_path):
+    experiment, jobs = load_experiment(
+        written(tmp_path, COLUMNS), overrides=[("limits.turns", 3), ("credit", "step")]
+    )
+    assert {(job.recipe.limits.turns, job.recipe.credit.name) for job in jobs} == {(3, "step")}
+    solved = {("base", "one"): 10, ("base", "two"): 0, ("other", "one"): 20, ("other", "two"): 40}
+    for job in jobs:
+        for test_set, recipe in job.sets:
+            number = solved[job.arm, test_set.name]
+            lost = 99 if job.arm == "base" else 98  # an episode of each that failed
+            outcomes = {
+                str(n): {"success": float(n < number), "f1": 0.5} for n in range(100) if n != lost
+            }
+            file = set_file(tmp_path / job.folder, test_set, recipe)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"outcomes": outcomes, "total": {"faults": 0}}))
+    write_tables(experiment, jobs, tmp_path, tmp_path)
+    rows = table(tmp_path / "table.csv")
+    assert list(rows[0]) == ["method", "set", "n", "success", "success_low", "success_high", "f1"]
+    means = {(row["method"], row["set"]): float(row["success"]) for row in rows}
+    assert means == {key: round(number / 99, 4) for key, number in solved.items()}
+    assert {(row["n"], row["f1"]) for row in rows} == {("99", "0.5")}
+    assert float(rows[0]["success_low"]) == pytest.approx(0.10 - 1.96 * 0.030, abs=0.01)
+    (pair,) = table(tmp_path / "pairs.csv")
+    assert (pair["method"], pair["against"], pair["n"]) == ("other", "base", "196")
+    assert float(pair["difference"]) == round(50 / 196, 4)
+    half = 1.96 * (0.25 * 0.75 / 200) ** 0.5  # 50 of 200 pairs differ, all one way
+    assert float(pair["low"]) == pytest.approx(0.255 - half, abs=0.01)
+    assert float(pair["high"]) == pytest.approx(0.255 + half, abs=0.01)
+    assert "| other | base | one + two | 196 | 0.2551 |" in (tmp_path / "table.md").read_text()
+    with pytest.raises(ConfigError, match=r"columns = 'em', but the environment gives success"):
+        wrong = load_experiment(written(tmp_path, COLUMNS.replace('"f1"]', '"em"]')))[0]
+        write_tables(wrong, jobs, tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match=r"pair: there is no set 'three'"):
+        load_experiment(written(tmp_path, COLUMNS.replace('["one", "two"]', '["three"]')))
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_experiments_that_ship_are_well_formed(path, quick):

@@ -9,14 +9,16 @@ PACKAGE = Path(__file__).parent.parent / "agent_r1"
 ROWS = [
     {"types", "tree", "isolated", "run_async"},
     {"config", "sections"},
+    {"cached"},
     {"failure", "noise"},
     {"tools", "cassette", "dispatch", "mcp_tools", "render",
      "render.encoding", "render.calls", "render.hermes", "render.chatml", "render.gemma3",
      "render.llama3", "render.template"},
-    {"env", "recall", "users", "search", "search.corpus", "search.store", "search.cache",
+    {"env", "recall", "users", "search", "search.corpus", "search.store",
      "search.batching", "search.bm25", "search.dense", "search.http"},
-    {"env_check", "tasks", "tasks.search", "tasks.hopworld", "tasks.hopworld_user", "tasks.shops",
-     "tasks.lazy", "tasks.answers",
+    {"env_check", "tasks", "tasks.hopworld", "tasks.hopworld_user", "tasks.shops",
+     "tasks.lazy", "tasks.answers", "tasks.splits", "tasks.qa_data", "tasks.qa_convert",
+     "tasks.qa_scores",
      "tasks.database", "tasks.gym", "tasks.openenv", "tasks.verifiers",
      "tasks.multihop", "tasks.naive_rag", "tasks.tools"},
     {"kernels", "attention", "logprobs"},
@@ -28,11 +30,12 @@ ROWS = [
     {"algorithms", "algorithms.base", "algorithms.advantages", "algorithms.losses",
      "algorithms.kl", "algorithms.credit", "algorithms.grpo", "algorithms.dr_grpo",
      "algorithms.dapo", "algorithms.gspo", "algorithms.cispo", "algorithms.rloo",
-     "algorithms.reinforce_pp", "algorithms.gigpo", "algorithms.ppo", "algorithms.step_gae"},
+     "algorithms.reinforce_pp", "algorithms.gigpo", "algorithms.ppo", "algorithms.step_gae",
+     "algorithms.sft"},
     {"assign", "masks"},
     {"batch", "pack", "rows", "optimizer", "learner"},
     {"recipe", "run", "checkpoint"},
-    {"evaluate", "progress", "explain", "metrics"},
+    {"evaluate", "progress", "explain", "metrics", "demonstrations"},
     {"trainer", "report"},
     {"api", "dry_run"},
     {"bench", "bench.experiment", "bench.worker", "bench.statistics", "bench.tables",
@@ -41,7 +44,7 @@ ROWS = [
 ]  # fmt: skip
 ALGORITHMS = {module for row in ROWS for module in row if module.startswith("algorithms")}
 WITHOUT_TORCH = (
-    {module for row in ROWS[:6] for module in row}
+    {module for row in ROWS[:7] for module in row}
     | ALGORITHMS - {"algorithms.losses"}
     | {
         "rollout",

@@ -53,6 +53,7 @@ def numbers(run):
     rows = [untimed(row) for row in folder.metrics()]
     for row in rows:
         row.pop("tokens_per_second", None)
+        row.pop("env_seconds", None)
     import dataclasses
 
     episodes = [
@@ -80,6 +81,7 @@ def test_a_run_leaves_what_it_says(uninterrupted):
     assert [("validation" in row) for row in rows] == [True, False, True, False, True]
     assert rows[1]["figures"]["logprob_error"] < 1e-4
     assert set(rows[1]["seconds"]) == {"rollout", "credit", "learner", "other", "total"}
+    assert rows[1]["env_seconds"]["p50"] <= rows[1]["env_seconds"]["p99"]
     last = uninterrupted / "checkpoints" / "last"
     assert os.readlink(last) == "000004"
     assert (uninterrupted / "checkpoints" / "best").exists()

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from pydantic import Field, ValidationError
 
-from agent_r1 import Outcome, Task, ToolEnv, tool
+from agent_r1 import Outcome, Task, ToolEnv, cached, tool
 from agent_r1.config import ConfigError
 from agent_r1.recipe import SECTIONS
-from agent_r1.search import SEARCHES, Passage, SearchSection, bm25, cache, dense, open_search
+from agent_r1.search import SEARCHES, Passage, SearchSection, bm25, dense, open_search
 from agent_r1.search.batching import BatchedSearcher
 from agent_r1.search.corpus import read_corpus, split_contents
 from tests import servers
@@ -198,7 +198,7 @@ def test_of_two_that_make_the_index_one_wins(tmp_path, cache_home):
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        cache.make_folder(tmp_path / "new" / "index", fail)
+        cached.make_folder(tmp_path / "new" / "index", fail)
     assert list((tmp_path / "new").iterdir()) == []
 
 

@@ -61,7 +61,8 @@ def test_text_stays_text(smollm2):
 def test_it_trains_on_questions_with_search(tmp_path, smollm2):
     overrides = {
         "env.path": str(DATA),
-        "env.dataset": "invented",
+        "env.datasets": ["invented"],
+        "env.example": True,
         "env.holdout": 0.2,
         "train.iterations": 1,
         "train.tasks": 1,

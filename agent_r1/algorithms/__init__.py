@@ -15,6 +15,7 @@ ALGORITHMS = Registry(
         "reinforce++": "agent_r1.algorithms.reinforce_pp:ReinforcePP",
         "reinforce++-baseline": "agent_r1.algorithms.reinforce_pp:ReinforcePPBaseline",
         "rloo": "agent_r1.algorithms.rloo:RLOO",
+        "sft": "agent_r1.algorithms.sft:SFT",
         "step-gae": "agent_r1.algorithms.step_gae:StepGAE",
     },
     default="grpo",

@@ -38,6 +38,10 @@ class Algorithm:
     """
     compares_units: ClassVar[bool] = False
     """Whether it goes by ``Credit.compare``, whose keys have no effect otherwise."""
+    demonstrated: ClassVar[bool] = False
+    """Whether it learns from demonstrations (``settings.source``, ``settings.require``) instead of
+    what the policy samples.
+    """
     whole_trajectories: ClassVar[bool] = False
     """Whether the loss needs all tokens of a trajectory in one micro-batch."""
 

@@ -26,13 +26,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from agent_r1.config import ConfigError, Section, explain, keys_at, load_toml
+from agent_r1.config import ConfigError, Section, explain, keys_at, load_toml, nearest
+from agent_r1.config import override as put
 from agent_r1.recipe import REGISTRIES, Recipe, load_recipe
 
 Override = dict[str, Any]
@@ -93,6 +95,14 @@ class TaskSet(Section):
         return self
 
 
+class Pair(Section):
+    """Two arms compared question by question, on all the sets named together."""
+
+    arm: str
+    against: str
+    sets: tuple[str, ...] = Field(min_length=1)
+
+
 class Quick(Section):
     """What ``--quick`` changes: a form of the experiment that shows that it works, no more. Its
     overrides come last, over those of starts and arms.
@@ -116,7 +126,13 @@ class Speed(Section):
 
 
 class Experiment(Section):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        columns: Metrics of the outcome that the table shows, the first with its interval; by
+            default that of each set alone.
+        pair: Arms whose difference is shown with an interval.
+    """
 
     recipe: str
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
@@ -124,6 +140,8 @@ class Experiment(Section):
     start: tuple[Start, ...] = (Start(),)
     arm: tuple[Arm, ...] = Field(min_length=1)
     set: tuple[TaskSet, ...] = ()
+    columns: tuple[str, ...] = ()
+    pair: tuple[Pair, ...] = ()
     speed: Speed = Speed()
     quick: Quick | None = None
 
@@ -138,6 +156,20 @@ class Experiment(Section):
         for start in self.start:
             if unknown := start.arm.keys() - {arm.name for arm in self.arm}:
                 raise ValueError(f"start {start.name!r}: there is no arm {sorted(unknown)[0]!r}")
+        for pair in self.pair:
+            for what, name in (
+                ("arm", pair.arm),
+                ("arm", pair.against),
+                *(("set", s) for s in pair.sets),
+            ):
+                known = [item.name for item in getattr(self, what)]
+                if name not in known:
+                    raise ValueError(f"pair: there is no {what} {name!r}{nearest(name, known)}")
+            metrics = {s.metric for s in self.set if s.name in pair.sets}
+            if len(metrics) > 1:
+                raise ValueError(f"pair: its sets have different metrics: {sorted(metrics)}")
+        if self.columns and not self.set:
+            raise ValueError(f"columns = {list(self.columns)}: there is no set to show them of")
         trained = [arm.name for arm in self.arm if arm.train]
         for arm in self.arm:
             if arm.against is not None and not (arm.train and arm.against in trained):
@@ -191,12 +223,20 @@ def digest(recipe: Recipe, *more: object) -> str:
     weights, and code that the recipe names as ``file.py:Class``.
     """
     text = recipe.model_dump_json() + repr(more)
-    files = sorted(Path(recipe.model.path).expanduser().glob("*.safetensors"))
+    files = _weights(recipe.model.path)
+    if recipe.model.lora and recipe.model.lora.start:
+        files += _weights(recipe.model.lora.start)
     names = [getattr(recipe, section).name for section in REGISTRIES]
     files += [Path(name.partition(":")[0]) for name in names if ".py:" in name]
     for file in files:
         text += _fingerprint(file, file.stat().st_mtime_ns)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _weights(folder: str) -> list[Path]:
+    """The files with the weights of a model, an adapter, or what a run trained."""
+    path = Path(folder).expanduser()
+    return sorted([*path.glob("*.safetensors"), *path.glob("checkpoints/best/*.safetensors")])
 
 
 @functools.lru_cache(maxsize=64)
@@ -206,13 +246,23 @@ def _fingerprint(file: Path, changed: int) -> str:
         return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
-def load_experiment(path: Path, *, quick: bool = False) -> tuple[Experiment, list[Job]]:
+def load_experiment(
+    path: Path, *, quick: bool = False, overrides: Sequence[tuple[str, Any]] = ()
+) -> tuple[Experiment, list[Job]]:
     """A checked experiment and its jobs, every recipe checked, too.
+
+    Args:
+        path: The TOML file.
+        quick: The short form that it gives.
+        overrides: Dotted keys and values of the recipe, for all runs; what starts, arms and sets
+            say goes over them.
 
     Raises:
         ConfigError: What is wrong, where, and how to mend it.
     """
     data = load_toml(path)
+    for key, value in overrides:
+        put(data.setdefault("override", {}), key, value)
     try:
         experiment = Experiment.model_validate(data)
     except ValidationError as error:

@@ -59,6 +59,9 @@ def run_experiment(
     for path in {job.recipe.model.path for job in todo}:
         if path.count("/") > 1 and not Path(path).expanduser().is_dir():
             raise ConfigError(f"model.path = {path!r}: there is no such folder")
+    for lora in (job.recipe.model.lora for job in todo):
+        if lora and lora.start and not Path(lora.start).expanduser().is_dir():
+            raise ConfigError(f"model.lora.start = {lora.start!r}: there is no such folder")
     threads = max((job.recipe.threads or os.cpu_count() or 1) for job in jobs)
     parallel = parallel or max(1, (os.cpu_count() or 1) // threads)
     say(f"{len(jobs)} runs, {len(jobs) - len(todo)} done before, {parallel} at once; in {runs}")

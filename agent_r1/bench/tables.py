@@ -34,10 +34,17 @@ def write_tables(experiment: Experiment, jobs: Sequence[Job], runs: Path, out: P
     markdown = []
     if experiment.set:
         rows = set_table(experiment, jobs, runs)
-        written.append(write_csv(out / "table.csv", rows))
+        columns = column_table(experiment, jobs, runs)
+        written.append(write_csv(out / "table.csv", columns or rows))
         markdown.append(set_markdown(experiment, rows))
+        if columns:
+            markdown.append(as_markdown(columns))
         if faults := sum(result_of(j, s, runs)["total"]["faults"] for j in jobs for s, _ in j.sets):
             markdown.append(f"{faults} episodes were excluded: the infrastructure failed.")
+    if experiment.pair:
+        pairs = pair_table(experiment, jobs, runs)
+        written.append(write_csv(out / "pairs.csv", pairs))
+        markdown.append(as_markdown(pairs))
     if any(arm.against for arm in experiment.arm):
         per_run, summary = speed_tables(experiment, jobs, runs)
         written += [
@@ -64,20 +71,33 @@ def result_of(job: Job, test_set: TaskSet, runs: Path) -> dict[str, Any]:
     return result
 
 
-def score_table(jobs: Sequence[Job], test_set: TaskSet, runs: Path) -> list[list[float]]:
-    """Scores by run and task; NaN where the infrastructure failed."""
+def score_table(
+    jobs: Sequence[Job],
+    test_set: TaskSet,
+    runs: Path,
+    metric: str | None = None,
+    tasks: Sequence[str] | None = None,
+) -> list[list[float]]:
+    """Scores by run and task; NaN where the infrastructure failed. By default those of the set's
+    metric, and of all tasks that some run has a score for.
+    """
+    key = "columns" if metric else f"set {test_set.name!r}: metric"
+    metric = metric or test_set.metric
     outcomes = [result_of(job, test_set, runs)["outcomes"] for job in jobs]
-    tasks = list(dict.fromkeys(task for of_run in outcomes for task in of_run))
-    known = next((list(o) for of_run in outcomes for o in of_run.values()), [test_set.metric])
-    if test_set.metric not in known:
-        raise ConfigError(
-            f"set {test_set.name!r}: metric = {test_set.metric!r}, but the environment gives "
-            f"{', '.join(known)}"
-        )
+    known = next((list(o) for of_run in outcomes for o in of_run.values()), [metric])
+    if metric not in known:
+        raise ConfigError(f"{key} = {metric!r}, but the environment gives {', '.join(known)}")
     return [
-        [of_run[task][test_set.metric] if task in of_run else math.nan for task in tasks]
+        [of_run[task][metric] if task in of_run else math.nan for task in tasks]
+        for tasks in [tasks or tasks_of(jobs, test_set, runs)]
         for of_run in outcomes
     ]
+
+
+def tasks_of(jobs: Sequence[Job], test_set: TaskSet, runs: Path) -> list[str]:
+    """The tasks of a set that some of the runs has a score for."""
+    outcomes = [result_of(job, test_set, runs)["outcomes"] for job in jobs]
+    return list(dict.fromkeys(task for of_run in outcomes for task in of_run))
 
 
 def set_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
@@ -97,6 +117,76 @@ def set_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
                     }
                 )
     return rows
+
+
+def column_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
+    """A row for each arm and set, with the experiment's columns; none if it names none."""
+    rows: Rows = []
+    if not experiment.columns:
+        return rows
+    for start in experiment.start:
+        for arm in experiment.arm:
+            own = [job for job in jobs if (job.start, job.arm) == (start.name, arm.name)]
+            for test_set in experiment.set:
+                first, *others = (
+                    two_level_bootstrap(score_table(own, test_set, runs, metric))
+                    for metric in experiment.columns
+                )
+                name, *names = experiment.columns
+                rows.append(
+                    {
+                        "method": name_of(start.name, arm.name),
+                        "set": test_set.name,
+                        "n": len(score_table(own, test_set, runs, name)[0]),
+                        name: round(first.mean, 4),
+                        f"{name}_low": round(first.low, 4),
+                        f"{name}_high": round(first.high, 4),
+                        **{
+                            other: round(interval.mean, 4)
+                            for other, interval in zip(names, others, strict=True)
+                        },
+                    }
+                )
+    return rows
+
+
+def pair_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
+    """How much better one arm is than another on the same tasks, those of several sets pooled:
+    differences task by task, bootstrapped over seeds and tasks.
+    """
+    rows: Rows = []
+    for start in experiment.start:
+        for pair in experiment.pair:
+            ours, theirs = (
+                [j for j in jobs if (j.start, j.arm) == (start.name, name)]
+                for name in (pair.arm, pair.against)
+            )
+            pooled = []
+            for test_set in (s for s in experiment.set if s.name in pair.sets):
+                tasks = tasks_of([*ours, *theirs], test_set, runs)
+                one, other = (
+                    np.array(score_table(own, test_set, runs, tasks=tasks))
+                    for own in (ours, theirs)
+                )
+                pooled.append(one - other)
+            difference = np.concatenate(pooled, axis=1)
+            rows.append(
+                {
+                    "method": name_of(start.name, pair.arm),
+                    "against": name_of(start.name, pair.against),
+                    "sets": " + ".join(pair.sets),
+                    "n": int((~np.isnan(difference)).any(axis=0).sum()),
+                    **_rounded(two_level_bootstrap(difference.tolist()), mean="difference"),
+                }
+            )
+    return rows
+
+
+def as_markdown(rows: Rows) -> str:
+    """Rows as they are, a column a key."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, r.values())) + " |" for r in rows)])
 
 
 def set_markdown(experiment: Experiment, rows: Rows) -> str:

@@ -39,7 +39,8 @@ class Passage:
 
 class Searcher(Protocol):
     """Finds passages. Its class is made as ``Class(settings, corpus)``; all episodes of a process
-    share one, and it may be asked from one event loop after another.
+    share one, and it may be asked from one event loop after another. Settings that say
+    ``brings_passages`` need no corpus.
     """
 
     async def search(self, query: str, k: int) -> list[Passage]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from agent_r1.cached import cache_folder, make_folder
 from agent_r1.config import ConfigError, NamedSection
 from agent_r1.search import Passage
 from agent_r1.search.batching import BatchedSearcher, Query
-from agent_r1.search.cache import cache_folder, make_folder
 from agent_r1.search.corpus import read_corpus
 from agent_r1.search.store import PassageStore, store
 
@@ -33,6 +33,10 @@ class BM25(BatchedSearcher):
 
         name: str = "bm25"
         index: str | None = None
+
+        @property
+        def brings_passages(self) -> bool:
+            return self.index is not None
 
     def __init__(self, settings: Any, corpus: Sequence[Path]) -> None:
         super().__init__()
@@ -90,7 +94,7 @@ def build_index(
     if out is not None and out.exists():
         raise ConfigError(f"--out {out}: is there already; name a new folder")
     libraries = [f"{name} {version(name)}" for name in ("bm25s", "PyStemmer")]
-    folder = out or cache_folder(corpus, f"bm25 {FORMAT}", *libraries)
+    folder = out or cache_folder("index", corpus, f"bm25 {FORMAT}", *libraries)
     if folder.exists():
         return folder
     tell = progress or (lambda stage, number: None)

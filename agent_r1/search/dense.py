@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from agent_r1.cached import cache_folder, make_folder
 from agent_r1.config import ConfigError, NamedSection
 from agent_r1.search import Passage
 from agent_r1.search.batching import BatchedSearcher, Query
-from agent_r1.search.cache import cache_folder, make_folder
 from agent_r1.search.corpus import read_corpus
 from agent_r1.search.store import PassageStore, store
 
@@ -54,7 +54,7 @@ class Dense(BatchedSearcher):
         if not corpus:
             raise ConfigError("search 'dense' needs a corpus")
         key = (f"dense {FORMAT}", _identity(self._model), repr(settings.passage_prefix))
-        folder = cache_folder(corpus, *key)
+        folder = cache_folder("index", corpus, *key)
         if not folder.exists():
             make_folder(folder, lambda folder: self._build(corpus, folder))
         self.passages = PassageStore(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ class Http(BatchedSearcher):
         """``url``, usually ``http://HOST:8000/retrieve``; ``timeout``: seconds per request."""
 
         name: str = "http"
+        brings_passages: ClassVar[bool] = True
         url: str = Field(pattern="^https?://")
         timeout: float = Field(10.0, gt=0)
 

@@ -30,7 +30,8 @@ from agent_r1.env import ToolEnv, Transition
 from agent_r1.tasks.answers import answer_in
 from agent_r1.tasks.lazy import LazyTasks
 from agent_r1.tasks.shops import build_database
-from agent_r1.tasks.tools import deal, load_tasks
+from agent_r1.tasks.splits import deal
+from agent_r1.tasks.tools import load_tasks
 from agent_r1.tools import CallError, ToolResult, tool
 from agent_r1.types import Message, Outcome, Task, ToolCall, derive_seed
 

@@ -16,7 +16,7 @@ import functools
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -223,7 +223,7 @@ class HopWorld(ToolEnv):
     def score(self, answer: str | None) -> Any:
         return float(answer_in(answer or "") == self.task.answer)
 
-    def gold(self) -> list[str]:
+    def gold(self) -> Iterable[str]:
         return gold_actions(self.world)
 
 

@@ -1,32 +1,32 @@
 """Multi-hop question answering with a search tool: HotpotQA, 2WikiMultiHopQA, MuSiQue, or files
-like theirs.
-
-``path`` is a folder with ``<dataset>.jsonl`` (fields ``id``, ``question``, ``answer``, and
-optionally ``aliases``, ``supporting_ids``, ``type``) and ``corpus.<dataset>.jsonl`` (``id``,
-``title``, ``text``), each also as ``.jsonl.gz``. Questions are dealt to the splits by a hash of
-their id.
+like theirs. ``qa_data`` says where questions and passages come from, ``qa_scores`` what an answer
+is worth.
 """
 
 from __future__ import annotations
 
-import functools
-import gzip
+import itertools
 import json
 import re
-import string
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 from pydantic import Field
 
-from agent_r1.config import ConfigError
 from agent_r1.env import ToolEnv, Transition
+from agent_r1.search import Passage, SearchSection, open_search
 from agent_r1.tasks.answers import answer_in
-from agent_r1.tasks.search import Passage, PassageIndex
+from agent_r1.tasks.qa_data import corpus_files, load_split
+from agent_r1.tasks.qa_scores import (
+    contains,
+    exact_match,
+    f1_score,
+    graded_reward,
+    normalize_answer,
+    paper_reward,
+)
 from agent_r1.tools import ToolResult, tool
-from agent_r1.types import Message, Outcome, Task, ToolCall, derive_seed
+from agent_r1.types import Message, Outcome, Task, ToolCall
 
 EXAMPLE = (
     Message("user", "In which country was the painter of The Blue Mill born?"),
@@ -40,7 +40,7 @@ EXAMPLE = (
 
 
 class MultiHop(ToolEnv):
-    """Search, then answer between answer tags. Outcome reward: exact match; F1 is a metric.
+    """Search, then answer between answer tags. Success is exact match; F1 is a metric.
 
     Process rewards: ``format``, half for the first well-formed call and half for an answer between
     tags; ``supporting``, the share of the gold passages that a search finds for the first time.
@@ -50,22 +50,30 @@ class MultiHop(ToolEnv):
         """Where the data is and how much of it the agent sees.
 
         Attributes:
-            path: The data folder.
-            dataset: ``hotpotqa``, ``2wikimultihopqa``, ``musique``, or one of your own.
+            path: The data folder, or ``hub``.
+            datasets: Of the questions; those of several come in turn, in training in equal shares.
+            search: What answers the queries, see ``search``; by default BM25 over the passages of
+                the data sets. With a server or an index of other passages, gold passages are known
+                by their titles.
             k: Passages per search.
             passage_chars: A longer passage is cut.
             example: Show one worked example, as turns of its own, before the question: for models
                 whose chat template knows no tools.
-            holdout: Share of the questions for validation, and the same again for test.
+            holdout: Share of the questions for validation, and the same again for test, where the
+                files do not tell.
+            reward: ``paper``: exact match, less for a wrong format. ``graded``: that of the
+                authors' first public scripts. ``em``: exact match alone.
         """
 
         name: str = "multihop"
         path: str
-        dataset: str = "hotpotqa"
+        datasets: tuple[str, ...] = Field(("hotpotqa", "2wikimultihopqa"), min_length=1)
+        search: SearchSection = Field({}, validate_default=True)
         k: int = Field(3, ge=1)
         passage_chars: int = Field(500, ge=1)
         example: bool = False
         holdout: float = Field(0.1, gt=0, lt=0.5)
+        reward: Literal["paper", "graded", "em"] = "paper"
 
     system = (
         "You answer questions with the help of a search tool. Search for one fact at a time, read "
@@ -76,26 +84,44 @@ class MultiHop(ToolEnv):
 
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
-        questions = load_questions(settings.path, settings.dataset)
-        return [t for t in questions if _split_of(t.id, settings.holdout) == split]
+        return load_split(settings.path, settings.datasets, split, settings.holdout)
 
     def prompt(self) -> Sequence[Message]:
         system, question = super().prompt()
         return [system, *(EXAMPLE if self.settings.example else ()), question]
 
     def start(self) -> None:
-        self._index = load_index(self.settings.path, self.settings.dataset)
+        search, data = self.settings.search, self.task.data
+        self._gold: dict[str, str]
+        if getattr(search, "brings_passages", False):
+            # Those have ids of their own, and a title is what can be known.
+            self._key = "title"
+            self._gold = {title: title for title in data["supporting"]}
+            self._searcher = open_search(search, ())
+        else:
+            self._key = "id"
+            titles = itertools.chain(data["supporting"], itertools.repeat(""))
+            self._gold = dict(zip(data["supporting_ids"], titles, strict=False))
+            files = corpus_files(self.settings.path, self.settings.datasets)
+            self._searcher = open_search(search, files)
         self._found: set[str] = set()
-        self._has_called = False
+        self._shown = ""
+        self._num_calls = 0
+        self._broken_calls = 0
+
+    @property
+    def accepted(self) -> list[str]:
+        """The gold answer and its aliases."""
+        return [self.task.answer, *self.task.data["aliases"]]
 
     @tool
-    async def search(self, query: str) -> list[Passage]:  # async: the stemmer is not thread-safe
+    async def search(self, query: str) -> list[Passage]:
         """Search an encyclopedia for passages.
 
         Args:
             query: A few words about one person, place or thing.
         """
-        return self._index.search(query, self.settings.k)
+        return await self._searcher.search(query, self.settings.k)
 
     def as_text(self, result: ToolResult) -> str:
         if result.error is not None:
@@ -105,113 +131,79 @@ class MultiHop(ToolEnv):
         return "\n\n".join(texts) or "Nothing found."
 
     def interpret(self, results: Sequence[ToolResult]) -> Transition:
-        rewards = {"format": 0.0, "supporting": 0.0}
-        if not self._has_called and any(not result.by_agent for result in results):
-            self._has_called = True
-            rewards["format"] = 0.5
-        gold = set(self.task.data["supporting_ids"])
-        ids = {p.id for result in results if result.error is None for p in result.value}
-        new = (gold & ids) - self._found
+        broken = sum(result.by_agent for result in results)
+        first = not self._num_calls and broken < len(results)
+        self._num_calls += len(results) - broken
+        self._broken_calls += broken
+        shown = [p for result in results if result.error is None for p in result.value]
+        new = (self._gold.keys() & {getattr(p, self._key) for p in shown}) - self._found
         self._found |= new
-        rewards["supporting"] = len(new) / len(gold) if gold else 0.0
-        return self.show(results, **rewards)
+        rewards = {"format": 0.5 * first, "supporting": len(new) / max(1, len(self._gold))}
+        transition = self.show(results, **rewards)
+        self._shown = "\n".join([self._shown, *(m.content for m in transition.messages)])
+        return transition
 
     def reply(self, message: Message) -> Transition:
-        return Transition(
-            done=True, rewards={"format": 0.5 * (answer_in(message.content) is not None)}
-        )
+        answered = answer_in(message.content) is not None
+        return Transition(done=True, rewards={"format": 0.5 * answered})
 
     def score(self, answer: str | None) -> Outcome:
         found = answer_in(answer or "")
-        given = found or ""
-        accepted = [self.task.answer, *self.task.data["aliases"]]
-        em = max(exact_match(given, gold) for gold in accepted)
-        f1 = max(f1_score(given, gold) for gold in accepted)
-        recall = len(self._found) / max(1, len(self.task.data["supporting_ids"]))
+        em = exact_match(found or "", self.accepted)
+        recall = len(self._found) / max(1, len(self._gold))
+        closed = normalize_answer(self.task.answer) in ("yes", "no")
         metrics = {
             "em": em,
-            "f1": f1,
+            "f1": f1_score(found or "", self.accepted),
             "supporting_recall": recall,
+            "answer_shown": float(closed or contains(self._shown, self.accepted)),
             "answered": float(found is not None),
+            "calls": float(self._num_calls + self._broken_calls),
         }
-        return Outcome(em, success=em == 1.0, metrics=metrics)
+        return Outcome(self._reward(em, found, answer or ""), success=em == 1.0, metrics=metrics)
 
-    def gold(self) -> list[str]:
-        return [f"<answer>{self.task.answer}</answer>"]
+    def _reward(self, em: float, found: str | None, last: str) -> float:
+        if self.settings.reward == "graded":
+            return graded_reward(found, last, self.accepted, num_calls=self._num_calls)
+        if self.settings.reward == "paper":
+            return paper_reward(em, answer_ok=found is not None, calls_ok=not self._broken_calls)
+        return em
 
+    def gold(self) -> Iterator[str]:
+        """A search for each hop, then the answer. The next query depends on what has been shown, so
+        play each text before asking for the next.
+        """
+        for query in self.task.data["decomposition"] or self._gold_queries():
+            body = json.dumps({"name": "search", "arguments": {"query": query}}, ensure_ascii=False)
+            yield f"<tool_call>\n{body}\n</tool_call>"
+        yield f"<answer>{self.task.answer}</answer>"
 
-def normalize_answer(text: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces: as HotpotQA's and SQuAD's official
-    scripts.
-    """
-    text = "".join(c for c in text.lower() if c not in set(string.punctuation))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def exact_match(given: str, gold: str) -> float:
-    """1.0 if both normalise to the same text."""
-    return float(normalize_answer(given) == normalize_answer(gold))
-
-
-def f1_score(given: str, gold: str) -> float:
-    """F1 of the words, after normalisation; yes, no and noanswer must match whole (HotpotQA's
-    script).
-    """
-    a, b = normalize_answer(given), normalize_answer(gold)
-    if a != b and {a, b} & {"yes", "no", "noanswer"}:
-        return 0.0
-    words, gold_words = a.split(), b.split()
-    common = (Counter(words) & Counter(gold_words)).total()
-    return 2 * common / (len(words) + len(gold_words)) if common else 0.0
-
-
-@functools.lru_cache(maxsize=8)
-def load_questions(path: str, dataset: str) -> list[Task]:
-    """The questions of a data set, in the file's order."""
-    tasks = []
-    file, rows = _read(path, dataset, ("id", "question", "answer"))
-    for row in rows:
-        data = {key: list(row.get(key) or []) for key in ("aliases", "supporting_ids")}
-        tasks.append(
-            Task(row["id"], row["question"], row["answer"], str(row.get("type", "")), data)
-        )
-    if not tasks:
-        raise ConfigError(f"{file} has no questions")
-    return tasks
+    def _gold_queries(self) -> Iterator[str]:
+        """Titles of gold passages not found yet, first those that the question and what was shown
+        say most of; before them the question itself, if it says too little of any.
+        """
+        titles = {key: title for key, title in self._gold.items() if title}
+        asked = False
+        while missing := {key: title for key, title in titles.items() if key not in self._found}:
+            seen = f"{self.task.question}\n{self._shown}"
+            nearest = max(missing, key=lambda key: _mentioned(missing[key], seen))
+            title = missing[nearest]
+            if _mentioned(title, seen) < 0.7 and not asked:
+                asked = True
+                yield self.task.question.rstrip("?")
+                continue
+            asked = True
+            del titles[nearest]  # it is asked for once
+            yield title if normalize_answer(title) in normalize_answer(seen) else _core(title)
 
 
-@functools.lru_cache(maxsize=4)
-def load_index(path: str, dataset: str) -> PassageIndex:
-    """The search index over a data set's passages, built once a process."""
-    file, rows = _read(path, f"corpus.{dataset}", ("id", "title", "text"))
-    if not rows:
-        raise ConfigError(f"{file} has no passages")
-    return PassageIndex([Passage(row["id"], row["title"], row["text"]) for row in rows])
+def _core(title: str) -> str:
+    """A title without what only tells it from others: "Psycho (1960 film)" is "Psycho"."""
+    return re.sub(r"\s*\([^)]*\)$", "", title) or title
 
 
-def _read(path: str, name: str, fields: tuple[str, ...]) -> tuple[Path, list[dict[str, Any]]]:
-    folder = Path(path).expanduser()
-    choices = [folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"]
-    file = next((choice for choice in choices if choice.exists()), None)
-    if file is None:
-        raise ConfigError(
-            f"env.path = {path!r}: there is no {choices[0].name} or {choices[1].name} in it"
-        )
-    content = file.read_bytes()
-    text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
-    rows = []
-    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{file}, line {number}: not valid JSON: {error}") from error
-        for field in fields:
-            if not isinstance(row, dict) or not isinstance(row.get(field), str):
-                raise ConfigError(f"{file}, line {number}: needs the text field {field!r}")
-        rows.append(row)
-    return file, rows
-
-
-def _split_of(task_id: str, holdout: float) -> str:
-    draw = derive_seed("multihop split", task_id) / 2**63
-    return "validation" if draw < holdout else "test" if draw < 2 * holdout else "train"
+def _mentioned(title: str, text: str) -> float:
+    """The share of a title's words that stand in a text."""
+    words = normalize_answer(_core(title)).split()
+    known = set(normalize_answer(text).split())
+    return sum(word in known for word in words) / max(1, len(words))

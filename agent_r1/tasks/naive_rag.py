@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from agent_r1.env import ToolEnv, Transition
 from agent_r1.tasks.hopworld import HopWorld
@@ -35,8 +35,8 @@ class NaiveRAG(ToolEnv):
         self.answer = message.content
         return Transition(done=True)
 
-    def gold(self) -> list[str]:
-        return super().gold()[-1:]
+    def gold(self) -> Iterator[str]:
+        yield from list(super().gold())[-1:]
 
 
 class HopWorldRAG(NaiveRAG, HopWorld):

@@ -21,8 +21,9 @@ from pydantic import Field, model_validator
 
 from agent_r1.config import ConfigError, NamedSection, load_object
 from agent_r1.env import ToolEnv
+from agent_r1.tasks.splits import deal
 from agent_r1.tools import Tool, in_thread
-from agent_r1.types import Message, Task, derive_seed
+from agent_r1.types import Message, Task
 
 
 class Tools(ToolEnv):
@@ -70,15 +71,6 @@ class Tools(ToolEnv):
             return await self._reward(self.task, answer)
         reward = functools.partial(self._reward, self.task, answer)
         return await in_thread(reward, "reward")  # it may wait for a server: others go on
-
-
-def deal(tasks: Sequence[Task], split: str, holdout: float) -> list[Task]:
-    """Those of a split: a share of ``holdout`` for validation, the same again for test, the rest
-    for training; by a hash of the id.
-    """
-    bounds = {"validation": (0.0, 1.0), "test": (1.0, 2.0), "train": (2.0, float("inf"))}
-    low, high = (bound * holdout for bound in bounds[split])
-    return [t for t in tasks if low <= derive_seed("split", t.id) / 2**63 < high]
 
 
 @functools.lru_cache(maxsize=8)

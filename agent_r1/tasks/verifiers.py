@@ -23,7 +23,7 @@ from pydantic import Field
 
 from agent_r1.config import ConfigError, load_object
 from agent_r1.env import ToolEnv, Transition
-from agent_r1.tasks.tools import deal
+from agent_r1.tasks.splits import deal
 from agent_r1.tools import Tool, ToolResult
 from agent_r1.types import MalformedCall, Message, Outcome, Task
 

@@ -1,4 +1,6 @@
-"""Folders that are made once: named by what they are made of, whole or not there."""
+"""Folders in the user's cache that are made once: named by what they are made of, whole or not
+there.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,16 @@ from pathlib import Path
 from agent_r1.config import ConfigError
 
 
-def cache_folder(files: Sequence[Path], *more: str) -> Path:
+def cache_folder(kind: str, files: Sequence[Path] = (), *more: str) -> Path:
     """Where what is made of these files' content, and of ``more``, is kept."""
     digest = hashlib.blake2b("\n".join(more).encode(), digest_size=16)
     for path in files:
         if not path.is_file():
-            raise ConfigError(f"corpus: there is no file {path}")
+            raise ConfigError(f"there is no file {path}")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "agent_r1" / "index" / digest.hexdigest()
+    return Path(home) / "agent_r1" / kind / digest.hexdigest()
 
 
 def make_folder(target: Path, build: Callable[[Path], None]) -> Path:

@@ -1,0 +1,133 @@
+"""Questions and passages of the multi-hop data sets.
+
+A data folder holds ``<dataset>.jsonl`` (fields ``id``, ``question``, ``answer``; optionally
+``aliases``, ``supporting``, ``supporting_ids``, ``decomposition``, ``type``) and
+``corpus.<dataset>.jsonl`` (``id``, ``title``, ``text``), each also as ``.jsonl.gz``; its questions
+are dealt to the splits by a hash of their id. Or it holds a data set's official files, or the path
+is ``hub``: both are brought into that form once, see ``qa_convert``; then test is the official
+dev split, and validation a share of train.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent_r1.config import ConfigError
+from agent_r1.tasks.qa_convert import HUB, OFFICIAL, converted, official_files
+from agent_r1.tasks.splits import deal
+from agent_r1.types import Task
+
+LISTS = ("aliases", "supporting", "supporting_ids")
+
+
+def load_split(path: str, datasets: Sequence[str], split: str, holdout: float) -> list[Task]:
+    """The tasks of a split, one of each data set in turn. For training a smaller set begins again
+    until all have had as many turns as the largest: equal shares, as in the paper.
+    """
+    sets = [_of_split(load_questions(path, name), name, split, holdout) for name in datasets]
+    if split == "train":
+        longest = max(map(len, sets))
+        sets = [list(itertools.islice(itertools.cycle(tasks), longest)) for tasks in sets]
+    return [task for turn in itertools.zip_longest(*sets) for task in turn if task is not None]
+
+
+def _of_split(tasks: Sequence[Task], dataset: str, split: str, holdout: float) -> Sequence[Task]:
+    if tasks[0].data["part"] is None:
+        return deal(tasks, split, holdout)
+    part = "dev" if split == "test" else "train"
+    official = [task for task in tasks if task.data["part"] == part]
+    if not official:
+        names = " or ".join(OFFICIAL[dataset][part])
+        raise ConfigError(f"env.datasets: of {dataset!r} there is no {part} file ({names})")
+    if split == "test":
+        return official
+    held_out = {task.id for task in deal(official, "validation", holdout)}
+    return [task for task in official if (task.id in held_out) == (split == "validation")]
+
+
+def corpus_files(path: str, datasets: Sequence[str]) -> tuple[Path, ...]:
+    """The passage files of the data sets."""
+    return tuple(_file(path, dataset, f"corpus.{dataset}") for dataset in datasets)
+
+
+@functools.lru_cache(maxsize=8)
+def load_questions(path: str, dataset: str) -> list[Task]:
+    """The questions of a data set, in the file's order."""
+    file = _file(path, dataset, dataset)
+    tasks = [_task(file, line, row, dataset) for line, row in _rows(file)]
+    if not tasks:
+        raise ConfigError(f"{file} has no questions")
+    twice = [id for id, number in Counter(task.id for task in tasks).items() if number > 1]
+    if twice:
+        raise ConfigError(f"{file}: the id {twice[0]!r} is given to more than one question")
+    return tasks
+
+
+def _task(file: Path, line: int, row: Any, dataset: str) -> Task:
+    for field in ("id", "question", "answer"):
+        if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            raise ConfigError(f"{file}, line {line}: needs the text field {field!r}")
+    data: dict[str, Any] = {}
+    for field in LISTS:
+        value = row.get(field) or []
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{file}, line {line}: {field!r} must be a list of texts")
+        data[field] = value
+    try:
+        data["decomposition"] = _queries(row.get("decomposition") or [])
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file}, line {line}: 'decomposition' must be a list of objects with 'question' and "
+            "'answer'"
+        ) from error
+    data |= {"type": str(row.get("type", "")), "part": row.get("part")}
+    return Task(row["id"], row["question"], row["answer"], dataset, data)
+
+
+def _queries(steps: list[dict[str, Any]]) -> list[str]:
+    """MuSiQue's sub-questions with the answers that they refer to (``#1``) put in."""
+    answers = [str(step["answer"]) for step in steps]
+
+    def known(reference: re.Match[str]) -> str:
+        number = int(reference[1])
+        return answers[number - 1] if 0 < number <= len(answers) else reference[0]
+
+    queries = (re.sub(r"#(\d+)", known, str(step["question"])) for step in steps)
+    return [" ".join(query.replace(">>", " ").rstrip("? ").split()) for query in queries]
+
+
+@functools.lru_cache(maxsize=32)
+def _file(path: str, dataset: str, name: str) -> Path:
+    """The file of that name in the data folder, or in the form that the data set was brought to."""
+    folder = Path(path).expanduser()
+    files = () if path == "hub" else official_files(folder, dataset)
+    if path == "hub" and dataset not in HUB:
+        raise ConfigError(
+            f"env.datasets: {dataset!r} is not known on the hub; known: {', '.join(HUB)}"
+        )
+    choices = [folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"]
+    if found := next((choice for choice in choices if choice.exists()), None):
+        return found
+    if path == "hub" or files:
+        return converted(dataset, files) / f"{name}.jsonl"
+    raise ConfigError(
+        f"env.path = {path!r}: there is no {choices[0].name} or {choices[1].name} in it, and no "
+        f"official files of {dataset!r}; env.datasets names the data sets, env.path the folder"
+    )
+
+
+def _rows(file: Path) -> Iterator[tuple[int, Any]]:
+    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise ConfigError(f"{file}, line {number}: not valid JSON: {error}") from error
