@@ -47,36 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="agent-r1",
         description="Train language-model agents on their own tools by reinforcement learning.",
-        epilog="train, sft, eval, check and bench take any key of a recipe: --train.iterations 5",
+        epilog="train, sft, eval, check, bench take any recipe key: --train.iterations 5",
     )
     parser.add_argument("--version", action="version", version=f"agent-r1 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
-        "train", help="train by a recipe, or go on with a run", allow_abbrev=False
-    )
-    sft = commands.add_parser(
-        "sft",
-        help="warm start: imitate the environment's gold actions, or successes of past runs",
-        allow_abbrev=False,
-    )
-    for command in (train, sft):
-        command.add_argument(
-            "recipe", nargs="?", help="a TOML file, or the name of a recipe that ships"
-        )
-        command.add_argument(
-            "--resume", metavar="RUN", help="go on with a run after its last checkpoint"
-        )
-        command.add_argument("--run", help="the run folder (default: runs/RECIPE-TIME)")
-        command.set_defaults(run_command=_train, takes_overrides=True)
-    sft.add_argument(
-        "--from",
-        dest="source",
-        action="append",
-        metavar="RUN",
-        help="imitate this run's successful episodes (more than once: several runs')",
-    )
-
+    training = _add_training(commands)
     evaluate = commands.add_parser("eval", help="success on held-out tasks", allow_abbrev=False)
     evaluate.add_argument(
         "source", metavar="RUN|RECIPE", help="a run folder, or a recipe for its model as it comes"
@@ -112,12 +88,41 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     check.set_defaults(run_command=_check, takes_overrides=True)
 
-    more = (_add_index(commands), *_add_comparisons(commands))
-    for command in (train, sft, evaluate, export, check, *more):
+    more = (*training, _add_index(commands), *_add_comparisons(commands))
+    for command in (evaluate, export, check, *more):
         command.add_argument(
             "--json", action="store_true", help="print figures as JSON, nothing else"
         )
     return parser
+
+
+def _add_training(commands: _Commands) -> list[argparse.ArgumentParser]:
+    """The commands that make a run."""
+    train = commands.add_parser(
+        "train", help="train by a recipe, or go on with a run", allow_abbrev=False
+    )
+    sft = commands.add_parser(
+        "sft",
+        help="warm start: imitate the environment's gold actions, or successes of past runs",
+        allow_abbrev=False,
+    )
+    for command in (train, sft):
+        command.add_argument(
+            "recipe", nargs="?", help="a TOML file, or the name of a recipe that ships"
+        )
+        command.add_argument(
+            "--resume", metavar="RUN", help="go on with a run after its last checkpoint"
+        )
+        command.add_argument("--run", help="the run folder (default: runs/RECIPE-TIME)")
+        command.set_defaults(run_command=_train, takes_overrides=True)
+    sft.add_argument(
+        "--from",
+        dest="source",
+        action="append",
+        metavar="RUN",
+        help="imitate this run's successful episodes (more than once: several runs')",
+    )
+    return [train, sft]
 
 
 def _add_index(commands: _Commands) -> argparse.ArgumentParser:

@@ -268,6 +268,11 @@ class Trainer:
             missing -= len(informative(seen))
             if missing <= 0:
                 break
+        if self.algorithm.demonstrated and missing > 0:
+            self.reporter.warn(
+                f"{missing} of {train.tasks} demonstrations are missing: too few of those tried "
+                "were good enough"
+            )
         whole = all(one is other for one, other in zip(view, groups, strict=True))
         view = groups if whole else view
         return groups, view, trained_on(view, self.algorithm)

@@ -33,6 +33,13 @@ def load_split(path: str, datasets: Sequence[str], split: str, holdout: float) -
     until all have had as many turns as the largest: equal shares, as in the paper.
     """
     sets = [_of_split(load_questions(path, name), name, split, holdout) for name in datasets]
+    owner: dict[str, str] = {}
+    for name, tasks in zip(datasets, sets, strict=True):
+        for task in tasks:
+            if owner.setdefault(task.id, name) != name:
+                raise ConfigError(
+                    f"env.datasets: the id {task.id!r} stands in {owner[task.id]!r} and in {name!r}"
+                )
     if split == "train":
         longest = max(map(len, sets))
         sets = [list(itertools.islice(itertools.cycle(tasks), longest)) for tasks in sets]
