@@ -12,7 +12,7 @@ from typing import Any
 from agent_r1.checkpoint import model_folder
 from agent_r1.config import ConfigError
 from agent_r1.evaluate import Evaluation, evaluate
-from agent_r1.policy import load_policy
+from agent_r1.policy import load_policy, start_folder
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.report import write_result
@@ -63,6 +63,7 @@ def train(
     elif overrides:
         raise ConfigError("overrides change a recipe that is yet to be loaded; this one is checked")
     preflight(recipe)
+    recipe = _pinned(recipe)
     return _train(recipe, RunFolder.create(run or default_run("run"), recipe), reporter)
 
 
@@ -73,6 +74,18 @@ def resume(run: str | Path, *, reporter: Reporter | None = None) -> Result:
     folder = RunFolder.open(run)
     recipe, _ = load_recipe(folder.recipe_data())
     return _train(recipe, folder, reporter)
+
+
+def _pinned(recipe: Recipe) -> Recipe:
+    """The recipe with the very checkpoint that it starts from: a run goes on from the same one,
+    wherever it is resumed and whatever has become of the other run's best.
+    """
+    lora = recipe.model.lora
+    folder = start_folder(lora)
+    if lora is None or folder is None:
+        return recipe
+    lora = lora.model_copy(update={"start": str(folder)})
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": lora})})
 
 
 def default_run(label: str) -> Path:

@@ -43,7 +43,7 @@ def small_qwen(tmp_path_factory, tokenizer):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_it_runs_with_its_own_settings(tmp_path, small_qwen, lora):
-    """All but the sizes: bfloat16, KL to a reference, two mini-batches, checkpointing."""
+    """All but sizes and rate: bfloat16, KL to a reference, two mini-batches, checkpointing."""
     overrides = {
         "model.path": str(small_qwen),
         "model.device": "cpu",
@@ -56,7 +56,8 @@ def test_it_runs_with_its_own_settings(tmp_path, small_qwen, lora):
         "train.attempts": 3,
         "evaluation": {"every": 2, "tasks": 2},
         "checkpoint.every": 1,
-        **({"model.lora": {"rank": 4}, "learner.lr": 2e-5} if lora else {}),
+        "learner.lr": 1e-2,  # so that two updates take it away from the reference
+        **({"model.lora": {"rank": 4}} if lora else {}),
     }
     result = api.train("multihop-qwen2.5-3b", run=tmp_path / "run", overrides=overrides)
     recipe = result.run.recipe_data()
@@ -66,7 +67,8 @@ def test_it_runs_with_its_own_settings(tmp_path, small_qwen, lora):
     rows = result.metrics
     assert [row["figures"]["updates_skipped"] for row in rows[1:]] == [0, 0]
     assert rows[-1]["figures"]["updates"] == 2
-    assert rows[-1]["figures"]["kl"] >= 0.0
+    assert rows[1]["figures"]["kl"] < rows[2]["figures"]["kl"]
+    assert rows[2]["figures"]["kl"] > 1e-4
     assert rows[-1]["figures"]["logprob_error"] < 0.1, "bfloat16"
     assert api.load(tmp_path / "run", "last").tasks("test")
 

@@ -154,6 +154,8 @@ def test_reinforcement_learning_goes_on_with_the_adapter(tmp_path, warm):
     ours.pop("seconds"), theirs.pop("seconds")
     assert ours == theirs, "it starts where the warm start ended"
     assert end["figures"]["kl"] == pytest.approx(0.0, abs=1e-6), "the reference is the start"
+    pinned = result.run.recipe_data()["model"]["lora"]["start"]
+    assert pinned == str((warm.path / "checkpoints" / "best").resolve())
     loaded = api.load(tmp_path / "rl", "last")
     assert loaded.policy.has_adapter
 
