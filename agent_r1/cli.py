@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from agent_r1.api import Result
     from agent_r1.recipe import Recipe
 
@@ -185,12 +188,13 @@ def _temperature(text: str) -> float:
     return number
 
 
-def _load(source: str, rest: list[str], *, quiet: bool) -> Recipe:
+def _load(source: str, rest: list[str], *, quiet: bool, implied: Sequence[str] = ()) -> Recipe:
+    """``implied``: overrides that a command stands for; nobody needs to be told what they drop."""
     from agent_r1.config import parse_overrides
     from agent_r1.recipe import load_recipe
 
-    recipe, notes = load_recipe(source, parse_overrides(rest))
-    for note in notes:
+    recipe, notes = load_recipe(source, parse_overrides([*implied, *rest]))
+    for note in notes if not implied else ():
         print(note, file=sys.stderr if quiet else sys.stdout)
     return recipe
 
@@ -211,7 +215,8 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         run = RunFolder.open(arguments.resume)
         recipe, _ = load_recipe(run.recipe_data())
     else:
-        recipe = _load(arguments.recipe, [*_imitating(arguments), *rest], quiet=arguments.json)
+        implied = _imitating(arguments)
+        recipe = _load(arguments.recipe, rest, quiet=arguments.json, implied=implied)
         if arguments.run:
             RunFolder.must_be_free(arguments.run)
     from agent_r1 import api
@@ -231,7 +236,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
             )
         )
     else:
-        _print_result(result)
+        _print_result(result, recipe, arguments.recipe or "RECIPE")
     return 0
 
 
@@ -243,7 +248,7 @@ def _imitating(arguments: argparse.Namespace) -> list[str]:
     return ["--algorithm=sft", "--credit=outcome", "--train.attempts=1", *source]
 
 
-def _print_result(result: Result) -> None:
+def _print_result(result: Result, recipe: Recipe, source: str) -> None:
     from agent_r1.report import contrast, draw_curve, table, transcript
 
     curve = draw_curve(result.run)
@@ -260,10 +265,17 @@ def _print_result(result: Result) -> None:
         "\nWhat next\n"
         f"  {command} explain {path}   why it learned what it did, step by step\n"
         f"  {command} eval {path} --show 3   more episodes of the trained agent\n"
-        f"  {command} check hopworld   the prompt token by token, rewards, limits\n"
-        f"  {command} train hopworld --seed 1   the same with another seed\n"
-        "  examples/my_env.py   an environment of your own in 30 lines"
+        f"  {command} {_next_run(recipe, source, path)}"
     )
+
+
+def _next_run(recipe: Recipe, source: str, run: Path) -> str:
+    """The command that most would go on with."""
+    if recipe.algorithm.name != "sft":
+        return f"train {source} --seed {recipe.seed + 1}   the same with another seed"
+    if recipe.model.lora:
+        return f"train {source} --model.lora.start {run}   reinforcement learning from here"
+    return f"train {source} --model.path {run}/checkpoints/best   reinforcement learning from here"
 
 
 def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -350,6 +362,8 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
         print(json.dumps(figures))
         return 0
     print("{passages:,} passages in {seconds} s, {MiB} MiB: {index}".format(**figures))
+    if arguments.query is not None and not figures["found"]:
+        print(f"nothing is found for {arguments.query!r}")
     for passage in figures.get("found", ()):
         print("\n{id}  {title}\n{text}".format(**passage))
     return 0

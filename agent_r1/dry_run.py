@@ -7,7 +7,7 @@ from typing import Any
 
 from agent_r1.env import gold_of, make_env
 from agent_r1.env_check import check_env
-from agent_r1.policy import load_tokenizer
+from agent_r1.policy import load_tokenizer, start_folder
 from agent_r1.recipe import Recipe
 from agent_r1.render import RENDERERS
 from agent_r1.render.calls import parse_hermes
@@ -63,6 +63,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     """
     env_class = ENVS.resolve(recipe.env.name)
     notes = check_env(env_class, recipe.env)
+    start_folder(recipe.model.lora)
     tokenizer = load_tokenizer(recipe.model)
     renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
     task = env_class.tasks(recipe.env, "train")[0]

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,7 +147,9 @@ def load_policy(
     torch.nn.Module.to(model, device_of(settings))
     folder = checkpoint if is_adapter else start_folder(settings.lora)
     if folder or (settings.lora and adapter):
-        model = _with_adapter(model, settings.lora, folder, seed)
+        with warnings.catch_warnings():  # peft asks for what transformers renames
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+            model = _with_adapter(model, settings.lora, folder, seed)
     return make_policy(model, tokenizer)
 
 
@@ -188,7 +191,8 @@ def start_folder(lora: LoraSettings | None) -> Path | None:
     for key, ours, theirs in (("rank", lora.rank, "r"), ("alpha", lora.alpha, "lora_alpha")):
         if config.get(theirs) != ours:
             raise ConfigError(
-                f"model.lora.{key} = {ours}: the adapter in {folder} has {config.get(theirs)}"
+                f"model.lora.{key} = {ours}: the adapter in {folder} has {config.get(theirs)}, "
+                "and its shape stays; set that"
             )
     return folder.resolve()
 

@@ -178,6 +178,7 @@ class Trainer:
             self.rollout.engine.load(self.state.iteration)
             if self.state.micro_batch_tokens:
                 self.learner.micro_batch_tokens = self.state.micro_batch_tokens
+            reporter.say(f"going on after iteration {self.state.iteration}")
         run.forget_after(self.state.iteration if last else -1)
 
     def train(self) -> State:

@@ -179,6 +179,9 @@ def test_bad_files_are_named(tmp_path):
         load(json.dumps({**row, "aliases": "d"}))
     with pytest.raises(ConfigError, match=r"line 1: 'decomposition' must be"):
         load(json.dumps({**row, "decomposition": ["d"]}))
+    with pytest.raises(ConfigError, match=r"name the folder, not a file in it"):
+        load_questions(str(tmp_path / "invented.jsonl"), "mine")
+    assert MultiHop.Settings(path="x", datasets="mine").datasets == ("mine",)
     assert load(json.dumps(row))[0].data["supporting"] == []
     with pytest.raises(ConfigError, match=r"env\.holdout = 0\.1: none of 1 tasks .*'validation'"):
         load_split(str(tmp_path), ["invented"], "validation", 0.1)

@@ -9,6 +9,7 @@ from agent_r1 import api
 from agent_r1.api import Agent
 from agent_r1.cli import main
 from agent_r1.config import ConfigError
+from agent_r1.dry_run import dry_run
 from agent_r1.policy import load_policy, local_path
 from agent_r1.recipe import load_recipe
 from agent_r1.run import RunFolder
@@ -94,6 +95,7 @@ def test_the_command_makes_it_of_a_recipe_for_reinforcement_learning(tmp_path, c
     assert main(["sft", "hopworld", "--run", str(run), *arguments]) == 0
     said = capsys.readouterr().out
     assert "1/2  loss " in said
+    assert f"train hopworld --model.path {run}/checkpoints/best" in said
     recipe = RunFolder.open(run).recipe_data()
     assert recipe["algorithm"]["name"] == "sft"
     assert recipe["train"]["attempts"] == 1
@@ -168,6 +170,8 @@ def test_what_cannot_be_started_from_is_named(tmp_path, warm):
     ):
         with pytest.raises(ConfigError, match=message):
             api.train("hopworld", run=tmp_path / "x", overrides={**SMALL, "model.lora": lora})
+        with pytest.raises(ConfigError, match=message):
+            dry_run(load_recipe("hopworld", [("model.lora", lora)])[0])
 
 
 def test_nothing_to_imitate_is_an_error(tmp_path):

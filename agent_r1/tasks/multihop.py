@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from agent_r1.env import ToolEnv, Transition
 from agent_r1.search import Passage, SearchSection, open_search
@@ -74,6 +74,11 @@ class MultiHop(ToolEnv):
         example: bool = False
         holdout: float = Field(0.1, gt=0, lt=0.5)
         reward: Literal["paper", "graded", "em"] = "paper"
+
+        @field_validator("datasets", mode="before")
+        @classmethod
+        def _one(cls, value: Any) -> Any:
+            return (value,) if isinstance(value, str) else value
 
     system = (
         "You answer questions with the help of a search tool. Search for one fact at a time, read "

@@ -120,6 +120,8 @@ def _file(path: str, dataset: str, name: str) -> Path:
         raise ConfigError(
             f"env.datasets: {dataset!r} is not known on the hub; known: {', '.join(HUB)}"
         )
+    if folder.is_file():
+        raise ConfigError(f"env.path = {path!r}: name the folder, not a file in it")
     choices = [folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"]
     if found := next((choice for choice in choices if choice.exists()), None):
         return found
