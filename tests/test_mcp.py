@@ -279,8 +279,13 @@ def test_the_example_trains_through_a_kill(tmp_path, monkeypatch):
         "evaluation": {"every": 0}, "env.tasks": str(questions), "env.failure": {},
         "env.mcp.facts.command": [
             sys.executable, "-c",
-            f"import os, sys, threading, time; sys.argv = ['{marker}', 'stdio']\n"
-            "threading.Thread(target=lambda: (time.sleep(2.5), os._exit(9)), daemon=True).start()\n"
+            f"import os, sys; sys.argv = ['{marker}', 'stdio']\n"
+            "from agent_r1.tasks import hopworld\n"
+            "search, calls = hopworld.search_facts, []\n"
+            "def dies(*args):\n"
+            "    calls.append(args)\n"
+            "    return os._exit(9) if len(calls) == 8 else search(*args)\n"
+            "hopworld.search_facts = dies\n"
             "exec(open('examples/mcp_server.py').read())",
         ],
     }  # fmt: skip
