@@ -5,7 +5,6 @@ trajectories of the same form.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +79,7 @@ class PastDemonstrations:
         for group in (group for groups in stored for group in groups):
             if good := [t for t in group.scored if _shortfall(t, require) is None]:
                 tasks[group.task.id] = group.task
-                self._of.setdefault(group.task.id, []).extend(map(_as_demonstration, good))
+                self._of.setdefault(group.task.id, []).extend(good)
         self.tasks = list(tasks.values())
         if not self.tasks:
             raise ConfigError(
@@ -96,7 +95,7 @@ class PastDemonstrations:
             known = self._of[task.id]
             first = derive_seed(seed, index, task.id) % len(known)
             chosen = (known[first:] + known[:first])[:attempts]
-            groups.append(Group(task, [copy.deepcopy(t) for t in chosen]))
+            groups.append(Group(task, [_as_demonstration(t) for t in chosen]))
         return groups
 
 
@@ -154,7 +153,7 @@ def _flaw(trajectory: Trajectory) -> str | None:
 
 
 def _as_demonstration(trajectory: Trajectory) -> Trajectory:
-    """What was said and seen, without what the policy of that time thought of it."""
+    """A copy of what was said and seen, without what the policy of that time thought of it."""
     steps = [
         Step(
             Action(step.action.token_ids, (), (), step.action.policy_version, step.action.stop),
@@ -199,16 +198,15 @@ class _Script:
         return self._env
 
     async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
+        first = self._texts is None
         if self._texts is None:
             self._texts = iter(gold_of(self._env))
-            text = next(self._texts, None)
-            if text is None:
-                raise ConfigError(
-                    f"algorithm.source = {GOLD!r}: the environment has no gold() actions for this "
-                    "task; write gold(), or imitate runs with --from RUN"
-                )
-        else:
-            text = next(self._texts, None)
+        text = next(self._texts, None)
+        if first and text is None:
+            raise ConfigError(
+                f"algorithm.source = {GOLD!r}: the environment has no gold() actions for this "
+                "task; write gold(), or imitate runs with --from RUN"
+            )
         ids = self._rollout.renderer.encode_message(parse_hermes(text or ""))
         whole = text is not None and len(ids) <= sampling.max_tokens
         # Nobody sampled these: they have no probabilities.

@@ -87,9 +87,9 @@ def score_table(
     known = next((list(o) for of_run in outcomes for o in of_run.values()), [metric])
     if metric not in known:
         raise ConfigError(f"{key} = {metric!r}, but the environment gives {', '.join(known)}")
+    tasks = tasks or tasks_of(jobs, test_set, runs)
     return [
         [of_run[task][metric] if task in of_run else math.nan for task in tasks]
-        for tasks in [tasks or tasks_of(jobs, test_set, runs)]
         for of_run in outcomes
     ]
 
