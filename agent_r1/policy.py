@@ -160,7 +160,11 @@ def _with_adapter(
     import peft  # takes a second, and few runs need it
 
     if folder is not None:
-        return peft.PeftModel.from_pretrained(model, folder, is_trainable=True)  # type: ignore[return-value]
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        config.base_model_name_or_path = model.name_or_path  # it may come from another machine
+        return peft.PeftModel.from_pretrained(  # type: ignore[return-value]
+            model, folder, config=config, is_trainable=True
+        )
     assert lora is not None
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = peft.LoraConfig(

@@ -55,3 +55,20 @@ def test_multihop_puts_the_passages_before_the_question(tokenizer):
     assert list(env.schemas) == []
     text = tokenizer.decode(ChatML(ChatML.Settings(), tokenizer).prompt([system, user], []))
     assert "<tools>" not in text
+
+
+def test_its_worked_example_shows_passages_and_an_answer_but_no_tool():
+    settings = MultiHopRAG.Settings(
+        **{**MULTIHOP.model_dump(), "name": "multihop-rag", "example": True}
+    )
+    env = MultiHopRAG(settings)
+    task = MultiHopRAG.tasks(settings, "train")[0]
+    system, asked, answered, question = reset(env, task)
+    assert [m.role for m in (system, asked, answered, question)] == [
+        "system", "user", "assistant", "user"
+    ]  # fmt: skip
+    assert "The Blue Mill: " in asked.content and "Denmark" in asked.content
+    assert "\n\nQuestion: In which country" in asked.content
+    assert answered.content == "<answer>Denmark</answer>" and not answered.tool_calls
+    assert "The Blue Mill" not in question.content
+    assert question.content.endswith(f"Question: {task.question}")

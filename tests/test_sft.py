@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the environment's demonstrations and those of past runs, the loss."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -160,6 +161,19 @@ def test_reinforcement_learning_goes_on_with_the_adapter(tmp_path, warm):
     assert pinned == str((warm.path / "checkpoints" / "best").resolve())
     loaded = api.load(tmp_path / "rl", "last")
     assert loaded.policy.has_adapter
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_an_adapter_from_another_machine_is_saved_with_this_ones_model(tmp_path, warm):
+    kept = shutil.copytree(warm.path / "checkpoints" / "best", tmp_path / "kept")
+    config = json.loads((kept / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "not/here"  # peft would look for it on the hub
+    (kept / "adapter_config.json").write_text(json.dumps(config))
+    lora = {"rank": 4, "alpha": 8, "start": str(kept)}
+    recipe = load_recipe("hopworld", [("model.lora", lora)])[0]
+    load_policy(recipe.model).save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == local_path("hopworld-base")
 
 
 def test_what_cannot_be_started_from_is_named(tmp_path, warm):

@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -86,6 +86,7 @@ class MultiHop(ToolEnv):
         "it between answer tags, as short as possible: <answer>the answer</answer>"
     )
     reward_parts = ("format", "supporting")
+    worked_example: ClassVar[Sequence[Message]] = EXAMPLE
 
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
@@ -93,7 +94,7 @@ class MultiHop(ToolEnv):
 
     def prompt(self) -> Sequence[Message]:
         system, question = super().prompt()
-        return [system, *(EXAMPLE if self.settings.example else ()), question]
+        return [system, *(self.worked_example if self.settings.example else ()), question]
 
     def start(self) -> None:
         search, data = self.settings.search, self.task.data

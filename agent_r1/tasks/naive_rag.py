@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from agent_r1.env import ToolEnv, Transition
 from agent_r1.tasks.hopworld import HopWorld
-from agent_r1.tasks.multihop import MultiHop
+from agent_r1.tasks.multihop import EXAMPLE, MultiHop
 from agent_r1.types import Message, Task, ToolCall
 
 
@@ -46,6 +46,12 @@ class HopWorldRAG(NaiveRAG, HopWorld):
         name: str = "hopworld-rag"
 
 
+def _read_first(found: Sequence[Message], question: Message) -> Message:
+    """Passages, then the question, as one message."""
+    passages = "\n\n".join(message.content for message in found)
+    return Message("user", f"{passages}\n\nQuestion: {question.content}")
+
+
 class MultiHopRAG(NaiveRAG, MultiHop):
     """Multi-hop questions with the passages found for the question in the prompt; no tools."""
 
@@ -58,13 +64,13 @@ class MultiHopRAG(NaiveRAG, MultiHop):
     )
 
     schemas = ()  # type: ignore[assignment]
-
-    def prompt(self) -> Sequence[Message]:
-        return ToolEnv.prompt(self)  # the worked example shows the tool
+    worked_example = (
+        _read_first([m for m in EXAMPLE if m.role == "tool"], EXAMPLE[0]),
+        EXAMPLE[-1],
+    )
 
     def with_passages(
         self, opening: Sequence[Message], call: ToolCall, found: Sequence[Message]
     ) -> Sequence[Message]:
         *before, question = opening
-        passages = "\n\n".join(message.content for message in found)
-        return [*before, Message("user", f"{passages}\n\nQuestion: {question.content}")]
+        return [*before, _read_first(found, question)]
