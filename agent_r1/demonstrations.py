@@ -171,7 +171,7 @@ def _as_demonstration(trajectory: Trajectory) -> Trajectory:
 
 
 async def _play(rollout: Rollout, task: Task, seed: int) -> Trajectory:
-    script = _Script(rollout)
+    script = _Script(rollout, task)
     return await run_episode(
         script.make_env,
         script,
@@ -188,8 +188,8 @@ async def _play(rollout: Rollout, task: Task, seed: int) -> Trajectory:
 class _Script:
     """A session that says what the environment would have the agent say."""
 
-    def __init__(self, rollout: Rollout) -> None:
-        self._rollout = rollout
+    def __init__(self, rollout: Rollout, task: Task) -> None:
+        self._rollout, self._task = rollout, task
         self._texts: Iterator[str] | None = None
         self._env: Env | None = None
 
@@ -199,9 +199,15 @@ class _Script:
 
     async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
         first = self._texts is None
-        if self._texts is None:
-            self._texts = iter(gold_of(self._env))
-        text = next(self._texts, None)
+        try:
+            if self._texts is None:
+                self._texts = iter(gold_of(self._env))
+            text = next(self._texts, None)
+        except Exception as error:  # the author's code
+            raise ConfigError(
+                f"algorithm.source = {GOLD!r}: gold() of task {self._task.id!r} fails: "
+                f"{type(error).__name__}: {error}; `agent-r1 check` tells more"
+            ) from error
         if first and text is None:
             raise ConfigError(
                 f"algorithm.source = {GOLD!r}: the environment has no gold() actions for this "

@@ -25,6 +25,7 @@ class DryRun:
     Attributes:
         segments: ``(kind, text, number of tokens)`` of one scripted episode, in order.
         rewards: Process rewards of the script's steps.
+        outcome: What the script ends with: reward, success and the metrics.
         num_tokens: What the policy has before it at most, its own last turn included.
         notes: What was checked.
         warnings: What would go wrong or surprise.
@@ -34,6 +35,7 @@ class DryRun:
     task: str
     segments: list[tuple[str, str, int]] = field(default_factory=list)
     rewards: list[dict[str, float]] = field(default_factory=list)
+    outcome: dict[str, float] = field(default_factory=dict)
     num_tokens: int = 0
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -49,6 +51,9 @@ class DryRun:
             lines.append(text)
         lines.append(f"--- {self.num_tokens} tokens at most")
         lines += [f"process rewards of step {n}: {r}" for n, r in enumerate(self.rewards, 1) if r]
+        if self.outcome:
+            figures = ", ".join(f"{name} {value:g}" for name, value in self.outcome.items())
+            lines.append(f"its outcome: {figures}")
         lines += [
             f"memory, estimated: {use} {size / 2**20:,.0f} MiB" for use, size in self.memory.items()
         ]
@@ -113,7 +118,13 @@ async def _play(
             add(Kind.CONTEXT, tuple(history))
         else:
             add(Kind.OBSERVATION, renderer.observation(transition.messages, action))
+    outcome = await env.outcome()
     await env.close()
+    report.outcome = {
+        "reward": outcome.reward,
+        "success": float(outcome.success),
+        **outcome.metrics,
+    }
     num_turns = sum(kind == "action" for kind, _, _ in report.segments)
     if num_turns > recipe.limits.turns:
         report.warnings.append(

@@ -95,6 +95,7 @@ def test_check_shows_tokens_by_kind_rewards_and_memory():
         "MiB",
         "deterministic under a seed",
         "recorded, not trained on",
+        "its outcome: reward 1, success 1",
     ):
         assert expected in result.stdout
     result = run("check", "hopworld", "--limits.turns", 1, "--limits.tokens", 100, "--json")

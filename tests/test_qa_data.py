@@ -208,5 +208,5 @@ def test_one_official_file_is_not_enough(tmp_path):
 def test_an_id_given_twice_is_an_error(tmp_path):
     row = json.dumps({"id": "a", "question": "b", "answer": "c"}) + "\n"
     (tmp_path / "twice.jsonl").write_text(row * 2)
-    with pytest.raises(ConfigError, match=r"twice\.jsonl: the id 'a' is given to more than one"):
+    with pytest.raises(ConfigError, match=r"twice\.jsonl, line 2: the id 'a' is that of line 1"):
         load_questions(str(tmp_path), "twice")

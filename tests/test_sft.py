@@ -14,6 +14,7 @@ from agent_r1.dry_run import dry_run
 from agent_r1.policy import load_policy, local_path
 from agent_r1.recipe import load_recipe
 from agent_r1.run import RunFolder
+from agent_r1.tasks.hopworld import HopWorld
 from agent_r1.tree import build_tree
 from agent_r1.types import Kind
 
@@ -198,3 +199,14 @@ def test_nothing_to_imitate_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere holds no run"):
         sft(tmp_path / "c", **{"algorithm.source": "nowhere"})
     assert not (tmp_path / "c").exists(), "found out before anything is loaded"
+
+
+def test_an_error_in_gold_names_the_task(tmp_path, monkeypatch):
+    def gold(self):
+        yield next(iter(real(self)))
+        raise KeyError("bridge")
+
+    real = HopWorld.gold
+    monkeypatch.setattr(HopWorld, "gold", gold)
+    with pytest.raises(ConfigError, match=r"gold\(\) of task '.+' fails: KeyError: 'bridge'"):
+        sft(tmp_path / "a")

@@ -15,7 +15,6 @@ import gzip
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,12 +68,17 @@ def corpus_files(path: str, datasets: Sequence[str]) -> tuple[Path, ...]:
 def load_questions(path: str, dataset: str) -> list[Task]:
     """The questions of a data set, in the file's order."""
     file = _file(path, dataset, dataset)
-    tasks = [_task(file, line, row, dataset) for line, row in _rows(file)]
+    tasks = []
+    lines: dict[str, int] = {}
+    for line, row in _rows(file):
+        task = _task(file, line, row, dataset)
+        if (first := lines.setdefault(task.id, line)) != line:
+            raise ConfigError(
+                f"{file}, line {line}: the id {task.id!r} is that of line {first}, too"
+            )
+        tasks.append(task)
     if not tasks:
         raise ConfigError(f"{file} has no questions")
-    twice = [id for id, number in Counter(task.id for task in tasks).items() if number > 1]
-    if twice:
-        raise ConfigError(f"{file}: the id {twice[0]!r} is given to more than one question")
     return tasks
 
 
