@@ -1,6 +1,6 @@
 """Writes a run's adapter in half precision, half the size: to be kept where results are.
 
-python scripts/keep_adapter.py runs/warm docs/results/multihop-smollm2/warm-start [best|last|NUMBER]
+python scripts/keep_adapter.py runs/warm docs/results/multihop-smollm2/warm-start
 """
 
 import json
@@ -14,8 +14,8 @@ from agent_r1.checkpoint import model_folder
 from agent_r1.run import RunFolder
 
 
-def main(run: str, out: str, which: str = "best") -> None:
-    source, target = model_folder(Path(run), which), Path(out)
+def main(run: str, out: str) -> None:
+    source, target = model_folder(Path(run), "best"), Path(out)
     target.mkdir(parents=True, exist_ok=True)
     weights = load_file(source / "adapter_model.safetensors")
     halves = {name: weight.to(torch.float16) for name, weight in weights.items()}
