@@ -10,7 +10,7 @@ from typing import Any
 
 from agent_r1.evaluate import Evaluation
 from agent_r1.run import RunFolder, write_atomically
-from agent_r1.types import Group, Trajectory
+from agent_r1.types import Group, Message, Trajectory
 
 
 def write_result(
@@ -125,14 +125,9 @@ def transcript(trajectory: Trajectory, *, max_chars: int = 600) -> str:
     lines = []
     for message in trajectory.prompt:
         if message.role != "system":
-            lines.append(f"[{message.role}] {message.content}")
+            lines.append(f"[{message.role}] {_said(message)}")
     for step in trajectory.steps:
-        said = [step.message.content]
-        for call in step.message.tool_calls:
-            said.append(
-                f"-> {getattr(call, 'name', 'malformed call')} {getattr(call, 'arguments', '')}"
-            )
-        lines.append("[agent] " + "\n        ".join(part for part in said if part)[:max_chars])
+        lines.append(f"[agent] {_said(step.message)[:max_chars]}")
         lines += [
             f"[{message.role}] " + message.content[:max_chars].replace("\n", "\n       ")
             for message in step.observation
@@ -144,6 +139,14 @@ def transcript(trajectory: Trajectory, *, max_chars: int = 600) -> str:
         else trajectory.fault
     )
     return "\n".join([*lines, f"({trajectory.stop}: {ending})"])
+
+
+def _said(message: Message) -> str:
+    calls = [
+        f"-> {getattr(call, 'name', 'malformed call')} {getattr(call, 'arguments', '')}"
+        for call in message.tool_calls
+    ]
+    return "\n        ".join(part for part in (message.content, *calls) if part)
 
 
 def _solved(trajectory: Trajectory) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from agent_r1 import check_env
 from agent_r1.env import gold_of, make_env
 from agent_r1.render.chatml import parse_hermes
+from agent_r1.report import transcript
 from agent_r1.search.bm25 import build_index
 from agent_r1.tasks.multihop import MultiHop
 from agent_r1.tasks.qa_scores import (
@@ -19,7 +20,7 @@ from agent_r1.tasks.qa_scores import (
     normalize_answer,
     paper_reward,
 )
-from agent_r1.types import Task
+from agent_r1.types import Task, Trajectory
 
 DATA = Path(__file__).parent / "data" / "multihop"
 SETTINGS = MultiHop.Settings(path=str(DATA), datasets=("invented",), k=2)
@@ -208,3 +209,10 @@ def test_rewards_by_hand():
     assert graded_reward("in Oslo", "...", ["Oslo"], num_calls=0) == 0.5
     assert graded_reward("in Oslo", "...", ["Oslo"], num_calls=3) == 1.0
     assert graded_reward("Bergen", "not Oslo", ["Oslo"], num_calls=1) == pytest.approx(0.2)
+
+
+def test_a_transcript_shows_the_calls_of_the_worked_example():
+    settings = SETTINGS.model_copy(update={"example": True})
+    prompt = asyncio.run(MultiHop(settings).reset(task_of("q00"), 0))
+    shown = transcript(Trajectory("q00", "invented", 0, tuple(prompt)))
+    assert "[assistant] -> search {'query': 'Ada Quist born'}" in shown
