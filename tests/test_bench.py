@@ -191,6 +191,12 @@ override.env.test_hops = [2]
 arm = "other"
 against = "base"
 sets = ["one", "two"]
+
+[[pair]]
+arm = "other"
+against = "base"
+sets = ["two"]
+metric = "f1"
 """
 
 
@@ -217,15 +223,23 @@ def test_columns_and_pairs_by_hand(tmp_path):
     assert means == {key: round(number / 99, 4) for key, number in solved.items()}
     assert {(row["n"], row["f1"]) for row in rows} == {("99", "0.5")}
     assert float(rows[0]["success_low"]) == pytest.approx(0.10 - 1.96 * 0.030, abs=0.01)
-    (pair,) = table(tmp_path / "pairs.csv")
+    pair, of_f1 = table(tmp_path / "pairs.csv")
+    assert (pair["metric"], of_f1["metric"], of_f1["n"]) == ("success", "f1", "98")
+    assert {of_f1[key] for key in ("difference", "low", "high")} == {"0.0"}
     assert (pair["method"], pair["against"], pair["n"]) == ("other", "base", "196")
     assert float(pair["difference"]) == round(50 / 196, 4)
     half = 1.96 * (0.25 * 0.75 / 200) ** 0.5  # 50 of 200 pairs differ, all one way
     assert float(pair["low"]) == pytest.approx(0.255 - half, abs=0.01)
     assert float(pair["high"]) == pytest.approx(0.255 + half, abs=0.01)
-    assert "| other | base | one + two | 196 | 0.2551 |" in (tmp_path / "table.md").read_text()
+    assert (
+        "| other | base | one + two | success | 196 | 0.2551 |"
+        in (tmp_path / "table.md").read_text()
+    )
     with pytest.raises(ConfigError, match=r"columns = 'em', but the environment gives success"):
         wrong = load_experiment(written(tmp_path, COLUMNS.replace('"f1"]', '"em"]')))[0]
+        write_tables(wrong, jobs, tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match=r"pair\.metric = 'em', but the environment gives"):
+        wrong = load_experiment(written(tmp_path, COLUMNS.replace('= "f1"', '= "em"')))[0]
         write_tables(wrong, jobs, tmp_path, tmp_path)
     with pytest.raises(ConfigError, match=r"pair: there is no set 'three'"):
         load_experiment(written(tmp_path, COLUMNS.replace('["one", "two"]', '["three"]')))

@@ -96,11 +96,16 @@ class TaskSet(Section):
 
 
 class Pair(Section):
-    """Two arms compared question by question, on all the sets named together."""
+    """Two arms compared question by question, on all the sets named together.
+
+    Attributes:
+        metric: Which of the environment's; by default that of the sets.
+    """
 
     arm: str
     against: str
     sets: tuple[str, ...] = Field(min_length=1)
+    metric: str | None = None
 
 
 class Quick(Section):
@@ -166,7 +171,7 @@ class Experiment(Section):
                 if name not in known:
                     raise ValueError(f"pair: there is no {what} {name!r}{nearest(name, known)}")
             metrics = {s.metric for s in self.set if s.name in pair.sets}
-            if len(metrics) > 1:
+            if len(metrics) > 1 and pair.metric is None:
                 raise ValueError(f"pair: its sets have different metrics: {sorted(metrics)}")
         if self.columns and not self.set:
             raise ValueError(f"columns = {list(self.columns)}: there is no set to show them of")

@@ -77,11 +77,14 @@ def score_table(
     runs: Path,
     metric: str | None = None,
     tasks: Sequence[str] | None = None,
+    *,
+    asked: str = "columns",
 ) -> list[list[float]]:
     """Scores by run and task; NaN where the infrastructure failed. By default those of the set's
-    metric, and of all tasks that some run has a score for.
+    metric, and of all tasks that some run has a score for. ``asked`` is the key that the metric
+    stands under.
     """
-    key = "columns" if metric else f"set {test_set.name!r}: metric"
+    key = asked if metric else f"set {test_set.name!r}: metric"
     metric = metric or test_set.metric
     outcomes = [result_of(job, test_set, runs)["outcomes"] for job in jobs]
     known = next((list(o) for of_run in outcomes for o in of_run.values()), [metric])
@@ -165,7 +168,9 @@ def pair_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
             for test_set in (s for s in experiment.set if s.name in pair.sets):
                 tasks = tasks_of([*ours, *theirs], test_set, runs)
                 one, other = (
-                    np.array(score_table(own, test_set, runs, tasks=tasks))
+                    np.array(
+                        score_table(own, test_set, runs, pair.metric, tasks, asked="pair.metric")
+                    )
                     for own in (ours, theirs)
                 )
                 pooled.append(one - other)
@@ -175,6 +180,7 @@ def pair_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
                     "method": name_of(start.name, pair.arm),
                     "against": name_of(start.name, pair.against),
                     "sets": " + ".join(pair.sets),
+                    "metric": pair.metric or test_set.metric,
                     "n": int((~np.isnan(difference)).any(axis=0).sum()),
                     **_rounded(two_level_bootstrap(difference.tolist()), mean="difference"),
                 }
