@@ -196,7 +196,7 @@ sets = ["one", "two"]
 arm = "other"
 against = "base"
 sets = ["two"]
-metric = "f1"
+metrics = ["f1", "success"]
 """
 
 
@@ -223,8 +223,9 @@ def test_columns_and_pairs_by_hand(tmp_path):
     assert means == {key: round(number / 99, 4) for key, number in solved.items()}
     assert {(row["n"], row["f1"]) for row in rows} == {("99", "0.5")}
     assert float(rows[0]["success_low"]) == pytest.approx(0.10 - 1.96 * 0.030, abs=0.01)
-    pair, of_f1 = table(tmp_path / "pairs.csv")
+    pair, of_f1, of_success = table(tmp_path / "pairs.csv")
     assert (pair["metric"], of_f1["metric"], of_f1["n"]) == ("success", "f1", "98")
+    assert (of_success["metric"], of_success["difference"]) == ("success", str(round(40 / 98, 4)))
     assert {of_f1[key] for key in ("difference", "low", "high")} == {"0.0"}
     assert (pair["method"], pair["against"], pair["n"]) == ("other", "base", "196")
     assert float(pair["difference"]) == round(50 / 196, 4)
@@ -238,8 +239,8 @@ def test_columns_and_pairs_by_hand(tmp_path):
     with pytest.raises(ConfigError, match=r"columns = 'em', but the environment gives success"):
         wrong = load_experiment(written(tmp_path, COLUMNS.replace('"f1"]', '"em"]')))[0]
         write_tables(wrong, jobs, tmp_path, tmp_path)
-    with pytest.raises(ConfigError, match=r"pair\.metric = 'em', but the environment gives"):
-        wrong = load_experiment(written(tmp_path, COLUMNS.replace('= "f1"', '= "em"')))[0]
+    with pytest.raises(ConfigError, match=r"pair\.metrics = 'em', but the environment gives"):
+        wrong = load_experiment(written(tmp_path, COLUMNS.replace('= ["f1", ', '= ["em", ')))[0]
         write_tables(wrong, jobs, tmp_path, tmp_path)
     with pytest.raises(ConfigError, match=r"pair: there is no set 'three'"):
         load_experiment(written(tmp_path, COLUMNS.replace('["one", "two"]', '["three"]')))

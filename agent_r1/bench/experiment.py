@@ -99,13 +99,13 @@ class Pair(Section):
     """Two arms compared question by question, on all the sets named together.
 
     Attributes:
-        metric: Which of the environment's; by default that of the sets.
+        metrics: Which of the environment's, a row for each; by default that of the sets.
     """
 
     arm: str
     against: str
     sets: tuple[str, ...] = Field(min_length=1)
-    metric: str | None = None
+    metrics: tuple[str, ...] = ()
 
 
 class Quick(Section):
@@ -171,7 +171,7 @@ class Experiment(Section):
                 if name not in known:
                     raise ValueError(f"pair: there is no {what} {name!r}{nearest(name, known)}")
             metrics = {s.metric for s in self.set if s.name in pair.sets}
-            if len(metrics) > 1 and pair.metric is None:
+            if len(metrics) > 1 and not pair.metrics:
                 raise ValueError(f"pair: its sets have different metrics: {sorted(metrics)}")
         if self.columns and not self.set:
             raise ValueError(f"columns = {list(self.columns)}: there is no set to show them of")

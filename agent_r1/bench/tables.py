@@ -164,27 +164,29 @@ def pair_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
                 [j for j in jobs if (j.start, j.arm) == (start.name, name)]
                 for name in (pair.arm, pair.against)
             )
-            pooled = []
-            for test_set in (s for s in experiment.set if s.name in pair.sets):
-                tasks = tasks_of([*ours, *theirs], test_set, runs)
-                one, other = (
-                    np.array(
-                        score_table(own, test_set, runs, pair.metric, tasks, asked="pair.metric")
+            sets = [s for s in experiment.set if s.name in pair.sets]
+            for metric in pair.metrics or (sets[0].metric,):
+                pooled = []
+                for test_set in sets:
+                    tasks = tasks_of([*ours, *theirs], test_set, runs)
+                    one, other = (
+                        np.array(
+                            score_table(own, test_set, runs, metric, tasks, asked="pair.metrics")
+                        )
+                        for own in (ours, theirs)
                     )
-                    for own in (ours, theirs)
+                    pooled.append(one - other)
+                difference = np.concatenate(pooled, axis=1)
+                rows.append(
+                    {
+                        "method": name_of(start.name, pair.arm),
+                        "against": name_of(start.name, pair.against),
+                        "sets": " + ".join(pair.sets),
+                        "metric": metric,
+                        "n": int((~np.isnan(difference)).any(axis=0).sum()),
+                        **_rounded(two_level_bootstrap(difference.tolist()), mean="difference"),
+                    }
                 )
-                pooled.append(one - other)
-            difference = np.concatenate(pooled, axis=1)
-            rows.append(
-                {
-                    "method": name_of(start.name, pair.arm),
-                    "against": name_of(start.name, pair.against),
-                    "sets": " + ".join(pair.sets),
-                    "metric": pair.metric or test_set.metric,
-                    "n": int((~np.isnan(difference)).any(axis=0).sum()),
-                    **_rounded(two_level_bootstrap(difference.tolist()), mean="difference"),
-                }
-            )
     return rows
 
 
