@@ -263,12 +263,14 @@ def _prove(policy: Policy) -> str | None:
         except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
             return f"{type(error).__name__} in its forward pass: {error}"
     packed = policy.logits(hidden).float().log_softmax(-1)
-    worst = 0.0
+    # Half precision rounds single logits by more than a small mistake would move them, but on
+    # average SmolLM2 stays within .04, where one position off gives .13.
+    single = base.dtype == torch.float32
+    worst, tolerance = 0.0, 1e-3 if single else 0.08
     for path in ([*range(9)], [*range(5), *range(9, 13)]):
         plain = policy.model(input_ids=as_tensor([[ids[i] for i in path]]), use_cache=False)
-        difference = plain.logits[0].float().log_softmax(-1) - packed[path]
-        worst = max(worst, difference.abs().max().item())
-    tolerance = 1e-3 if base.dtype == torch.float32 else 0.5
+        difference = (plain.logits[0].float().log_softmax(-1) - packed[path]).abs()
+        worst = max(worst, (difference.max() if single else difference.mean()).item())
     return None if worst < tolerance else f"packed log-probabilities differ by {worst:.2g}"
 
 

@@ -3,16 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from agent_r1 import api
-from agent_r1.policy import load_policy
+from agent_r1.policy import Policy, load_policy, make_policy
 from agent_r1.render.chatml import ChatML
 from agent_r1.run import RunFolder
 from agent_r1.sections import ModelSettings
 from agent_r1.types import Action, Kind, Message
 from tests.chat_formats import template
 
-DATA = Path(__file__).parent / "data" / "multihop"
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "tests" / "data" / "multihop"
+TRAINED = ROOT / "docs" / "results" / "multihop-smollm2" / "grpo"
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,25 @@ def test_prompt_and_joints_equal_its_template(smollm2):
         *renderer.observation([Message("user", "Ok")], Action(ids, zeros, zeros, 0, "stop")),
     ]
     assert path == expected
+
+
+def test_a_trained_adapter_is_packed_in_half_precision():
+    """Its single logits are rounded by more than .5, which is no reason to refuse it."""
+    lora = {"start": str(TRAINED), "rank": 8, "alpha": 16}
+    settings = ModelSettings(path="smollm2-135m", dtype="bfloat16", device="cpu", lora=lora)
+    assert load_policy(settings).unpackable is None
+
+
+def test_a_tree_out_of_place_is_found_in_half_precision(monkeypatch):
+    """A rotation that is wrong by one position in a branch."""
+    half = load_policy(ModelSettings(path="smollm2-135m", dtype="bfloat16", device="cpu"))
+    right = Policy.hidden
+
+    def shifted(self, ids, positions, tree):
+        return right(self, ids, positions + (torch.arange(len(positions)) > 8), tree)
+
+    monkeypatch.setattr(Policy, "hidden", shifted)
+    assert "differ" in make_policy(half.model, half.tokenizer).unpackable
 
 
 def test_text_stays_text(smollm2):
