@@ -29,13 +29,17 @@ def assign_credit(groups: Sequence[Group], algorithm: Algorithm, credit: Credit)
                 step.value_targets = tuple(values)
 
 
-def informative(groups: list[Group]) -> list[Group]:
-    """The groups that have something to tell the policy: some advantage is not zero."""
-    return [
-        group
-        for group in groups
-        if any(any(step.advantages or ()) for t in group.scored for step in t.steps)
-    ]
+def informative(groups: list[Group], algorithm: Algorithm) -> list[Group]:
+    """The groups that have something to tell the policy; credit is assigned."""
+    return [group for group in groups if algorithm.has_signal(group)]
+
+
+def batch_of(groups: list[Group], algorithm: Algorithm) -> list[Group]:
+    """The groups of an iteration's batch, whose tokens the loss is a mean over: all that were
+    scored, but for an algorithm that replaces those without a signal.
+    """
+    scored = [group for group in groups if group.scored]
+    return informative(scored, algorithm) if algorithm.replaces_groups else scored
 
 
 def minibatches(groups: list[Group], count: int, seed: int) -> list[list[Group]]:
@@ -46,11 +50,11 @@ def minibatches(groups: list[Group], count: int, seed: int) -> list[list[Group]]
     return [shuffled[part::count] for part in range(count)]
 
 
-def trained_on(groups: list[Group], algorithm: Algorithm) -> list[Group]:
-    """The groups to train on: those with a signal; all of them for a critic, and where a KL or an
-    entropy term pulls at every token.
+def trained_on(batch: list[Group], algorithm: Algorithm) -> list[Group]:
+    """The groups of a batch that have to be run: those with a signal; all of them for a critic, and
+    where a KL or an entropy term pulls at every token. The others count in its mean all the same.
     """
-    return [g for g in groups if g.scored] if algorithm.trains_on_all else informative(groups)
+    return batch if algorithm.trains_on_all else informative(batch, algorithm)
 
 
 @dataclass(slots=True, frozen=True)
@@ -68,12 +72,11 @@ Shares = dict[int, Share]
 
 
 def shares(groups: list[Group], algorithm: Algorithm) -> Shares:
-    """What tokens weigh in the loss of a mini-batch, however it is cut into micro-batches; nothing
-    where a truncated trajectory is masked.
+    """What tokens weigh in the loss of a mini-batch, however it is cut into micro-batches, and
+    whichever of its groups have a signal; nothing where a truncated trajectory is masked.
     """
-    masks = algorithm.settings.truncated == "mask"
     trajectories = [t for g in groups for t in g.scored]
-    kept = [not (masks and t.stop.truncated) for t in trajectories]
+    kept = [not algorithm.masks(t) for t in trajectories]
     counts = [t.num_action_tokens for t, keep in zip(trajectories, kept, strict=True) if keep]
     weights = iter(algorithm.token_weights(counts) if counts else ())
     per_trajectory = [next(weights) if keep else 0.0 for keep in kept]

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; 2 when the user's input is at fault, 130 when interrupted."""
+    """Runs a command; 1 when it came to nothing, 2 when the user's input is at fault, 130 when
+    interrupted.
+    """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and not getattr(arguments, "takes_overrides", False):
         parser.error(f"unexpected arguments: {' '.join(rest)}")
-    from agent_r1.config import ConfigError
+    from agent_r1.config import ConfigError, RunError
     from agent_r1.env_check import EnvCheckError
 
     try:
@@ -34,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, EnvCheckError) as error:
         print(f"agent-r1: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"agent-r1: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         goes_on = "`agent-r1 train --resume RUN` goes on from the last checkpoint"
         if arguments.command == "bench":

@@ -31,6 +31,10 @@ class ConfigError(ValueError):
     """The user's input cannot be used; the message says where, what and how to mend it."""
 
 
+class RunError(RuntimeError):
+    """A run, or a part of it, came to nothing; the message says what was seen first."""
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, and a key it does not know is an error."""
 

@@ -161,7 +161,7 @@ class ToolEnv:
     task: Task
     seed: int
     answer: str | None
-    """The agent's final message, or ``None`` while there is none."""
+    """The agent's final message; ``None`` while there is none, and where a limit cut it off."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -294,7 +294,7 @@ class ToolEnv:
             events = tuple(event for result in results for event in result.events)
             transition = await _maybe_await(self.interpret(results))
         else:
-            self.answer = message.content
+            self.answer = None if message.cut else message.content
             transition = await _maybe_await(self.reply(message))
         if not isinstance(transition, Transition):
             raise TypeError(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from agent_r1.config import RunError
 from agent_r1.rollout.episode import Rollout
 from agent_r1.run_async import run_async
 from agent_r1.types import Group, Task, Trajectory
@@ -27,7 +28,7 @@ class Score:
         reward: Mean outcome reward.
         turns: Mean number of steps.
         truncated: Share cut off by a limit.
-        metrics: Means of the outcome's further metrics.
+        metrics: Means of the outcome's further metrics, each over the episodes that have it.
         events: What went wrong with tools, per episode: ``fault`` (the infrastructure),
             ``mistake`` (the agent), ``noise`` (injected).
     """
@@ -62,13 +63,28 @@ class Evaluation:
 def evaluate(
     rollout: Rollout, tasks: Sequence[Task], *, temperature: float, seed: int
 ) -> Evaluation:
-    """One attempt at each task, in the order given. ``temperature`` 0 is greedy."""
+    """One attempt at each task, in the order given. ``temperature`` 0 is greedy.
+
+    Raises:
+        RunError: No episode could be scored, so that there is nothing to say.
+    """
     start = time.perf_counter()
     groups = run_async(rollout.run(tasks, attempts=1, temperature=temperature, seed=seed))
     episodes = [trajectory for group in groups for trajectory in group.trajectories]
+    must_be_scored(episodes, "evaluation")
     names = sorted({episode.category for episode in episodes})
     categories = {name: score([e for e in episodes if e.category == name]) for name in names}
     return Evaluation(score(episodes), categories, groups, time.perf_counter() - start)
+
+
+def must_be_scored(episodes: Sequence[Trajectory], what: str) -> None:
+    """Raises ``RunError`` with the first reason if there is no outcome among the episodes."""
+    if any(episode.outcome is not None for episode in episodes):
+        return
+    reason = next((e.fault for e in episodes if e.fault), "there were none")
+    raise RunError(
+        f"{what}: not one of {len(episodes)} episodes could be scored; the first: {reason}"
+    )
 
 
 def score(episodes: list[Trajectory]) -> Score:
@@ -80,7 +96,8 @@ def score(episodes: list[Trajectory]) -> Score:
     n = len(outcomes)
 
     def mean(values: Iterable[float]) -> float | None:
-        return sum(values) / n if n else None
+        listed = list(values)
+        return math.fsum(listed) / len(listed) if listed else None
 
     successes = sum(outcome.success for outcome in outcomes)
     low, high = wilson(successes, n)
@@ -97,7 +114,7 @@ def score(episodes: list[Trajectory]) -> Score:
         reward=mean(outcome.reward for outcome in outcomes),
         turns=mean(len(episode.steps) for episode in scored),
         truncated=mean(episode.stop.truncated for episode in scored),
-        metrics={key: mean(o.metrics.get(key, 0.0) for o in outcomes) for key in keys},
+        metrics={key: mean(o.metrics[key] for o in outcomes if key in o.metrics) for key in keys},
         events={kind: count / max(1, len(episodes)) for kind, count in sorted(events.items())},
     )
 

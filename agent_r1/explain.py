@@ -13,7 +13,7 @@ from typing import Any
 from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.algorithms.base import Algorithm
 from agent_r1.algorithms.credit import Credit
-from agent_r1.assign import assign_credit, informative, minibatches, shares, trained_on
+from agent_r1.assign import assign_credit, batch_of, minibatches, shares, trained_on
 from agent_r1.config import ConfigError
 from agent_r1.masks import masks_of
 from agent_r1.recipe import Recipe, load_recipe
@@ -171,7 +171,8 @@ def explain(run: RunFolder, where: str | None = None) -> Explanation:
     iteration, number, attempt = _parse(run, where)
     groups = list(run.trajectories(iteration))
     if number is None:
-        number = next((n for n, g in enumerate(groups, 1) if informative([g])), 1)
+        algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
+        number = next((n for n, g in enumerate(groups, 1) if algorithm.has_signal(g)), 1)
     group = _pick(groups, number, f"iteration {iteration} has groups")
     if attempt is None:
         attempt = next((n for n, t in enumerate(group.trajectories, 1) if t in group.scored), 1)
@@ -247,15 +248,12 @@ def _weights(
     """Per step, the weight of its tokens in the first epoch's mini-batch that has them; credit is
     assigned.
     """
-    used = trained_on(groups, algorithm)
-    wanted = {id(step) for step in trajectory.steps}
-    if not used:
-        return [0.0] * len(wanted)
-    for part in minibatches(used, recipe.learner.minibatches, derive_seed(seed, 0)):
-        of = shares(part, algorithm)
-        if wanted & of.keys():
+    batch = batch_of(groups, algorithm)
+    for part in minibatches(batch, recipe.learner.minibatches, derive_seed(seed, 0)):
+        if any(t is trajectory for g in trained_on(part, algorithm) for t in g.scored):
+            of = shares(part, algorithm)
             return [of[id(step)].weight for step in trajectory.steps]
-    return [0.0] * len(wanted)
+    return [0.0] * len(trajectory.steps)
 
 
 def _together(columns: Sequence[Column]) -> list[Column]:

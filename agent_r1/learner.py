@@ -15,7 +15,7 @@ from torch import Tensor
 from agent_r1.algorithms.base import Algorithm
 from agent_r1.algorithms.kl import ESTIMATORS, KLSettings
 from agent_r1.algorithms.losses import truncated_importance
-from agent_r1.assign import Shares, minibatches, shares
+from agent_r1.assign import Shares, minibatches, shares, trained_on
 from agent_r1.batch import Actions, Cut, Forward, MicroBatch
 from agent_r1.optimizer import Optimizer
 from agent_r1.pack import packs
@@ -168,9 +168,10 @@ class Learner:
     def update(
         self, groups: list[Group], *, lr: float, seed: int, critic_only: bool = False
     ) -> Update:
-        """Trains on the groups' action tokens; credit must be assigned. No groups, no update.
+        """Trains on a batch's action tokens; credit must be assigned. No groups, no update.
 
-        ``critic_only``: the value head alone is trained.
+        The loss is a mean over the whole batch, whether or not a group has anything to train and is
+        run. ``critic_only``: the value head alone is trained.
         """
         result = Update(explained_variance=explained_variance(groups) if self.critic else None)
         num_batches = 0
@@ -181,8 +182,9 @@ class Learner:
                 parts = minibatches(groups, self.settings.minibatches, derive_seed(seed, epoch))
                 for index, part in enumerate(parts):
                     where = f"epoch {epoch + 1}, mini-batch {index + 1}"
-                    self._step(part, result, lr=lr, critic_only=critic_only, where=where)
-                    num_batches += 1
+                    num_batches += self._step(
+                        part, result, lr=lr, critic_only=critic_only, where=where
+                    )
         if num_batches:
             result.clip_fraction /= num_batches
         for name in ("loss", "grad_norm", "kl", "value_loss"):
@@ -203,11 +205,13 @@ class Learner:
 
     def _step(
         self, groups: list[Group], result: Update, *, lr: float, critic_only: bool, where: str
-    ) -> None:
-        """One optimiser step on one mini-batch."""
+    ) -> bool:
+        """One optimiser step on one mini-batch; whether there was anything to train."""
         weights = shares(groups, self.algorithm)
-        if not any(share.weight for share in weights.values()):
-            return  # masked, all of it
+        groups = trained_on(groups, self.algorithm)
+        steps = (step for group in groups for t in group.scored for step in t.steps)
+        if not any(weights[id(step)].weight for step in steps):
+            return False  # no signal, or all of it masked
         sums = self._accumulate(groups, weights, result, critic_only=critic_only)
         if result.num_steps == 0:
             result.logprob_error = max(result.logprob_error, sums.logprob_error)
@@ -220,7 +224,7 @@ class Learner:
             culprit = self._culprit()
             result.skipped.append(f"{where}: loss {sums.loss}, gradient norm {norm}{culprit}")
             self.optimizer.zero_grad()
-            return
+            return True
         self.optimizer.step(lr)
         self.optimizer.zero_grad()
         result.num_steps += 1
@@ -228,6 +232,7 @@ class Learner:
         result.grad_norm += norm
         result.kl += sums.kl
         result.value_loss += sums.value_loss
+        return True
 
     def _accumulate(
         self, groups: list[Group], weights: Shares, result: Update, *, critic_only: bool

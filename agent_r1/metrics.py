@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,25 +39,26 @@ def figures_of(
     clock: Clock,
 ) -> dict[str, Any]:
     """The metrics of one iteration. What depends on the machine's speed stands apart from what
-    does not, and the outcome from ``shaped``, what was learned from.
+    does not, and the outcome from ``shaped``, what was learned from. Means are over the episodes
+    that count, those with an outcome; a mean over none is ``None``.
     """
     episodes = [trajectory for group in groups for trajectory in group.trajectories]
     steps = [step for episode in episodes for step in episode.steps]
     entropies = [entropy for step in steps for entropy in step.action.entropies]
     total = score(episodes)
     imitated = bool(steps) and not entropies
-    num = max(1, len(episodes))
-    action_tokens = sum(episode.num_action_tokens for episode in episodes)
+    scored = [episode for episode in episodes if episode.outcome is not None]
+    sampled = sum(episode.num_action_tokens for episode in episodes)
     figures: dict[str, Any] = {
         # Demonstrations succeed because those that do were chosen.
         "success": None if imitated else total.success,
         "reward": total.reward,
         "shaped": shaped,
         **total.metrics,
-        "entropy": sum(entropies) / len(entropies) if entropies else None,
-        "action_tokens": action_tokens / num,
-        "tokens": sum(episode.num_tokens for episode in episodes) / num,
-        "turns": len(steps) / num,
+        "entropy": _mean(entropies),
+        "action_tokens": _mean([episode.num_action_tokens for episode in scored]),
+        "tokens": _mean([episode.num_tokens for episode in scored]),
+        "turns": _mean([len(episode.steps) for episode in scored]),
         "resampled": sum(episode.discarded for episode in episodes),
         "groups_used": len(used),
         "groups_without_signal": len(groups) - len(used),
@@ -76,8 +78,9 @@ def figures_of(
     }
     for episode in episodes:
         _count(figures, f"stop/{episode.stop}")
+    for episode in scored:
         for part, value in episode.process_reward().items():
-            _count(figures, f"process/{part}", value / num)
+            _count(figures, f"process/{part}", value / len(scored))
     lost = (event for episode in episodes for event in episode.discarded_events)
     for event in (*lost, *(event for step in steps for event in step.events)):
         _count(figures, event)
@@ -87,10 +90,14 @@ def figures_of(
         "seconds": {**clock.seconds, "total": clock.total},
         "env_seconds": _percentiles([step.env_seconds for step in steps]),
         "tokens_per_second": {
-            "generated": action_tokens / clock.seconds["rollout"],
+            "generated": sampled / clock.seconds["rollout"],
             "trained": update.num_tokens / clock.seconds["learner"],
         },
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:

@@ -116,7 +116,8 @@ def _of_rollout(row: dict[str, Any]) -> str:
         f"success {_figure(figures['success'])}  "
         f"reward {_figure(figures['reward'])}{_parts(figures)}  "
         f"entropy {_figure(figures['entropy'])}  "
-        f"tokens {figures['action_tokens']:.0f}  turns {figures['turns']:.1f}  "
+        f"tokens {_figure(figures['action_tokens'], 0)}  "
+        f"turns {_figure(figures['turns'], 1)}  "
         f"groups {figures['groups_used']}/{num_groups}  "
         f"{row['tokens_per_second']['generated']:,.0f} tok/s"
     )
@@ -126,8 +127,8 @@ def _of_demonstrations(row: dict[str, Any]) -> str:
     """The loss is the mean of -log pi over the tokens that are imitated."""
     figures = row["figures"]
     return (
-        f"loss {figures['loss']:.3f}  tokens {figures['action_tokens']:.0f}  "
-        f"turns {figures['turns']:.1f}  {row['tokens_per_second']['trained']:,.0f} tok/s"
+        f"loss {figures['loss']:.3f}  tokens {_figure(figures['action_tokens'], 0)}  "
+        f"turns {_figure(figures['turns'], 1)}  {row['tokens_per_second']['trained']:,.0f} tok/s"
     )
 
 
@@ -136,8 +137,8 @@ def _parts(figures: dict[str, Any]) -> str:
     return "".join(f"  {name} {value:.2f}" for name, value in parts.items())
 
 
-def _figure(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"
 
 
 def _clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ curve.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def draw_curve(run: RunFolder) -> Path | None:
     from matplotlib import pyplot
 
     rows = run.metrics()
-    trained = [(row["iteration"], row["figures"]["success"]) for row in rows if "figures" in row]
+    trained = [
+        (row["iteration"], _or_gap(row["figures"]["success"])) for row in rows if "figures" in row
+    ]
     parts = sorted({k for row in rows for k in row.get("figures", ()) if k.startswith("process/")})
     figure, panels = pyplot.subplots(
         1 + bool(parts),
@@ -77,7 +80,10 @@ def draw_curve(run: RunFolder) -> Path | None:
         (row["iteration"], row["validation"]["categories"]) for row in rows if "validation" in row
     ]
     for category in validated[0][1] if validated else []:
-        points = [(iteration, scores[category]["success"]) for iteration, scores in validated]
+        points = [
+            (iteration, _or_gap(scores.get(category, {}).get("success")))
+            for iteration, scores in validated
+        ]
         axes.plot(
             *zip(*points, strict=True),
             marker="o",
@@ -85,7 +91,9 @@ def draw_curve(run: RunFolder) -> Path | None:
         )
     axes.set(ylabel="success", ylim=(0, 1.02), title=run.path.name)
     for part in parts:
-        points = [(r["iteration"], r["figures"].get(part, 0.0)) for r in rows if "figures" in r]
+        points = [
+            (r["iteration"], r["figures"].get(part, math.nan)) for r in rows if "figures" in r
+        ]
         panels[1][0].plot(*zip(*points, strict=True), label=part.removeprefix("process/"))
         panels[1][0].set(ylabel="process reward")
     for (panel,) in panels:
@@ -96,6 +104,11 @@ def draw_curve(run: RunFolder) -> Path | None:
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
+
+
+def _or_gap(value: float | None) -> float:
+    """A figure that was not measured is a gap in the curve, not 0."""
+    return math.nan if value is None else value
 
 
 def table(result: dict[str, Any]) -> str:

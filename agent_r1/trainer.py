@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from agent_r1.algorithms import ALGORITHMS, CREDITS
-from agent_r1.assign import assign_credit, informative, trained_on
+from agent_r1.assign import assign_credit, batch_of, informative, trained_on
 from agent_r1.checkpoint import Checkpoints, State
-from agent_r1.config import ConfigError
+from agent_r1.config import ConfigError, nearest
 from agent_r1.demonstrations import (
     GOLD,
     Demonstrations,
@@ -22,7 +22,7 @@ from agent_r1.demonstrations import (
     open_runs,
 )
 from agent_r1.env import make_env
-from agent_r1.evaluate import Evaluation, evaluate
+from agent_r1.evaluate import Evaluation, evaluate, must_be_scored
 from agent_r1.learner import Learner
 from agent_r1.masks import copy_back, masks_of, settle, unmasked
 from agent_r1.memory import MemoryPlan, plan_memory
@@ -204,11 +204,12 @@ class Trainer:
         seed = derive_seed(recipe.seed, "iteration", iteration)
         clock = Clock()
         self.rollout.engine.report()  # what a validation added does not count
-        groups, view, used = self._collect(seed, clock)
+        groups, view, batch = self._collect(seed, clock)
+        must_be_scored([t for g in groups for t in g.trajectories], f"iteration {iteration}")
         with clock("learner"):
             lr = recipe.learner.rate(iteration, recipe.train.iterations)
             warmup: int = getattr(recipe.algorithm, "critic_warmup", 0)
-            update = self.learner.update(used, lr=lr, seed=seed, critic_only=iteration <= warmup)
+            update = self.learner.update(batch, lr=lr, seed=seed, critic_only=iteration <= warmup)
             self.rollout.engine.load(iteration)
         with clock("other"):
             if view is not groups:
@@ -226,6 +227,7 @@ class Trainer:
             self.reporter.warn(
                 f"iteration {iteration}: {len(faults)} episodes excluded, the first: {faults[0]}"
             )
+        used = trained_on(batch, self.algorithm)
         shaped = self._shaped(groups)
         row = {"iteration": iteration, **figures_of(groups, used, update, shaped, lr, clock)}
         engine = self.rollout.engine.report()
@@ -234,18 +236,18 @@ class Trainer:
         self.reporter.iteration(row)
         best = state.best_iteration
         is_last = iteration == recipe.train.iterations or self._out_of_time()
-        if not recipe.evaluation.every:
-            state.best_iteration = iteration  # nothing tells which is best: the newest
-        elif iteration % recipe.evaluation.every == 0 or is_last:
+        if recipe.evaluation.every and (iteration % recipe.evaluation.every == 0 or is_last):
             row["validation"] = self._validate()
+        if state.best is None:
+            state.best_iteration = iteration  # nothing tells which is best: the newest
         self.run.append_metrics(row)
         due = iteration % recipe.checkpoint.every == 0 or is_last
-        if due or (recipe.evaluation.every and state.best_iteration != best):
+        if due or (state.best is not None and state.best_iteration != best):
             self.checkpoints.save(state, self.policy, self.learner)
 
     def _collect(self, seed: int, clock: Clock) -> tuple[list[Group], list[Group], list[Group]]:
-        """All groups of an iteration; the same as the learner sees them; and those of the latter to
-        train on. Credit is assigned, groups without a signal are left out and, as often as the
+        """All groups of an iteration; the same as the learner sees them; and those of the latter
+        that make up its batch. Credit is assigned; groups without a signal are, as often as the
         algorithm wants, replaced by fresh ones.
         """
         train = self.recipe.train
@@ -266,7 +268,7 @@ class Trainer:
                 seen = self._assign_credit(fresh)
                 groups += fresh
                 view += seen
-            missing -= len(informative(seen))
+            missing -= len(informative(seen, self.algorithm))
             if missing <= 0:
                 break
         if self.algorithm.demonstrated and missing > 0:
@@ -276,7 +278,7 @@ class Trainer:
             )
         whole = all(one is other for one, other in zip(view, groups, strict=True))
         view = groups if whole else view
-        return groups, view, trained_on(view, self.algorithm)
+        return groups, view, batch_of(view, self.algorithm)
 
     def _assign_credit(self, groups: list[Group]) -> list[Group]:
         """Returns the groups to train on: these, or a view of them with a mask switched off."""
@@ -326,12 +328,25 @@ class Trainer:
             temperature=recipe.train.temperature,
             seed=derive_seed(recipe.seed, "validation"),
         )
-        figure = _named(evaluation, recipe.checkpoint.metric)
+        figure = self._choosing(evaluation)
         if figure is not None and (state.best is None or figure >= state.best):
             state.best, state.best_iteration = figure, state.iteration
         figures = evaluation.figures()
         self.reporter.validation(state.iteration, figures)
         return figures
+
+    def _choosing(self, evaluation: Evaluation) -> float | None:
+        """The figure that decides which checkpoint is best; ``None`` where this validation has
+        none, as of a metric that only successes have.
+        """
+        metric, total = self.recipe.checkpoint.metric, evaluation.total
+        known = {"success": total.success, "reward": total.reward, **total.metrics}
+        if metric not in known:
+            self.reporter.warn(
+                f"checkpoint.metric = {metric!r}: no episode of this validation has it, so it "
+                f"chooses no best checkpoint{nearest(metric, [*known])}"
+            )
+        return known.get(metric)
 
     def _draw(self, count: int) -> list[Task]:
         """The next training tasks: every epoch is a new permutation of all of them."""
@@ -361,18 +376,3 @@ def _permutation(length: int, seed: int) -> list[int]:
     order = list(range(length))
     random.Random(seed).shuffle(order)
     return order
-
-
-def _named(evaluation: Evaluation, metric: str) -> float | None:
-    if not evaluation.total.tasks:
-        return None
-    known = {
-        "success": evaluation.total.success,
-        "reward": evaluation.total.reward,
-        **evaluation.total.metrics,
-    }
-    if metric not in known:
-        raise ConfigError(
-            f"checkpoint.metric = {metric!r}: the environment gives {', '.join(known)}"
-        )
-    return known[metric]

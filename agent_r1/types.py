@@ -77,6 +77,8 @@ class Message:
     """What the assistant's message asks for, in its order; ``content`` is then the text around the
     calls.
     """
+    cut: bool = False
+    """Whether a limit of tokens ended the message before the agent did: no finished answer."""
 
 
 @dataclass(slots=True, frozen=True)

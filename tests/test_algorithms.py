@@ -21,7 +21,7 @@ from agent_r1.algorithms.losses import (
     truncated_importance,
     value_loss,
 )
-from agent_r1.assign import assign_credit, informative, shares
+from agent_r1.assign import assign_credit, batch_of, informative, shares, trained_on
 from agent_r1.types import StopReason
 from tests.batches import flat, make_groups
 
@@ -465,8 +465,8 @@ def test_truncated_importance_weights():
 
 def test_token_weights():
     counts = [3, 1, 4]
-    by_token = algorithm("grpo").token_weights(counts)
-    by_sequence = algorithm("grpo", aggregation="sequence").token_weights(counts)
+    by_token = algorithm("grpo", aggregation="token").token_weights(counts)
+    by_sequence = algorithm("grpo").token_weights(counts)
     fixed = algorithm("dr-grpo", fixed_length=10).token_weights(counts)
     assert by_token == pytest.approx([1 / 8] * 3)
     assert by_sequence == pytest.approx([1 / 9, 1 / 3, 1 / 12])
@@ -475,7 +475,7 @@ def test_token_weights():
 
 def test_masked_truncated_trajectories_are_compared_but_not_trained_on():
     groups = make_groups()
-    grpo = algorithm("grpo", truncated="mask")
+    grpo = algorithm("grpo", truncated="mask", aggregation="token")
     assign_credit(groups, grpo, credit_of("outcome"))
     of = shares(groups, grpo)
     for t in (t for g in groups for t in scored(g)):
@@ -494,6 +494,111 @@ def test_where_every_trajectory_is_masked_nothing_weighs_anything():
     for aggregation in ("token", "sequence"):
         of = shares(groups, algorithm("grpo", truncated="mask", aggregation=aggregation))
         assert {share.weight for share in of.values()} == {0.0}
+
+
+# What one token of each trajectory weighs by the papers, of the lengths of all attempts of the batch:
+# a group without a signal adds nothing to the sum and counts in the denominator all the same.
+DENOMINATORS = {
+    "grpo": lambda n: 1 / (len(n) * n),  # 1/G sum 1/|o_i|, over all questions (eq. 3)
+    "gspo": lambda n: 1 / (len(n) * n),
+    "dr-grpo": lambda n: np.full(len(n), 1 / (len(n) * 256)),  # a constant for each attempt
+    "rloo": lambda n: np.full(len(n), 1 / len(n)),  # log pi of whole sequences
+    "cispo": lambda n: np.full(len(n), 1 / n.sum()),
+    "reinforce++": lambda n: np.full(len(n), 1 / n.sum()),
+    "reinforce++-baseline": lambda n: np.full(len(n), 1 / n.sum()),
+    "gigpo": lambda n: np.full(len(n), 1 / n.sum()),
+    "ppo": lambda n: np.full(len(n), 1 / n.sum()),
+    "step-gae": lambda n: np.full(len(n), 1 / n.sum()),
+    "dapo": lambda n: np.full(len(n), 1 / n[:3].sum()),  # the second group is not in its batch
+}
+EXTRAS = ({}, {"kl": {"coef": 1e-9}}, {"entropy_coef": 1e-9})
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=["alone", "kl", "entropy"])
+@pytest.mark.parametrize("name", DENOMINATORS)
+def test_the_denominator_is_the_papers_whatever_other_terms_are_on(name, extra):
+    groups, made = make_groups(), algorithm(name, **extra)
+    assign_credit(groups, made, credit_of("outcome"))
+    batch = batch_of(groups, made)
+    of = shares(batch, made)
+    n = np.array([sum(lengths(t)) for g in groups for t in scored(g)])
+    expected = DENOMINATORS[name](n)[: sum(len(scored(g)) for g in batch)]
+    weights = [of[id(t.steps[0])].weight for g in batch for t in scored(g)]
+    assert weights == pytest.approx(expected)
+    assert {g.task.id for g in batch} == ({"one"} if name == "dapo" else {"one", "two"})
+
+
+def test_a_group_without_a_signal_is_run_only_where_something_pulls_at_its_tokens():
+    for extra, run in zip(EXTRAS, (["one"], ["one", "two"], ["one", "two"]), strict=True):
+        groups, grpo = make_groups(), algorithm("grpo", **extra)
+        assign_credit(groups, grpo, credit_of("outcome"))
+        assert [g.task.id for g in trained_on(batch_of(groups, grpo), grpo)] == run
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_dapo_goes_by_the_outcomes_as_they_were_given(reward):
+    """Equal outcomes are no signal, whatever length, process rewards or a KL make of them."""
+    groups = make_groups()
+    for t in scored(groups[0]):
+        t.outcome = type(t.outcome)(reward, reward == 1.0)
+    dapo = algorithm(
+        "dapo", overlong={"length": 6, "buffer": 4}, kl={"coef": 0.1, "place": "reward"}
+    )
+    assign_credit(groups, dapo, credit_of("step"))
+    assert any(any(s.advantages) for t in scored(groups[0]) for s in t.steps)
+    assert batch_of(groups, dapo) == []
+    groups[0].trajectories[0].outcome = type(t.outcome)(1.0 - reward, False)
+    assert batch_of(groups, dapo) == groups[:1]
+
+
+def test_an_episode_that_a_limit_of_tokens_cut_is_over_long():
+    dapo = algorithm("dapo", overlong={"length": 100, "buffer": 20})
+    t = make_groups()[0].trajectories[0]
+    assert dapo.outcome(t) == 1.0
+    t.stop = StopReason.MAX_TOKENS
+    assert dapo.outcome(t) == 0.0
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce++", "reinforce++-baseline"])
+def test_normalisation_leaves_masked_tokens_out(name):
+    groups = make_groups()
+    made = algorithm(name, truncated="mask")
+    advantages = made.advantages(groups, credit_of("outcome"))
+    kept = [
+        a
+        for group, of_group in zip(groups, advantages, strict=True)
+        for t, of_t in zip(scored(group), of_group, strict=True)
+        if not t.stop.truncated
+        for step in of_t
+        for a in step
+    ]
+    assert np.mean(kept) == pytest.approx(0, abs=1e-9)
+    assert np.std(kept) == pytest.approx(1)
+
+
+def test_a_token_far_from_the_reference_is_not_the_whole_update():
+    """k3 to 5 nats; beyond, its tangent there: never an overflow, never without a pull."""
+    near = np.array([-30.0, -1.0, 0.0, 2.0, 4.9])
+    assert [k3(0.0, d) for d in near] == pytest.approx(np.exp(near) - near - 1)
+    slope = math.exp(5) - 1
+    for d in (6.0, 14.0, 90.0, 800.0):
+        assert k3(-d, 0.0) == pytest.approx(math.exp(5) - 6 + slope * (d - 5))
+        logprob = torch.tensor([-d], requires_grad=True)
+        k3(logprob, torch.zeros(1)).sum().backward()
+        assert logprob.grad.item() == pytest.approx(-slope, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "cispo"])
+def test_ratios_that_would_overflow_leave_the_gradient_finite(name):
+    """A token of a clipped ratio, or of weight 0, must not turn the others into NaN."""
+    logprobs = torch.tensor([-0.1, -0.1, -1.0], requires_grad=True)
+    old = torch.tensor([-400.0, -400.0, -1.1])
+    loss = algorithm(name).policy_loss(
+        logprobs, old, torch.tensor([1.0, -1.0, 1.0]), torch.tensor([0, 1, 2])
+    )
+    (loss * torch.tensor([1.0, 0.0, 1.0])).sum().backward()
+    assert logprobs.grad.isfinite().all()
+    assert logprobs.grad[1] == 0
 
 
 def test_a_fixed_length_and_its_aggregation_go_together():
@@ -560,7 +665,7 @@ def test_credit_is_written_into_the_steps():
         for step in t.steps:
             assert len(step.advantages) == len(step.value_targets) == len(step.action.token_ids)
     assign_credit(groups, algorithm("grpo"), credit_of("outcome"))
-    assert informative(groups) == groups[:1]
+    assert informative(groups, algorithm("grpo")) == groups[:1]
 
 
 def test_an_algorithm_from_a_function():

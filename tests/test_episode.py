@@ -9,7 +9,7 @@ import pytest
 from agent_r1 import Outcome, Task, ToolEnv, Transition, tool
 from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.tree import build_tree
-from agent_r1.types import Kind, StopReason
+from agent_r1.types import Kind, Message, StopReason
 
 from .fakes import END, CharRenderer, ScriptedEngine
 
@@ -171,7 +171,8 @@ def test_an_action_cut_at_the_limit_is_closed_by_the_environment():
         (OBS, "[user]Q"),
         (ACT, "<tool"),
     )
-    assert only(group).stop is StopReason.DONE  # no call in it: it is the answer
+    assert only(group).stop is StopReason.MAX_TOKENS  # no call in it, and no answer either
+    assert only(group).steps[0].message.cut
     line = CALL % ("echo", '{"text": "a"}')
     group = play(Troubles, line, "42", limits=Limits(tokens_per_turn=len(line)))
     assert_tokens(group, (OBS, "[user]Q"), (ACT, line), (OBS, "\0[tool]a"), (ACT, "42\0"))
@@ -192,6 +193,44 @@ def test_an_answer_that_the_limit_of_tokens_cut_is_no_answer():
     assert episode.stop is StopReason.MAX_TOKENS
     assert episode.steps[0].message.content == "42"
     assert episode.outcome == Outcome(0.0, False)
+
+
+class Chat(ToolEnv):
+    """A user who answers; what is "42" so far is right."""
+
+    @tool
+    def submit(self, text: str) -> str:
+        """End."""
+        return text
+
+    def interpret(self, results):
+        self.given = results[0].value
+        return Transition(done=True)
+
+    def reply(self, message):
+        heard = message.content.startswith("go")
+        return Transition((self.said,), done=False) if heard else Transition(done=True)
+
+    def start(self):
+        self.given, self.said = None, Message("user", "and?")
+
+    def score(self, answer):
+        return float("42" in (self.given, answer))
+
+
+@pytest.mark.parametrize(
+    ("line", "stop", "reward", "turns"),
+    [
+        ("42", StopReason.DONE, 1.0, 1),
+        ("42 of 4200", StopReason.MAX_TOKENS, 0.0, 1),  # may have become another answer
+        ("go on and on", StopReason.MAX_TURNS, 0.0, 3),  # a cut sentence in a conversation
+        (CALL % ("submit", '{"text": "42"}'), StopReason.DONE, 1.0, 1),  # the call was whole
+    ],
+)
+def test_a_turn_that_the_limit_cut_ends_nothing_of_itself(line, stop, reward, turns):
+    limits = Limits(tokens_per_turn=len(line) if "call" in line else 5, turns=3)
+    episode = only(play(Chat, line, limits=limits))
+    assert (episode.stop, episode.outcome.reward, len(episode.steps)) == (stop, reward, turns)
 
 
 def test_limit_of_tokens_bounds_the_whole_episode():

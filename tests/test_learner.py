@@ -85,7 +85,7 @@ def assert_close(one, two, tolerance=1e-4):
 
 
 def test_gradient_equals_one_sequence_at_a_time(policy, groups):
-    algorithm = GRPO(GRPO.Settings())
+    algorithm = GRPO(GRPO.Settings(aggregation="token"))
     ours = accumulated(policy, groups[:2], algorithm, max_tokens=100_000)
     assert_close(by_hand(policy, groups[:2], algorithm.settings), ours)
 
@@ -107,14 +107,39 @@ def test_only_action_tokens_are_trained(policy, groups):
     assert count == sum(t.num_action_tokens for g in groups for t in g.trajectories)
 
 
+@pytest.mark.parametrize("extra", [{"kl": {"coef": 1e-9}}, {"entropy_coef": 1e-9}])
+def test_a_term_that_weighs_nothing_changes_nothing(policy, base_policy, groups, extra):
+    """One of three groups has no signal: it counts in the mean, run or not."""
+
+    def gradient(**settings):
+        algorithm = GRPO(GRPO.Settings(**settings))
+        learner = Learner(
+            policy,
+            algorithm,
+            LearnerSettings(max_grad_norm=1e9),
+            temperature=1.0,
+            reference=base_policy,
+        )
+        found = {}
+        learner.optimizer.step = lambda lr: found.update(gradients(policy))
+        update = learner.update(groups, lr=0.0, seed=0)
+        return found, update
+
+    (alone, one), (beside, other) = gradient(), gradient(**extra)
+    assert one.num_tokens < other.num_tokens
+    assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+    assert_close(beside, alone)
+
+
 def test_groups_without_signal_are_left_out(groups):
-    assert informative(groups) == groups[:2]
+    grpo = GRPO(GRPO.Settings())
+    assert informative(groups, grpo) == groups[:2]
     step_credit = StepCredit(StepCredit.Settings())
     for trajectory in groups[2].trajectories:
         for index, step in enumerate(trajectory.steps):
             step.rewards = {"reached": float(index == 0 and trajectory.attempt == 0)}
-    assign_credit(groups, GRPO(GRPO.Settings()), step_credit)
-    assert informative(groups) == groups
+    assign_credit(groups, grpo, step_credit)
+    assert informative(groups, grpo) == groups
 
 
 def test_minibatches_hold_every_group_once(groups):

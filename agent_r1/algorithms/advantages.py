@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -40,15 +41,23 @@ def leave_one_out(returns: Sequence[float]) -> list[float]:
     return [scale * value for value in group_relative(returns, normalize_std=False)]
 
 
-def whiten(advantages: Sequence[float]) -> list[float]:
+def whiten(advantages: Sequence[float], counted: Sequence[bool] | None = None) -> list[float]:
     """``(A - mean(A)) / std(A)`` over all tokens of a batch (REINFORCE++, arXiv 2501.03262, eq. 8;
     also usual in PPO). The population standard deviation; all 0 if they are equal.
+
+    ``counted``: which of them mean and deviation are taken over, by default all. Those of masked
+    tokens, which the loss leaves out, must not move the others.
+
+    Example:
+        >>> whiten([1.0, 3.0, 99.0], [True, True, False])[:2]
+        [-1.0, 1.0]
     """
-    if not advantages:
-        return []
-    mean = math.fsum(advantages) / len(advantages)
+    kept = advantages if counted is None else list(itertools.compress(advantages, counted))
+    if not kept:
+        return [0.0] * len(advantages)
+    mean = math.fsum(kept) / len(kept)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in kept) / len(kept))
     centred = [value - mean for value in advantages]
-    std = math.sqrt(math.fsum(value * value for value in centred) / len(centred))
     return [value / std if std >= ZERO_STD else 0.0 for value in centred]
 
 

@@ -27,7 +27,8 @@ class Algorithm:
     """Subclass it and write ``advantages``; the loss is PPO's clipped one unless you write yours.
 
     Advantages are made for all groups of a rollout at once, so that an algorithm may normalise over
-    them.
+    them. The loss is a mean over all scored groups: one without a signal, whose tokens add nothing
+    to it, counts in the denominator, whatever other terms are on.
     """
 
     compares_attempts: ClassVar[bool] = False
@@ -38,6 +39,8 @@ class Algorithm:
     """
     compares_units: ClassVar[bool] = False
     """Whether it goes by ``Credit.compare``, whose keys have no effect otherwise."""
+    replaces_groups: ClassVar[bool] = False
+    """Whether groups without a signal are no part of the batch, but replaced by fresh ones."""
     demonstrated: ClassVar[bool] = False
     """Whether it learns from demonstrations (``settings.source``, ``settings.require``) instead of
     what the policy samples.
@@ -51,9 +54,10 @@ class Algorithm:
         Attributes:
             clip_low, clip_high: The ratio of new to old policy counts from 1 - clip_low to
                 1 + clip_high.
-            aggregation: What tokens weigh in the loss: all alike, all of a trajectory together
-                alike, or one in (trajectories x ``fixed_length``).
-            fixed_length: For the last of these.
+            aggregation: What tokens weigh in the loss: all alike (``token``), all of a trajectory
+                together alike (``sequence``), or one in (trajectories x ``fixed_length``)
+                (``fixed``). The default is that of the algorithm's paper.
+            fixed_length: Tokens, for the last of these.
             kl: A pull towards the policy as it came; none by default.
             entropy_coef: Weight of the entropy in the loss, which rewards it; 0 for none.
             truncated: Episodes that a limit cut off are kept as scored, or masked: compared with,
@@ -105,6 +109,14 @@ class Algorithm:
         kl: KLSettings | None = self.settings.kl
         in_loss = kl is not None and kl.place == "loss"
         return self.critic or in_loss or bool(self.settings.entropy_coef)
+
+    def has_signal(self, group: Group) -> bool:
+        """Whether a group has something to tell the policy: some advantage is not zero."""
+        return any(any(step.advantages or ()) for t in group.scored for step in t.steps)
+
+    def masks(self, trajectory: Trajectory) -> bool:
+        """Whether a trajectory is compared with, but left out of the loss."""
+        return bool(self.settings.truncated == "mask" and trajectory.stop.truncated)
 
     def bootstraps(self, trajectory: Trajectory) -> bool:
         """Whether the critic's value stands in for what a cut-off trajectory did not come to."""
@@ -158,7 +170,9 @@ class Algorithm:
 
     def ratio(self, logprobs: Tensor, old_logprobs: Tensor, sequences: Tensor) -> Tensor:
         """(T,): the ratio of new to old policy that is clipped."""
-        return (logprobs - old_logprobs).exp()
+        from agent_r1.algorithms.losses import importance_ratio
+
+        return importance_ratio(logprobs, old_logprobs)
 
     def clip_bounds(self) -> tuple[float, float]:
         """Ratios outside are reported as clipped."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 class CISPO(GRPO):
     """GRPO's advantages; REINFORCE weighed by the clipped ratio, through which no gradient flows.
-    The paper sets no lower bound, hence ``clip_low = 1``.
+    The paper sets no lower bound, hence ``clip_low = 1``. Every token weighs alike (eq. 4), those
+    of groups without a signal in the denominator.
     """
 
     class Settings(GRPO.Settings):
         name: str = "cispo"
+        aggregation: Literal["token", "sequence", "fixed"] = "token"
         clip_low: float = Field(1.0, gt=0)
         clip_high: float = Field(1.0, gt=0)
 

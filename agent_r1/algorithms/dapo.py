@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from agent_r1.algorithms.advantages import ZERO_STD
 from agent_r1.algorithms.grpo import GRPO
 from agent_r1.config import Section
-from agent_r1.types import Trajectory
+from agent_r1.types import Group, StopReason, Trajectory
 
 
 class OverlongSettings(Section):
     """Soft over-long punishment (eq. 13), in action tokens of an episode: nothing up to
-    ``length - buffer``, falling to -1 at ``length``.
+    ``length - buffer``, falling to -1 at ``length``; -1, too, where a limit of tokens cut it off.
     """
 
     length: int = Field(ge=1)
@@ -28,9 +29,15 @@ class OverlongSettings(Section):
 
 class DAPO(GRPO):
     """GRPO with four changes: the upper clip bound is higher, so that rare tokens may rise
-    (eq. 10); groups without a signal are replaced by fresh ones (eq. 11); every token weighs alike
-    (eq. 12); and over-long episodes lose up to 1 (eq. 13).
+    (eq. 10); groups whose attempts all succeed or all fail alike are replaced by fresh ones
+    (eq. 11); every token weighs alike (eq. 12); and over-long episodes lose up to 1 (eq. 13).
+
+    What decides on a group is its outcomes as the environment gave them: neither the punishment of
+    length nor process rewards nor a KL penalty make a signal of equal outcomes. A group that is
+    left out is no part of the batch, and counts in no mean.
     """
+
+    replaces_groups = True
 
     class Settings(GRPO.Settings):
         """``refills``: how often at most an iteration draws fresh tasks for its groups without a
@@ -38,14 +45,21 @@ class DAPO(GRPO):
         """
 
         name: str = "dapo"
+        aggregation: Literal["token", "sequence", "fixed"] = "token"
         clip_high: float = Field(0.28, gt=0)
         refills: int = Field(3, ge=0)
         overlong: OverlongSettings | None = None
+
+    def has_signal(self, group: Group) -> bool:
+        outcomes = [t.outcome.reward for t in group.scored if t.outcome is not None]
+        return bool(outcomes) and max(outcomes) - min(outcomes) >= ZERO_STD
 
     def outcome(self, trajectory: Trajectory) -> float:
         reward = super().outcome(trajectory)
         if (limits := self.settings.overlong) is None:
             return reward
+        if trajectory.stop is StopReason.MAX_TOKENS:
+            return reward - 1.0  # nobody knows how long it would have become
         return reward + overlong_punishment(
             trajectory.num_action_tokens, length=limits.length, buffer=limits.buffer
         )

@@ -14,7 +14,8 @@ from agent_r1.algorithms.base import GroupAlgorithm
 class DrGRPO(GroupAlgorithm):
     """GRPO without its two biases: ``A = R - mean(R)``, which does not favour questions whose
     returns differ little, and a sum over tokens divided by a constant, which does not favour long
-    wrong answers.
+    wrong answers. The constant is ``fixed_length`` times the number of all attempts, those of
+    groups without a signal included.
     """
 
     class Settings(GroupAlgorithm.Settings):

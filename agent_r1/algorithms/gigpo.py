@@ -17,7 +17,8 @@ class GiGPO(GroupAlgorithm):
     of the step among all steps of the group taken in the same state, by discounted return-to-go.
 
     Two states are the same where the environment gave them the same ``state_key``; a state met once
-    adds nothing.
+    adds nothing. The loss is a mean over all action tokens of all attempts, those of groups without
+    a signal included, where eq. 8 has one over all steps.
     """
 
     compares_units = False  # but states

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from agent_r1.algorithms.advantages import group_relative
 from agent_r1.algorithms.base import GroupAlgorithm
 
 
 class GRPO(GroupAlgorithm):
-    """``A = (R - mean(R)) / std(R)`` over the group, PPO's clipped loss.
+    """``A = (R - mean(R)) / std(R)`` over the group, PPO's clipped loss, averaged over each
+    trajectory and then over all trajectories (eq. 3). A group without a signal has advantages of 0
+    and counts in that mean.
 
-    The paper's loss averages over each trajectory first (``aggregation = "sequence"``) and has
-    KL k3 in the loss with coefficient 0.04; here every token weighs alike and there is no KL unless
-    the recipe says so, as later work found better.
+    The paper has KL k3 in the loss with coefficient 0.04; here there is none unless the recipe says
+    so. ``aggregation = "token"`` lets every token weigh alike, as later work found better.
     """
 
     class Settings(GroupAlgorithm.Settings):
         """``normalize_std``: divide by the group's standard deviation."""
 
         name: str = "grpo"
+        aggregation: Literal["token", "sequence", "fixed"] = "sequence"
         normalize_std: bool = True
 
     def baseline(self, returns: Sequence[float]) -> list[float]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class GSPO(GRPO):
     """GRPO's advantages; ratio and clipping are those of the whole sequence, here all action tokens
     of the trajectory: ``s = (pi(y) / pi_old(y))^(1/|y|)``. Its clip range is narrow, since a mean
-    over many tokens moves little (section 5.1).
+    over many tokens moves little (section 5.1). The mean is over all sequences, those of groups
+    without a signal included (eq. 5).
     """
 
     whole_trajectories = True

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Value = TypeVar("Value", float, "Tensor")
+MAX_GAP = 5.0
+"""Nats by which the reference may find a token likelier before k3 goes on in a straight line: at 14
+nats its exponential is a million, and one token would be the whole update.
+"""
 
 
 def k1(logprob: Value, reference: Value) -> Value:
@@ -34,10 +38,14 @@ def k2(logprob: Value, reference: Value) -> Value:
 
 
 def k3(logprob: Value, reference: Value) -> Value:
-    """``exp(-d) - 1 + d``."""
-    difference = reference - logprob
-    power: Value = math.e**difference
-    return power - difference - 1.0
+    """``exp(-d) - 1 + d``; for ``-d`` above ``MAX_GAP`` the tangent there, whose slope is as far as
+    the pull of one token goes.
+    """
+    gap = reference - logprob
+    bounded: Value
+    bounded = min(gap, MAX_GAP) if isinstance(gap, float | int) else gap.clamp(max=MAX_GAP)
+    power: Value = math.e**bounded
+    return power * (1.0 + gap - bounded) - gap - 1.0
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}

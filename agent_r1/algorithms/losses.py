@@ -7,6 +7,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MAX_LOG_RATIO = 20.0
+"""Nats at which ratios stop to grow: ``exp`` of more may overflow, and then even a ratio that is
+clipped, or a token of weight 0, would make the gradient NaN.
+"""
+
+
+def importance_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """``exp(logp - logp_old)``, the difference bounded to +-``MAX_LOG_RATIO``."""
+    return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
 
 def clip_surrogate(
     ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
@@ -28,7 +38,7 @@ def clipped_policy_loss(
     clip_high: float,
 ) -> Tensor:
     """``clip_surrogate`` of the token's ratio ``r = exp(logp - logp_old)``."""
-    ratio = torch.exp(logprobs - old_logprobs)
+    ratio = importance_ratio(logprobs, old_logprobs)
     return clip_surrogate(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
 
 
@@ -43,7 +53,7 @@ def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, sequences: Tensor) ->
     difference = (logprobs - old_logprobs).detach()
     count = difference.new_zeros(num).index_add_(0, sequences, torch.ones_like(difference))
     total = difference.new_zeros(num).index_add_(0, sequences, difference)
-    mean = (total / count.clamp(min=1.0))[sequences]
+    mean = (total / count.clamp(min=1.0)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)[sequences]
     return torch.exp(mean + logprobs - logprobs.detach())
 
 
@@ -58,7 +68,7 @@ def cispo_loss(
     """``-sg(clip(r, 1 - clip_low, 1 + clip_high)) A logp``: the weight is clipped, not the update,
     so that every token keeps its gradient (CISPO, MiniMax-M1, arXiv 2506.13585, eq. 4 and 5).
     """
-    ratio = torch.exp(logprobs.detach() - old_logprobs)
+    ratio = importance_ratio(logprobs.detach(), old_logprobs)
     return -ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages * logprobs
 
 
@@ -82,4 +92,4 @@ def truncated_importance(old_logprobs: Tensor, sampling_logprobs: Tensor, *, cap
     Ionides 2008; for rollouts: Yao et al. 2025, "Your efficient RL framework secretly brings you
     off-policy training").
     """
-    return torch.exp(old_logprobs - sampling_logprobs).clamp(max=cap)
+    return importance_ratio(old_logprobs, sampling_logprobs).clamp(max=cap)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class PPO(Algorithm):
     """GAE over the action tokens of a trajectory, across its turns: from the last token of one turn
     it goes on to the first of the next, and the observation between them is no time. The critic is
-    a value head on the policy's own last hidden states.
+    a value head on the policy's own last hidden states. The loss is a mean over all action tokens
+    (the paper's expectation over time steps, eq. 7).
     """
 
     critic = True
@@ -31,7 +32,8 @@ class PPO(Algorithm):
 
         Attributes:
             gamma, lam: Per action token (GAE).
-            normalize: Advantages to mean 0 and deviation 1 over the iteration's action tokens.
+            normalize: Advantages to mean 0 and deviation 1 over the iteration's action tokens that
+                are in the loss.
             truncated: Also ``bootstrap``: of an episode that a limit cut off, the critic's value of
                 its last state stands in for the outcome that it did not come to.
             value_coef: Weight of the value loss.
@@ -74,7 +76,7 @@ class PPO(Algorithm):
             [self.estimate(trajectory, rewards)[0] for trajectory, rewards in pairs]
             for pairs in self._rewarded(groups, credit)
         ]
-        return whitened(advantages) if self.settings.normalize else advantages
+        return whitened(advantages, groups, self) if self.settings.normalize else advantages
 
     def value_targets(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
         return [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -110,8 +112,9 @@ def _run(
 def _line(job: Job, runs: Path) -> str:
     figures = [f"{s.name} {_success(result_of(job, s, runs))}" for s, _ in job.sets]
     if job.train:
-        first, last = success_curve(job, runs)[0], success_curve(job, runs)[-3:]
-        figures.insert(0, f"training {first:.3f} -> {sum(last) / len(last):.3f}")
+        curve = [success for success in success_curve(job, runs) if not math.isnan(success)]
+        if curve:
+            figures.insert(0, f"training {curve[0]:.3f} -> {statistics.fmean(curve[-3:]):.3f}")
     return f"{name_of(job.start, job.arm)}, seed {job.seed}: " + ", ".join(figures)
 
 

@@ -52,8 +52,12 @@ def _mean_of_known(resamples: Array, where_none: float) -> Array:
 
 
 def trailing_mean(curve: Sequence[float], window: int) -> Array:
-    """Each point's mean with the ``window - 1`` points before it, or as many as there are."""
-    return np.array([np.mean(curve[max(0, i + 1 - window) : i + 1]) for i in range(len(curve))])
+    """Each point's mean with the ``window - 1`` points before it, or as many as there are; of
+    those that were measured, NaN if none was.
+    """
+    windows = (np.asarray(curve[max(0, i + 1 - window) : i + 1]) for i in range(len(curve)))
+    measured = (values[~np.isnan(values)] for values in windows)
+    return np.array([values.mean() if len(values) else np.nan for values in measured])
 
 
 def steps_to(curve: Sequence[float] | Array, mark: float) -> int | None:

@@ -80,21 +80,18 @@ def score_table(
     *,
     asked: str = "columns",
 ) -> list[list[float]]:
-    """Scores by run and task; NaN where the infrastructure failed. By default those of the set's
+    """Scores by run and task; NaN where an episode has none. By default those of the set's
     metric, and of all tasks that some run has a score for. ``asked`` is the key that the metric
     stands under.
     """
     key = asked if metric else f"set {test_set.name!r}: metric"
     metric = metric or test_set.metric
     outcomes = [result_of(job, test_set, runs)["outcomes"] for job in jobs]
-    known = next((list(o) for of_run in outcomes for o in of_run.values()), [metric])
+    known = dict.fromkeys(name for of_run in outcomes for o in of_run.values() for name in o)
     if metric not in known:
         raise ConfigError(f"{key} = {metric!r}, but the environment gives {', '.join(known)}")
     tasks = tasks or tasks_of(jobs, test_set, runs)
-    return [
-        [of_run[task][metric] if task in of_run else math.nan for task in tasks]
-        for of_run in outcomes
-    ]
+    return [[of_run.get(task, {}).get(metric, math.nan) for task in tasks] for of_run in outcomes]
 
 
 def tasks_of(jobs: Sequence[Job], test_set: TaskSet, runs: Path) -> list[str]:
@@ -216,9 +213,12 @@ SUMMARY = ("start", "credit", "steps_outcome", "steps_process", "ratio", "low", 
 
 
 def success_curve(job: Job, runs: Path) -> list[float]:
-    """Success of the training episodes, which are fresh tasks in every iteration."""
+    """Success of the training episodes, which are fresh tasks in every iteration; NaN where it was
+    not measured.
+    """
     rows = RunFolder(runs / job.folder).metrics()
-    return [row["figures"]["success"] or 0.0 for row in rows if "figures" in row]
+    measured = (row["figures"]["success"] for row in rows if "figures" in row)
+    return [math.nan if success is None else success for success in measured]
 
 
 def speed_tables(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> tuple[Rows, Rows]:
@@ -327,13 +327,18 @@ def curve_rows(jobs: Sequence[Job], runs: Path) -> Rows:
                     "method": name_of(job.start, job.arm),
                     "seed": job.seed,
                     "iteration": row["iteration"],
-                    "success": round(figures["success"] or 0.0, 4),
-                    "turns": round(figures["turns"], 3),
+                    "success": _or_empty(figures["success"], 4),
+                    "turns": _or_empty(figures["turns"], 3),
                     "seconds": round(row["seconds"]["total"], 2),
                     **parts,
                 }
             )
     return rows
+
+
+def _or_empty(value: float | None, digits: int) -> float | str:
+    """What was not measured is an empty cell, not 0."""
+    return "" if value is None else round(value, digits)
 
 
 def write_csv(path: Path, rows: Rows) -> Path:

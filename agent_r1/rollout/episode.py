@@ -33,6 +33,7 @@ from agent_r1.types import (
     Step,
     StopReason,
     Task,
+    ToolCall,
     Trajectory,
     derive_seed,
 )
@@ -199,7 +200,10 @@ class _Play:
                 return StopReason.MAX_TIME
             if action.stop == "memory" and not action.token_ids:
                 return StopReason.MAX_MEMORY
-            step = Step(action, self.renderer.parse(action), state_key=state_key)
+            message = self.renderer.parse(action)
+            if action.stop == "length":
+                message = dataclasses.replace(message, cut=True)
+            step = Step(action, message, state_key=state_key)
             step.context_ids = context_ids
             step.generate_seconds = time.perf_counter() - clock
             self.trajectory.steps.append(step)
@@ -213,7 +217,7 @@ class _Play:
             except _OutOfTimeError:
                 return StopReason.MAX_TIME
             if transition.done:
-                return StopReason.MAX_TURNS if transition.truncated else StopReason.DONE
+                return _ending(transition, message)
             if turn + 1 == self.limits.turns:
                 break
             with _faults("step"):
@@ -268,6 +272,16 @@ class _Play:
                 if not math.isfinite(value):
                     raise ValueError(f"the process reward {part!r} is {value}")
         return transition
+
+
+def _ending(transition: Transition, message: Message) -> StopReason:
+    """Why an episode stopped that the environment called done. A last turn that a limit of tokens
+    cut is no end of the task, unless a whole call in it brought that about.
+    """
+    if transition.truncated:
+        return StopReason.MAX_TURNS
+    acted = any(isinstance(call, ToolCall) for call in message.tool_calls)
+    return StopReason.MAX_TOKENS if message.cut and not acted else StopReason.DONE
 
 
 def render_history(
