@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from agent_r1.cassette import Cassette, Slot
@@ -42,20 +43,32 @@ class Dispatcher:
         self._slots: dict[int, Slot] = {}
 
     async def run(self, calls: Sequence[ToolCall | MalformedCall]) -> list[ToolResult]:
-        """All calls of one action concurrently; results in the order of the calls.
+        """The calls of one action in the order written, neighbouring ones of tools that are
+        declared parallel at the same time; results in the order of the calls.
 
         Raises:
-            ToolFailureError: A tool failed and its policy takes the episode out.
+            ToolFailureError: A tool failed and its policy takes the episode out; the calls after it
+                are not made.
         """
-        numbers = range(self._num_calls, self._num_calls + len(calls))
+        numbered = list(enumerate(calls, self._num_calls))
         self._num_calls += len(calls)
-        runs = [self._run(call, number) for call, number in zip(calls, numbers, strict=True)]
-        results = await asyncio.gather(*runs, return_exceptions=True)
-        done = [result for result in results if isinstance(result, ToolResult)]
-        failed = [result for result in results if isinstance(result, BaseException)]
-        if failed:
-            raise _worst(failed, [event for result in done for event in result.events])
+        done: list[ToolResult] = []
+        for parallel, neighbours in itertools.groupby(numbered, lambda n: self._is_parallel(n[1])):
+            runs = [self._run(call, number) for number, call in neighbours]
+            turns = [runs] if parallel else [[run] for run in runs]
+            for index, turn in enumerate(turns):
+                results = await asyncio.gather(*turn, return_exceptions=True)
+                done += [result for result in results if isinstance(result, ToolResult)]
+                failed = [result for result in results if isinstance(result, BaseException)]
+                if failed:
+                    for run in itertools.chain(*turns[index + 1 :]):
+                        run.close()
+                    raise _worst(failed, [event for result in done for event in result.events])
         return done
+
+    def _is_parallel(self, call: ToolCall | MalformedCall) -> bool:
+        tool = self._tools.get(call.name) if isinstance(call, ToolCall) else None
+        return tool is None or tool.parallel  # what cannot be run has no order
 
     async def _run(self, call: ToolCall | MalformedCall, number: int) -> ToolResult:
         """A call with its retries; ``events`` names all that went wrong on the way."""

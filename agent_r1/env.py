@@ -8,9 +8,9 @@ of length and time, and stop reasons belong to ``rollout.episode``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -19,11 +19,13 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from agent_r1.cassette import Cassette, CassetteSettings
 from agent_r1.config import ConfigError, NamedSection, Registry
 from agent_r1.dispatch import Dispatcher
-from agent_r1.failure import FailurePolicy
+from agent_r1.failure import FailurePolicy, ToolFailureError
 from agent_r1.mcp_tools import Connection, McpServer, connect
 from agent_r1.noise import Noise, NoiseSettings
+from agent_r1.text import NotTextError, as_text
 from agent_r1.tools import AnyTool, Tool, ToolResult
 from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
+from agent_r1.waiting import EPISODE_THREAD, OwnThread
 
 
 @dataclass(slots=True, frozen=True)
@@ -112,10 +114,53 @@ def gold_of(env: Any) -> Iterable[str]:
     return env.gold() if hasattr(env, "gold") else ()
 
 
+async def played_gold(env: Any) -> AsyncIterator[str]:
+    """The same one by one, each to be played before the next is asked for; the author's code runs
+    where the rest of it does.
+    """
+    thread = _thread_of(env)
+    texts = await _plain(thread, lambda: iter(gold_of(env)))
+    while (text := await _plain(thread, next, texts, None)) is not None:
+        yield text
+
+
+async def close_env(env: Any) -> None:
+    """Closes an environment, whose ``close`` may be plain, and ends its thread."""
+    thread = _thread_of(env)
+    try:
+        await _plain(thread, env.close)
+    finally:
+        if thread is not None:
+            thread.close()
+
+
+def _thread_of(env: Any) -> OwnThread | None:
+    """The thread of an environment's plain code, below what is around it."""
+    while (inner := getattr(env, "_env", None)) is not None:
+        env = inner
+    thread: OwnThread | None = getattr(env, "thread", None)
+    return thread
+
+
+async def _plain(thread: OwnThread | None, function: Callable[..., Any], *args: Any) -> Any:
+    """What a method of the author's gives, which may be asynchronous or plain."""
+    call = functools.partial(function, *args)
+    if thread is None or inspect.iscoroutinefunction(function):
+        value = call()
+    else:
+        value = await thread.run(call)
+    return await value if inspect.isawaitable(value) else value
+
+
 class ToolEnv:
     """Tools, the state of one task, and what results mean. Subclass it; every method has a
-    sensible default except ``tasks`` and ``score``. ``interpret``, ``reply`` and ``score`` may be
-    ``async``; one that waits for something should be, because a plain method holds up all episodes.
+    sensible default except ``tasks`` and ``score``. ``start``, ``interpret``, ``reply``, ``score``
+    and ``close`` may be ``async``.
+
+    Where some tool is a plain function, all plain methods of an episode run in one thread of its
+    own, so that what ``start`` opens there (a SQLite connection) can be used by the tools; the
+    constructor and what is ``async`` run in the event loop. Where all tools are ``async``,
+    everything does: then a method that waits should be ``async``, too, or it holds up all episodes.
 
         class Arithmetic(ToolEnv):
             system = "Use the tool, then give the number alone."
@@ -172,18 +217,42 @@ class ToolEnv:
                 raise ValueError(
                     f"{cls.__name__}: a tool cannot be named {name!r}, ToolEnv uses that"
                 )
+            above = next((vars(c)[name] for c in cls.__mro__[1:] if name in vars(c)), None)
+            if isinstance(above, Tool) and value is not None and not isinstance(value, Tool):
+                raise ValueError(
+                    f"{cls.__name__}.{name} takes the place of a tool and is none: decorate it "
+                    f"with @tool, or write `{name} = None` to take the tool away"
+                )
 
     def __init__(self, settings: NamedSection | None = None) -> None:
         self.settings: Any = settings
-        own = [
-            getattr(self, name)
+        self.thread: OwnThread | None = None
+        self._tools: dict[str, AnyTool] = {}
+        own = dict.fromkeys(
+            name
             for owner in reversed(type(self).__mro__)
             for name, value in vars(owner).items()
             if isinstance(value, Tool)
-        ]
-        self._tools: dict[str, AnyTool] = {tool.name: tool for tool in [*self.tools, *own]}
+        )
+        methods = [tool for name in own if (tool := getattr(self, name)) is not None]
+        for tool in [*self.tools, *methods]:
+            self.add_tool(tool)
         servers = settings.mcp if isinstance(settings, ToolEnv.Settings) else {}
         self._connections: list[Connection] = connect(servers)
+
+    def add_tool(self, tool: AnyTool) -> None:
+        """Offers a tool to the agent.
+
+        Raises:
+            ConfigError: It is none, or there is one of that name already.
+        """
+        if not hasattr(tool, "schema"):
+            raise ConfigError(f"{type(self).__name__}: {tool!r} is no tool; decorate it with @tool")
+        if self._tools.setdefault(tool.name, tool) is not tool:
+            raise ConfigError(
+                f"{type(self).__name__}: there are two tools named {tool.name!r}; the agent could "
+                "not tell them apart: rename one"
+            )
 
     # What a subclass writes
     # ---------------------------------------------------------------------------
@@ -197,7 +266,7 @@ class ToolEnv:
             f"{cls.__name__} has no tasks: write the classmethod tasks(settings, split)"
         )
 
-    def start(self) -> None:
+    def start(self) -> Any:
         """Called by ``reset`` once ``self.task`` and ``self.seed`` are set: prepare the episode's
         state.
         """
@@ -246,7 +315,14 @@ class ToolEnv:
         """The text that the agent sees of a result; override it to format values of your own
         types.
         """
-        text = f"Error: {result.detail}" if result.error is not None else _to_text(result.value)
+        text = f"Error: {result.detail}"
+        if result.error is None:
+            try:
+                text = as_text(result.value)
+            except NotTextError as error:
+                text = f"[not text: {error}]"
+                name = result.call.name if isinstance(result.call, ToolCall) else ""
+                self._unshown.append(f"fault/not_text:{name}")
         if len(text) > (limit := self.max_result_chars):
             cut = f"[cut: the result has {len(text):,} characters, {limit:,} are shown]"
             return f"{text[:limit]}\n{cut}"
@@ -261,6 +337,7 @@ class ToolEnv:
 
     async def reset(self, task: Task, seed: int) -> Sequence[Message]:
         self.task, self.seed, self.answer = task, seed, None
+        self._unshown: list[str] = []
         for connection in self._connections:
             for tool in await connection.tools():
                 if self._tools.setdefault(tool.name, tool) is not tool:
@@ -269,8 +346,11 @@ class ToolEnv:
                         f"env.mcp.{connection.name}.tools chooses which the agent gets"
                     )
         self._dispatcher = self._make_dispatcher()
-        self.start()
-        return self.prompt()
+        if any(isinstance(tool, Tool) and tool.needs_thread for tool in self._tools.values()):
+            self.thread = OwnThread(f"episode-{type(self).__name__}")
+        await _plain(self.thread, self.start)
+        messages: Sequence[Message] = await _plain(self.thread, self.prompt)
+        return messages
 
     def _make_dispatcher(self) -> Dispatcher:
         if not isinstance(self.settings, ToolEnv.Settings):  # a section that has no such keys
@@ -285,49 +365,48 @@ class ToolEnv:
 
     async def run_tools(self, calls: Sequence[ToolCall | MalformedCall]) -> list[ToolResult]:
         """Runs calls under the recipe's noise, cassette and policies."""
-        return await self._dispatcher.run(calls)
+        EPISODE_THREAD.set(self.thread)
+        lost = 0 if self.thread is None else self.thread.num_lost
+        results = await self._dispatcher.run(calls)
+        for result in results if lost else ():
+            if result.error == "exception" and isinstance(result.call, ToolCall):
+                raise ToolFailureError(
+                    f"{result.call.name}: {result.detail} (an earlier call hung; it was given up "
+                    "with its thread and the state that was bound to it)",
+                    resample=False,
+                    events=tuple(event for r in results for event in r.events),
+                )
+        return results
 
     async def step(self, message: Message) -> Transition:
         events: tuple[str, ...] = ()
         if message.tool_calls:
             results = await self.run_tools(message.tool_calls)
             events = tuple(event for result in results for event in result.events)
-            transition = await _maybe_await(self.interpret(results))
+            transition = await _plain(self.thread, self.interpret, results)
         else:
             self.answer = None if message.cut else message.content
-            transition = await _maybe_await(self.reply(message))
+            transition = await _plain(self.thread, self.reply, message)
         if not isinstance(transition, Transition):
             raise TypeError(
                 f"{type(self).__name__} must return a Transition, got {transition!r:.200}"
             )
         if not transition.done:
             self.answer = None
+        events, self._unshown = (*events, *self._unshown), []
         return dataclasses.replace(transition, events=(*events, *transition.events))
 
     async def outcome(self) -> Outcome:
-        score = await _maybe_await(self.score(self.answer))
+        score = await _plain(self.thread, self.score, self.answer)
         if isinstance(score, Outcome):
             return score
-        return Outcome(float(score), success=float(score) >= 1.0)
+        try:
+            return Outcome(float(score), success=float(score) >= 1.0)
+        except (TypeError, ValueError) as error:
+            what = f"{type(self).__name__}.score must return a number or an Outcome"
+            raise TypeError(f"{what}, got {score!r:.200}") from error
 
     async def close(self) -> None:
         for connection in self._connections:
             if connection.server.per == "episode":
                 await connection.close()
-
-
-async def _maybe_await(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
-
-
-def _to_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bytes | bytearray | memoryview):
-        return f"[not text: {len(value):,} bytes]"
-    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
-        return "\n".join(value)
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        return f"[not text: a value of type {type(value).__name__}]"

@@ -4,8 +4,12 @@ It protects the run from a tool that hangs, crashes or eats a core. It is no san
 the rights of the user, the network and the disk.
 """
 
+import asyncio
+import inspect
 import os
 import sys
+from collections.abc import Awaitable
+from typing import Any
 
 
 def main() -> None:
@@ -19,11 +23,18 @@ def main() -> None:
     path, pickled = cloudpickle.loads(payload)
     sys.path[:] = path
     try:
-        result = (True, cloudpickle.loads(pickled)())
+        value = cloudpickle.loads(pickled)()
+        if inspect.isawaitable(value):
+            value = asyncio.run(_finished(value))
+        result = (True, value)
     except Exception as error:
         result = (False, (type(error).__name__, str(error), isinstance(error, CallError)))
     out.write(cloudpickle.dumps(result))
     out.close()
+
+
+async def _finished(work: Awaitable[Any]) -> Any:
+    return await work
 
 
 if __name__ == "__main__":

@@ -201,6 +201,8 @@ class McpTool:
         self._connection = connection
         self._parameters: dict[str, Any] = tool.input_schema
         self.name: str = tool.name
+        # A server that only reads does not care for the order of its calls.
+        self.parallel = bool(getattr(tool.annotations, "read_only_hint", False))
         self.description: str = tool.description or ""
         self.timeout = connection.server.timeout
         self.failure = FailurePolicy()

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import Field
 
 from agent_r1.config import NamedSection
-from agent_r1.env import Env, Transition, gold_of
+from agent_r1.env import Env, Transition, close_env, gold_of
 from agent_r1.types import Message, Outcome, Task
 
 
@@ -76,7 +76,7 @@ class Recent:
         return await self._env.outcome()
 
     async def close(self) -> None:
-        await self._env.close()
+        await close_env(self._env)
 
     def gold(self) -> Iterable[str]:
         return gold_of(self._env)

@@ -19,22 +19,31 @@ with ``CallError``; every other exception is the tool's own failure.
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import copy
+import dataclasses
 import functools
 import inspect
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, overload
+from typing import Annotated, Any, Literal, Protocol, overload
 
 import cloudpickle
 import docstring_parser
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticUserError,
+    ValidationError,
+    create_model,
+)
 from pydantic.fields import FieldInfo
 
 from agent_r1.failure import FailurePolicy, Health
+from agent_r1.text import clean, describe
 from agent_r1.types import MalformedCall, ToolCall
+from agent_r1.waiting import EPISODE_THREAD, ExpiredError, in_thread, within
 
 ToolError = Literal[
     "malformed_call",
@@ -91,10 +100,12 @@ class AnyTool(Protocol):
         failure: What happens when it fails.
         health: What is known of it, over all episodes.
         returns: The type of its results, ``Any`` if unknown.
+        parallel: Whether its calls of one turn may run at the same time, in any order.
     """
 
     name: str
     timeout: float
+    parallel: bool
     failure: FailurePolicy
     health: Health
     returns: Any
@@ -124,6 +135,8 @@ class Tool:
         description: The docstring without its sections.
         timeout: Seconds until a call is given up.
         isolated: Run each call in a process of its own, which is killed on time-out.
+        parallel: Run it beside other such calls of the same turn. Else the calls of a turn run in
+            the order written, and those of plain functions in the one thread of their episode.
         failure: What happens when it fails.
         health: Shared by all episodes; ``health.hanging`` counts the calls of a synchronous tool
             that ran into the time limit and whose threads, which cannot be killed, still run.
@@ -136,34 +149,54 @@ class Tool:
         *,
         timeout: float = 30.0,
         isolated: bool = False,
+        parallel: bool = False,
         failure: FailurePolicy | None = None,
     ) -> None:
+        written = _written(fn)
+        named = written if isinstance(fn, functools.partial) else fn
+        self.name: str = getattr(named, "__name__", type(fn).__name__)
         if timeout <= 0:
-            raise ValueError(f"tool {fn.__name__!r}: timeout must be > 0 seconds, got {timeout}")
-        if isolated and inspect.iscoroutinefunction(fn):
+            raise ValueError(f"tool {self.name!r}: timeout must be > 0 seconds, got {timeout}")
+        self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(written)
+        if isolated and self.is_async:
             raise ValueError(
-                f"tool {fn.__name__!r}: isolated=True is for synchronous functions; "
+                f"tool {self.name!r}: isolated=True is for synchronous functions; "
                 "drop it or 'async'"
+            )
+        if inspect.isgeneratorfunction(written) or inspect.isasyncgenfunction(written):
+            raise ValueError(
+                f"tool {self.name!r}: it yields its result bit by bit; a model reads one result: "
+                "return it whole"
             )
         functools.update_wrapper(self, fn)
         self.fn = fn
-        self.name = fn.__name__
         self.timeout = timeout
         self.isolated = isolated
+        self.parallel = parallel
         self.failure = failure or FailurePolicy()
         self.health = Health()
-        self.returns = inspect.signature(fn, eval_str=True).return_annotation
+        self.returns = _signature(fn, self.name).return_annotation
         if self.returns is inspect.Signature.empty:
             self.returns = Any
         self._owner: Any = None
-        doc = docstring_parser.parse(
-            inspect.getdoc(fn) or "", docstring_parser.DocstringStyle.GOOGLE
-        )
+        docstring = inspect.getdoc(written)
+        if docstring is None and not inspect.isroutine(fn):
+            docstring = inspect.getdoc(type(fn))  # of an object that can be called
+        doc = docstring_parser.parse(docstring or "", docstring_parser.DocstringStyle.GOOGLE)
         parts = (doc.short_description, doc.long_description)
         self.description = "\n\n".join(part for part in parts if part)
         if not self.description:
             raise ValueError(f"tool {self.name!r} has no docstring; it is what the model reads")
-        self._arguments = _arguments_model(fn, {p.arg_name: p.description for p in doc.params})
+        descriptions = {p.arg_name: p.description for p in doc.params if p.description}
+        self._arguments = _arguments_model(fn, self.name, descriptions)
+        try:
+            parameters = strip_titles(self._arguments.model_json_schema())
+        except PydanticUserError as error:
+            raise ValueError(
+                f"tool {self.name!r}: there is no JSON schema for a parameter: {error.message}"
+            ) from error
+        self._parameters = {"type": "object", **parameters}
+        self._parameters.pop("additionalProperties", None)
 
     def __get__(self, owner: Any, owner_type: type | None = None) -> Tool:
         """A tool defined in a class body is bound to the instance, like a method."""
@@ -185,8 +218,7 @@ class Tool:
     @property
     def schema(self) -> dict[str, Any]:
         """The function as OpenAI-style JSON schema, which chat templates expect."""
-        parameters = {"type": "object", **strip_titles(self._arguments.model_json_schema())}
-        parameters.pop("additionalProperties", None)
+        parameters = copy.deepcopy(self._parameters)
         function = {"name": self.name, "description": self.description, "parameters": parameters}
         return {"type": "function", "function": function}
 
@@ -208,31 +240,38 @@ class Tool:
         arguments = {name: getattr(model, name) for name in type(model).model_fields}
         seconds = self.timeout if timeout is None else timeout
         try:
-            async with asyncio.timeout(seconds) as limit:
-                return ToolResult(call, value=await self._call(arguments))
+            value = await within(
+                seconds, functools.partial(self._call, arguments), self.health.hangs
+            )
+            return ToolResult(call, value=value)
+        except ExpiredError:
+            detail = f"{self.name} gave no result within {seconds:g} seconds"
+            return ToolResult(call, error="timeout", detail=detail)
         except _CrashError as error:
             return ToolResult(call, error="crash", detail=f"{self.name} {error}")
-        except (asyncio.CancelledError, SystemExit) as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise  # the episode is being cancelled; else it is the tool's own doing
-            return ToolResult(call, error="exception", detail=type(error).__name__)
         except CallError as error:
-            return ToolResult(call, error="rejected", detail=str(error))
+            return ToolResult(call, error="rejected", detail=clean(str(error)))
         except Exception as error:  # whatever the tool's author raises is an observation
-            if not limit.expired():  # a TimeoutError may also be the tool's own
-                detail = f"{type(error).__name__}: {error}"
-                return ToolResult(call, error="exception", detail=detail)
-        detail = f"{self.name} gave no result within {seconds:g} seconds"
-        return ToolResult(call, error="timeout", detail=detail)
+            return ToolResult(call, error="exception", detail=describe(error))
+
+    @property
+    def needs_thread(self) -> bool:
+        """Whether it is plain code, which runs in the thread of its episode."""
+        return not (self.is_async or self.isolated or self.parallel)
 
     async def _call(self, arguments: dict[str, Any]) -> Any:
-        if inspect.iscoroutinefunction(self.fn):
-            return await self.fn(*self._self_args(), **arguments)
         call = functools.partial(self.fn, *self._self_args(), **arguments)
+        if self.is_async:
+            return await call()
         if self.isolated:
             return await _in_process(call)
-        return await in_thread(call, self.name, hangs=self.health.hangs)
+        thread = EPISODE_THREAD.get()
+        if thread is None or self.parallel:
+            value = await in_thread(call, f"tool-{self.name}", self.health.hangs)
+        else:
+            value = await thread.run(call, self.health.hangs)
+        # A plain wrapper round an asynchronous function gives something to wait for.
+        return await value if inspect.isawaitable(value) else value
 
 
 class _CrashError(Exception):
@@ -241,57 +280,6 @@ class _CrashError(Exception):
 
 class _RemoteError(Exception):
     """An exception raised in the process of an isolated tool; shown under its own name."""
-
-
-async def in_thread(
-    call: Callable[[], Any], name: str, hangs: Callable[[int], None] = lambda by: None
-) -> Any:
-    """Runs ``call`` in a daemon thread. Cancelling abandons the thread, which a pool would wait
-    for at exit; ``hangs`` is told so with 1, and with -1 when the thread comes to its end.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
-    lock, state = threading.Lock(), {"ended": False, "given up": False}
-
-    def mark(what: str) -> bool:
-        """Notes one of the two and says whether the other was there before."""
-        with lock:
-            state[what] = True
-            return all(state.values())
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(value)
-        elif isinstance(error, Exception) and not isinstance(error, StopIteration):
-            future.set_exception(error)
-        else:  # SystemExit and the like must not end the run
-            future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
-
-    def target() -> None:
-        value, error = None, None
-        try:
-            value = context.run(call)
-        except BaseException as caught:  # handed over, not swallowed
-            error = caught
-        if mark("ended"):
-            hangs(-1)
-        if not loop.is_closed():
-            try:
-                loop.call_soon_threadsafe(settle, value, error)
-            except RuntimeError:
-                return  # the loop closed meanwhile: nobody waits for an abandoned call
-
-    threading.Thread(target=target, name=f"tool-{name}", daemon=True).start()
-    try:
-        return await future
-    except asyncio.CancelledError:
-        hangs(1)
-        if mark("given up"):
-            hangs(-1)
-        raise
 
 
 async def _in_process(call: Callable[[], Any]) -> Any:
@@ -329,7 +317,11 @@ async def _in_process(call: Callable[[], Any]) -> Any:
 def tool(fn: Callable[..., Any], /) -> Tool: ...
 @overload
 def tool(
-    *, timeout: float = ..., isolated: bool = ..., failure: FailurePolicy | None = ...
+    *,
+    timeout: float = ...,
+    isolated: bool = ...,
+    parallel: bool = ...,
+    failure: FailurePolicy | None = ...,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     fn: Callable[..., Any] | None = None,
@@ -337,34 +329,94 @@ def tool(
     *,
     timeout: float = 30.0,
     isolated: bool = False,
+    parallel: bool = False,
     failure: FailurePolicy | None = None,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
-    """Makes a function, or a method of an environment, callable by the model; see the module's
-    docstring.
+    """Makes a function, or a method of an environment, callable by the model. The schema that the
+    model reads comes from the signature (pydantic's ``Field`` as default or in ``Annotated``
+    included) and the Google-style docstring.
+
+    Args:
+        fn: The function; sync or async. What it returns is shown to the agent as text.
+        timeout: Seconds until a call is given up; the agent then sees that.
+        isolated: Run each call in a process of its own, which is killed on time-out.
+        parallel: Let it run beside other such calls of the same turn. By default the calls of a
+            turn run in the order written, those of plain functions in one thread an episode.
+        failure: What happens when it fails; by default the agent sees it.
+
+    Raises:
+        ValueError: The function has no docstring, or a parameter that a model cannot fill.
     """
     if fn is not None:
         return Tool(fn)
-    return functools.partial(Tool, timeout=timeout, isolated=isolated, failure=failure)
+    return functools.partial(
+        Tool, timeout=timeout, isolated=isolated, parallel=parallel, failure=failure
+    )
+
+
+def _written(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that somebody wrote, below ``functools.partial`` and callable objects."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if not (inspect.isroutine(fn) or inspect.isclass(fn)):
+        return type(fn).__call__
+    return fn
+
+
+def _signature(fn: Callable[..., Any], name: str) -> inspect.Signature:
+    try:
+        return inspect.signature(fn, eval_str=True)
+    except NameError as error:
+        raise ValueError(f"tool {name!r}: an annotation cannot be resolved: {error}") from error
 
 
 def _arguments_model(
-    fn: Callable[..., Any], descriptions: dict[str, str | None]
+    fn: Callable[..., Any], name: str, descriptions: dict[str, str]
 ) -> type[BaseModel]:
     fields: dict[str, Any] = {}
-    parameters = list(inspect.signature(fn, eval_str=True).parameters.values())
+    parameters = list(_signature(fn, name).parameters.values())
     if parameters and parameters[0].name == "self":
         parameters = parameters[1:]
     for parameter in parameters:
-        where = f"tool {fn.__name__!r}, parameter {parameter.name!r}"
+        where = f"tool {name!r}, parameter {parameter.name!r}"
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ValueError(f"{where}: a model cannot fill *args or **kwargs; name each argument")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ValueError(
+                f"{where}: it is positional-only, and a model names its arguments; drop the '/'"
+            )
         if parameter.annotation is parameter.empty:
             raise ValueError(f"{where}: has no type annotation, so there is no schema for it")
-        default = ... if parameter.default is parameter.empty else parameter.default
-        info: FieldInfo = FieldInfo(default=default, description=descriptions.get(parameter.name))
-        fields[parameter.name] = (parameter.annotation, info)
-    model: type[BaseModel] = create_model(fn.__name__, __base__=_Arguments, **fields)
+        if parameter.name.startswith(("_", "model_")) and hasattr(BaseModel, parameter.name):
+            raise ValueError(f"{where}: pydantic uses that name for itself; choose another")
+        if parameter.name.startswith("_"):
+            raise ValueError(f"{where}: a name with '_' in front is private; choose another")
+        if isinstance(parameter.default, dataclasses.Field):
+            raise ValueError(f"{where}: dataclasses.field is no default; use pydantic's Field")
+        fields[parameter.name] = _field(parameter, descriptions.get(parameter.name))
+        try:
+            create_model(name, __base__=_Arguments, **{parameter.name: fields[parameter.name]})
+        except (NameError, TypeError, ValueError, PydanticUserError) as error:
+            raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
+    model: type[BaseModel] = create_model(name, __base__=_Arguments, **fields)
     return model
+
+
+def _field(parameter: inspect.Parameter, described: str | None) -> tuple[Any, Any]:
+    """A parameter as pydantic's field. Its description is the docstring's, else the one that
+    ``Field`` or a text in ``Annotated`` gives.
+    """
+    annotation, default = parameter.annotation, parameter.default
+    texts = [item for item in getattr(annotation, "__metadata__", ()) if isinstance(item, str)]
+    has_field = any(isinstance(i, FieldInfo) for i in getattr(annotation, "__metadata__", ()))
+    description = described or (texts[0] if texts and not has_field else None)
+    if isinstance(default, FieldInfo):
+        if description is not None:
+            default = FieldInfo.merge_field_infos(default, description=description)
+        return annotation, default
+    if description is not None:
+        annotation = Annotated[annotation, Field(description=description)]
+    return annotation, ... if default is parameter.empty else default
 
 
 def strip_titles(schema: Any) -> Any:
@@ -376,6 +428,8 @@ def strip_titles(schema: Any) -> Any:
     return {
         key: {name: strip_titles(sub) for name, sub in value.items()}
         if key in ("properties", "$defs")
+        else value
+        if key in ("default", "const", "enum", "examples")
         else strip_titles(value)
         for key, value in schema.items()
         if not (key == "title" and isinstance(value, str))

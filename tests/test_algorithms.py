@@ -496,8 +496,8 @@ def test_where_every_trajectory_is_masked_nothing_weighs_anything():
         assert {share.weight for share in of.values()} == {0.0}
 
 
-# What one token of each trajectory weighs by the papers, of the lengths of all attempts of the batch:
-# a group without a signal adds nothing to the sum and counts in the denominator all the same.
+# What one token of each trajectory weighs by the papers, from the lengths of all attempts of the
+# batch: a group without a signal adds nothing to the sum and counts in the denominator all the same.
 DENOMINATORS = {
     "grpo": lambda n: 1 / (len(n) * n),  # 1/G sum 1/|o_i|, over all questions (eq. 3)
     "gspo": lambda n: 1 / (len(n) * n),

@@ -98,8 +98,12 @@ def test_an_answer_ends_the_episode():
     [
         (CALL % ("echo", '{"text": "hi"}'), "[tool]hi", None),
         (CALL % ("huge", "{}"), "[tool]" + "x" * 150 + HUGE, None),
-        (CALL % ("blob", "{}"), "[tool][not text: 2 bytes]", None),
-        (CALL % ("strange", "{}"), "[tool][not text: a value of type object]", None),
+        (CALL % ("blob", "{}"), "[tool][not text: 2 bytes]", "fault/not_text:blob"),
+        (
+            CALL % ("strange", "{}"),
+            "[tool][not text: a value of type object]",
+            "fault/not_text:strange",
+        ),
         (
             CALL % ("broken", "{}"),
             "[tool]Error: RuntimeError: disk on fire",

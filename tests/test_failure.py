@@ -119,6 +119,7 @@ def test_a_policy_can_take_the_episode_out(on_failure):
 
 def test_of_several_that_fail_the_one_that_ends_more_goes_first():
     flaky, other = Flaky(9), Flaky(9)
+    flaky.tool.parallel = other.tool.parallel = True
     tools = {"flaky": flaky.tool, "other": other.tool}
     policies = {
         "flaky": FailurePolicy(on_failure="resample"), "other": FailurePolicy(on_failure="exclude"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "agent_r1"
 ROWS = [
-    {"types", "tree", "isolated", "run_async"},
+    {"types", "tree", "isolated", "run_async", "blocked", "text", "waiting"},
     {"config", "sections"},
     {"cached"},
     {"failure", "noise"},

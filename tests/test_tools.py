@@ -1,16 +1,22 @@
 """Tools: schema, checks, and every way to fail."""
 
 import asyncio
+import dataclasses
+import enum
+import functools
 import os
 import sys
 import threading
 import time
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 
-from agent_r1 import tool
+from agent_r1 import ToolEnv, tool
+from agent_r1.config import ConfigError
 from agent_r1.dispatch import Dispatcher
+from agent_r1.tools import CallError, Tool
 from agent_r1.types import MalformedCall, ToolCall
 
 
@@ -203,8 +209,8 @@ def test_an_isolated_tool_is_killed_on_time_out(tmp_path):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_calls_of_one_action_run_concurrently_and_keep_their_order():
-    @tool(timeout=5)
+def test_calls_declared_parallel_run_together_and_keep_their_order():
+    @tool(timeout=5, parallel=True)
     async def wait(seconds: float) -> float:
         """Wait."""
         await asyncio.sleep(seconds)
@@ -222,6 +228,170 @@ def test_calls_of_one_action_run_concurrently_and_keep_their_order():
     assert [r.error for r in results] == [None, "malformed_call", "unknown_tool", None]
     assert [r.value for r in results] == [0.3, None, None, 0.1]
     assert "wait" in results[2].detail
+
+
+@pytest.mark.parametrize("kind", ["async", "plain", "isolated"])
+def test_calls_of_one_turn_run_in_the_order_written(kind, tmp_path):
+    log = tmp_path / "log"
+
+    def note(what: str, seconds: float) -> str:
+        """Note."""
+        with log.open("a") as file:
+            file.write(f"{what} begins\n")
+        time.sleep(seconds)
+        with log.open("a") as file:
+            file.write(f"{what} ends\n")
+        return what
+
+    async def note_too(what: str, seconds: float) -> str:
+        """Note."""
+        await asyncio.sleep(0)
+        return note(what, seconds)
+
+    made = Tool(note_too if kind == "async" else note, isolated=kind == "isolated")
+    calls = [ToolCall(made.name, {"what": w, "seconds": s}) for w, s in (("a", 0.2), ("b", 0.0))]
+    results = asyncio.run(Dispatcher({made.name: made}).run(calls))
+    assert [r.value for r in results] == ["a", "b"]
+    assert log.read_text().splitlines() == ["a begins", "a ends", "b begins", "b ends"]
+
+
+class Place(enum.Enum):
+    NORTH = "north"
+
+
+def parameters_of(fn):
+    return Tool(fn).schema["function"]["parameters"]
+
+
+def test_signatures_as_pydantic_users_write_them():
+    def f(
+        city: str = Field(description="Name of the city"),
+        days: int = Field(3, le=7),
+        unit: Annotated[str, Field(description="C or F", examples=["C"])] = "C",
+        place: Annotated[Place, "Where"] = Place.NORTH,
+        documented: Annotated[int, Field(ge=1, description="Not this")] = 1,
+        options: dict = {"title": "kept"},  # noqa: B006
+    ) -> str:
+        """Weather.
+
+        Args:
+            documented: The docstring goes first.
+        """
+        return f"{city} {days} {unit} {place}"
+
+    schema = parameters_of(f)
+    assert schema["required"] == ["city"]
+    found = schema["properties"]
+    assert found["city"]["description"] == "Name of the city"
+    assert (found["days"]["default"], found["days"]["maximum"]) == (3, 7)
+    assert (found["unit"]["description"], found["unit"]["examples"]) == ("C or F", ["C"])
+    assert found["place"]["description"] == "Where"
+    assert found["documented"] == {
+        "default": 1, "description": "The docstring goes first.", "minimum": 1, "type": "integer",
+    }  # fmt: skip
+    assert found["options"]["default"] == {"title": "kept"}
+    result = call(Tool(f), city="Oslo", place="north")
+    assert result.value == "Oslo 3 C Place.NORTH"
+    assert call(Tool(f)).error == "invalid_arguments"
+    assert "days" in call(Tool(f), city="Oslo", days=50).detail
+
+
+def test_what_a_model_cannot_fill_is_refused_by_name():
+    def positional(x: int, /) -> int:
+        """No."""
+        return x
+
+    def underscore(_q: str) -> str:
+        """No."""
+        return _q
+
+    def config(model_config: int) -> int:
+        """No."""
+        return model_config
+
+    def stream(n: int):
+        """No."""
+        yield n
+
+    def field(x: int = dataclasses.field(default=1)) -> int:
+        """No."""
+        return x
+
+    for fn, names in (
+        (positional, "'positional', parameter 'x': it is positional-only"),
+        (underscore, "'underscore', parameter '_q'"),
+        (config, "'config', parameter 'model_config'"),
+        (stream, "'stream': it yields"),
+        (field, "'field', parameter 'x': dataclasses.field"),
+    ):
+        with pytest.raises(ValueError, match=names):
+            Tool(fn)
+
+
+def test_whatever_is_awaitable_is_awaited():
+    async def inner(x: int) -> int:
+        """Double."""
+        await asyncio.sleep(0)
+        return 2 * x
+
+    @functools.wraps(inner)
+    def wrapped(*args, **kwargs):
+        return inner(*args, **kwargs)
+
+    class Object:
+        """Double."""
+
+        async def __call__(self, x: int) -> int:
+            return await inner(x)
+
+    for fn in (wrapped, functools.partial(inner), Object()):
+        assert call(Tool(fn), x=3).value == 6
+    assert Tool(Object()).name == "Object"
+
+
+def test_text_that_is_no_text_never_leaves_a_tool():
+    @tool
+    def fails(x: str) -> str:
+        """Fail."""
+        raise CallError("\ud83d")
+
+    assert call(fails, x="").detail == "\ufffd"
+
+
+def test_two_tools_of_one_name_and_an_override_without_tool_are_errors():
+    @tool
+    def look(x: int) -> int:
+        """Look."""
+        return x
+
+    class Base(ToolEnv):
+        @tool
+        def look(self, x: int) -> int:
+            """Look."""
+            return x
+
+    class Twice(Base):
+        tools = (look,)
+
+    with pytest.raises(ConfigError, match="two tools named 'look'"):
+        Twice()
+    with pytest.raises(ValueError, match=r"Plain\.look takes the place of a tool"):
+
+        class Plain(Base):
+            def look(self, x):
+                return x
+
+    class Without(Base):
+        look = None
+
+    class Better(Base):
+        @tool
+        def look(self, x: int) -> int:
+            """Look better."""
+            return -x
+
+    assert Without().schemas == []
+    assert [s["function"]["description"] for s in Better().schemas] == ["Look better."]
 
 
 def test_what_cannot_be_a_tool_is_refused_at_once():

@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from agent_r1.config import ConfigError, Section
-from agent_r1.env import Env, Transition
+from agent_r1.env import Env, Transition, close_env
 from agent_r1.failure import ToolFailureError
 from agent_r1.render import Renderer
 from agent_r1.rollout.episodes import Episodes
+from agent_r1.text import clean, describe
 from agent_r1.types import (
     Action,
     Engine,
@@ -37,8 +38,14 @@ from agent_r1.types import (
     Trajectory,
     derive_seed,
 )
+from agent_r1.waiting import ExpiredError, within
 
 T = TypeVar("T")
+ROLES = ("system", "user", "assistant", "tool")
+MAX_CHARS_PER_TOKEN = 128
+"""More text than this for each token that fits is not even tokenised; a run of blanks, the longest
+token there is, has as many.
+"""
 
 
 class Limits(Section):
@@ -161,7 +168,7 @@ async def run_episode(
         trajectory.seconds = time.perf_counter() - start
         if env is not None:
             try:
-                await _guarded(env.close, limits.seconds, "close")
+                await _guarded(functools.partial(close_env, env), limits.seconds, "close")
             except (_FaultError, _OutOfTimeError) as error:
                 trajectory.fault = trajectory.fault or f"close: {error}"
     return trajectory
@@ -234,7 +241,7 @@ class _Play:
         environment put in their place.
         """
         if transition.history is None:
-            step.observation_ids = self.renderer.observation(transition.messages, step.action)
+            step.observation_ids = self.renderer.observation(step.observation, step.action)
             return path + list(step.observation_ids)
         sampled = {id(step.message): step.action.token_ids for step in self.trajectory.steps}
         return render_history(transition.history, self.env.schemas, self.renderer, sampled)
@@ -249,9 +256,20 @@ class _Play:
         except _OutOfTimeError as error:
             raise _FaultError(f"reset: not done in {self.limits.seconds:g} seconds") from error
         with _faults("reset"):
-            self.trajectory.prompt = tuple(prompt)
-            self.trajectory.prompt_ids = self.renderer.prompt(prompt, self.env.schemas)
+            self.trajectory.prompt = tuple(map(tidy, prompt))
+            if (size := self._too_large(self.trajectory.prompt)) is not None:
+                self.trajectory.prompt = ()
+                raise ValueError(f"the opening messages {size}")
+            prompt_ids = self.renderer.prompt(self.trajectory.prompt, self.env.schemas)
+            self.trajectory.prompt_ids = prompt_ids
         return self.trajectory.prompt_ids
+
+    def _too_large(self, messages: Sequence[Message]) -> str | None:
+        """What is wrong with messages that could never fit, however they are tokenised."""
+        size = sum(len(message.content) for message in messages)
+        if size <= MAX_CHARS_PER_TOKEN * self.limits.tokens + MAX_CHARS_PER_TOKEN**2:
+            return None
+        return f"have {size:,} characters, limits.tokens is {self.limits.tokens}"
 
     async def _step(self, step: Step) -> Transition:
         """Takes the action to the environment and writes down what it answered."""
@@ -265,7 +283,10 @@ class _Play:
         finally:
             step.env_seconds = time.perf_counter() - clock
         with _faults("step"):
-            step.observation = tuple(transition.messages)
+            step.observation = tuple(map(tidy, transition.messages))
+            if (size := self._too_large(step.observation)) is not None:
+                step.observation = ()
+                raise ValueError(f"the messages {size}; shorten what the agent gets to see")
             step.rewards = {str(part): float(value) for part, value in transition.rewards.items()}
             step.events = tuple(transition.events)
             for part, value in step.rewards.items():
@@ -306,6 +327,20 @@ def render_history(
     return ids
 
 
+def tidy(message: Message) -> Message:
+    """A message as it may be stored and shown: its text is clean; the same object if it was.
+
+    Raises:
+        TypeError: It is no message that a conversation can have.
+    """
+    if not isinstance(message, Message) or message.role not in ROLES:
+        raise TypeError(f"not a message of a role {', '.join(ROLES)}: {message!r:.200}")
+    if not isinstance(message.content, str):
+        raise TypeError(f"the content of a message must be text, not {message.content!r:.200}")
+    content = clean(message.content)
+    return message if content == message.content else dataclasses.replace(message, content=content)
+
+
 def _until_assistant(rest: list[Message]) -> list[Message]:
     """Takes the messages before the agent's next one off the front."""
     taken = list(itertools.takewhile(lambda message: message.role != "assistant", rest))
@@ -331,17 +366,9 @@ async def _guarded(work: Callable[[], Awaitable[T]], seconds: float, what: str) 
     """Waits for the environment; its exceptions become faults of this episode alone."""
     with _faults(what):
         try:
-            async with asyncio.timeout(max(seconds, 0.0)) as limit:
-                return await work()
-        except TimeoutError as error:
-            if limit.expired():
-                raise _OutOfTimeError from error
-            raise
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise  # we are being cancelled; else something that the environment awaited was
-            raise _FaultError(f"{what}: CancelledError") from error
+            return await within(seconds, work)
+        except ExpiredError as error:
+            raise _OutOfTimeError from error
 
 
 @contextmanager
@@ -356,4 +383,4 @@ def _faults(what: str) -> Iterator[None]:
             f"{what}: {error}", resample=error.resample, events=error.events
         ) from error
     except Exception as error:
-        raise _FaultError(f"{what}: {type(error).__name__}: {error}") from error
+        raise _FaultError(f"{what}: {describe(error)}") from error

@@ -36,7 +36,7 @@ class Episodes:
         """All trajectories in order. What is no fault of one episode alone ends all and is
         raised.
         """
-        for _ in range(concurrency):
+        for _ in range(min(concurrency, self._count)):
             self._start_next()
         try:
             while len(self._done) < self._count:

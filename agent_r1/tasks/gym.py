@@ -14,6 +14,8 @@ a number, or for a text space the text itself. Needs the extra ``agent-r1[gymnas
 from __future__ import annotations
 
 import functools
+import importlib
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -22,8 +24,8 @@ from pydantic import Field
 
 from agent_r1.config import ConfigError, load_object
 from agent_r1.env import EnvSettings, Transition
-from agent_r1.tools import in_thread
 from agent_r1.types import Message, Outcome, Task, derive_seed
+from agent_r1.waiting import OwnThread
 
 _MARKED = re.compile("\x1b\\[[0-9;]*m(.)\x1b\\[0m")
 _ESCAPES = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
@@ -69,7 +71,10 @@ class GymEnv:
 
     def __init__(self, settings: Any) -> None:
         self._settings = settings
-        self._gym = _make(settings.id, settings.module, settings.kwargs)
+        # All of a game runs where it was made: what it holds may be bound to a thread.
+        self.thread = OwnThread("gymnasium")
+        make = functools.partial(_make, settings.id, settings.module, settings.kwargs)
+        self._gym = self.thread.wait(make)
         self._names = _names(settings, self._gym)
         self._total = 0.0
 
@@ -80,7 +85,7 @@ class GymEnv:
 
     async def reset(self, task: Task, seed: int) -> Sequence[Message]:
         seed = derive_seed(seed, "game") % 2**31
-        observation, _ = await in_thread(functools.partial(self._gym.reset, seed=seed), "gymnasium")
+        observation = await self.thread.run(functools.partial(self._begin, seed))
         how = f"one of {', '.join(self._names)}" if self._names else "your next move"
         system = f"{self._settings.system} Answer with <action>...</action>: {how}."
         turns = [
@@ -88,7 +93,7 @@ class GymEnv:
             for seen, done in self._settings.example
             for message in (Message("user", seen), Message("assistant", done))
         ]
-        return [Message("system", system), *turns, Message("user", self._shown(observation))]
+        return [Message("system", system), *turns, Message("user", observation)]
 
     async def step(self, message: Message) -> Transition:
         action = self._action(message.content)
@@ -96,12 +101,11 @@ class GymEnv:
             known = f"; the actions are: {', '.join(self._names)}" if self._names else ""
             said = Message("user", f"That is no action{known}.")
             return Transition((said,), events=("mistake/no_action",))
-        observation, reward, terminated, truncated, _ = await in_thread(
-            functools.partial(self._gym.step, action), "gymnasium"
+        shown, reward, terminated, truncated = await self.thread.run(
+            functools.partial(self._take, action)
         )
-        self._total += float(reward)
-        rewards = {"game": float(reward)} if self._settings.rewards == "steps" else {}
-        shown = self._shown(observation)
+        self._total += reward
+        rewards = {"game": reward} if self._settings.rewards == "steps" else {}
         return Transition(
             (Message("user", shown),),
             rewards,
@@ -120,7 +124,35 @@ class GymEnv:
         return Outcome(reward, success, {"return": self._total})
 
     async def close(self) -> None:
-        self._gym.close()
+        await self.thread.run(self._gym.close)
+
+    def random_action(self, seed: int) -> str:
+        """A valid action in the words of the agent, for checks."""
+        space = self._gym.action_space
+        space.seed(seed % 2**31)
+        if not self._names:
+            return f"<action>{space.sample()}</action>"
+        return f"<action>{self._names[int(space.sample()) - int(space.start)]}</action>"
+
+    def _begin(self, seed: int) -> str:
+        """Starts the game; what the agent sees."""
+        given = self._gym.reset(seed=seed)
+        if not (isinstance(given, tuple) and len(given) == 2):
+            raise TypeError(
+                f"reset must return (observation, info), as Gymnasium's, not {given!r:.200}"
+            )
+        return self._shown(given[0])
+
+    def _take(self, action: Any) -> tuple[str, float, bool, bool]:
+        """One move; what the agent sees, the reward as a number, terminated, truncated."""
+        given = self._gym.step(action)
+        if not (isinstance(given, tuple) and len(given) == 5):
+            raise TypeError(
+                "step must return (observation, reward, terminated, truncated, info), as "
+                f"Gymnasium's, not {given!r:.200}"
+            )
+        observation, reward, terminated, truncated, _ = given
+        return self._shown(observation), _number(reward), bool(terminated), bool(truncated)
 
     def _action(self, text: str) -> Any:
         """What is meant, or ``None``."""
@@ -144,8 +176,23 @@ class GymEnv:
         if isinstance(observation, str):
             return observation
         if self._gym.render_mode == "ansi":
-            return _ESCAPES.sub("", _MARKED.sub(r"[\1]", self._gym.render())).strip()
+            rendered = self._gym.render()
+            if isinstance(rendered, list):  # the frames since the last time
+                rendered = rendered[-1] if rendered else None
+            if isinstance(rendered, str):
+                return _ESCAPES.sub("", _MARKED.sub(r"[\1]", rendered)).strip()
         return str(observation)
+
+
+def _number(reward: Any) -> float:
+    """A reward as one number; an array of one is one."""
+    size = getattr(reward, "size", 1)
+    if size != 1:
+        raise TypeError(f"the reward must be one number, not {reward!r:.200}")
+    number = float(reward.item() if hasattr(reward, "item") else reward)
+    if not math.isfinite(number):
+        raise ValueError(f"the reward is {number}")
+    return number
 
 
 def _names(settings: Any, env: Any) -> tuple[str, ...]:
@@ -174,12 +221,14 @@ def _make(game: str, module: str, kwargs: dict[str, Any]) -> Any:
         ) from error
     if module:
         _register(module)
-    spec = gymnasium.registry.get(game)
-    if spec is not None and "ansi" in _render_modes(spec):
-        kwargs = {"render_mode": "ansi", **kwargs}
     try:
+        if ":" in game:  # module:Name-v0, which is imported first
+            importlib.import_module(game.partition(":")[0])
+        spec = gymnasium.spec(game.rpartition(":")[2])
+        if "ansi" in _render_modes(spec):
+            kwargs = {"render_mode": "ansi", **kwargs}
         return gymnasium.make(game, disable_env_checker=True, **kwargs)
-    except (gymnasium.error.Error, TypeError) as error:
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise ConfigError(f"env.id = {game!r}, env.kwargs = {kwargs!r}: {error}") from error
 
 

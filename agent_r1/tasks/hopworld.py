@@ -190,7 +190,7 @@ class HopWorld(ToolEnv):
         self._num_well_formed = 0
         self.num_reached = 0
 
-    @tool
+    @tool(parallel=True)
     async def search(self, query: str) -> list[str]:
         """Search the facts.
 

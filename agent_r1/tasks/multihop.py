@@ -120,7 +120,7 @@ class MultiHop(ToolEnv):
         """The gold answer and its aliases."""
         return [self.task.answer, *self.task.data["aliases"]]
 
-    @tool
+    @tool(parallel=True)
     async def search(self, query: str) -> list[Passage]:
         """Search an encyclopedia for passages.
 

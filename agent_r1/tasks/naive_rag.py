@@ -32,7 +32,7 @@ class NaiveRAG(ToolEnv):
         return [*opening, Message("assistant", "", (call,)), *found]
 
     async def step(self, message: Message) -> Transition:
-        self.answer = message.content
+        self.answer = None if message.cut else message.content
         return Transition(done=True)
 
     def gold(self) -> Iterator[str]:

@@ -23,8 +23,9 @@ from pydantic import Field
 
 from agent_r1.config import ConfigError
 from agent_r1.env import EnvSettings, Transition
-from agent_r1.tools import in_thread, strip_titles
+from agent_r1.tools import strip_titles
 from agent_r1.types import Message, Outcome, Task, ToolCall, derive_seed
+from agent_r1.waiting import OwnThread
 
 
 class OpenEnv:
@@ -75,6 +76,7 @@ class OpenEnv:
         )
         # From version 0.3 on the client is asynchronous and belongs to one event loop.
         self._client = client.sync() if hasattr(client, "sync") else client
+        self.thread = OwnThread("openenv")
         self._total = 0.0
 
     @classmethod
@@ -118,11 +120,11 @@ class OpenEnv:
         return Outcome(self._total, self._total >= self._settings.success)
 
     async def close(self) -> None:
-        await in_thread(self._client.close, "openenv")
+        await self.thread.run(self._client.close)
 
     async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return await in_thread(
-            functools.partial(getattr(self._client, method), *args, **kwargs), "openenv"
+        return await self.thread.run(
+            functools.partial(getattr(self._client, method), *args, **kwargs)
         )
 
     def _shown(self, observation: dict[str, Any]) -> str:

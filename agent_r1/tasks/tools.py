@@ -22,8 +22,9 @@ from pydantic import Field, model_validator
 from agent_r1.config import ConfigError, NamedSection, load_object
 from agent_r1.env import ToolEnv
 from agent_r1.tasks.splits import deal
-from agent_r1.tools import Tool, in_thread
-from agent_r1.types import Message, Task
+from agent_r1.tools import Tool
+from agent_r1.types import Message, Outcome, Task
+from agent_r1.waiting import in_thread
 
 
 class Tools(ToolEnv):
@@ -55,7 +56,7 @@ class Tools(ToolEnv):
             function = load_object(reference, what="env.tools")
             if not isinstance(function, Tool):
                 raise ConfigError(f"env.tools: {reference!r} is not a tool; decorate it with @tool")
-            self._tools[function.name] = function
+            self.add_tool(function)
         self._reward = load_object(self.settings.reward, what="env.reward")
 
     @classmethod
@@ -67,10 +68,17 @@ class Tools(ToolEnv):
         return [*system, Message("user", self.task.question)]
 
     async def score(self, answer: str | None) -> Any:
-        if inspect.iscoroutinefunction(self._reward):
-            return await self._reward(self.task, answer)
         reward = functools.partial(self._reward, self.task, answer)
-        return await in_thread(reward, "reward")  # it may wait for a server: others go on
+        if not inspect.iscoroutinefunction(self._reward):  # it may wait for a server: others go on
+            given = await in_thread(reward, "reward")
+        else:
+            given = reward()
+        given = await given if inspect.isawaitable(given) else given
+        if isinstance(given, bool | int | float | Outcome) or hasattr(given, "__float__"):
+            return given
+        raise TypeError(
+            f"env.reward = {self.settings.reward!r} returned {given!r:.80}, not a number or Outcome"
+        )
 
 
 @functools.lru_cache(maxsize=8)

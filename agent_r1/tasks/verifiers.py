@@ -63,7 +63,7 @@ class VerifiersEnv(ToolEnv):
         self._task = _load(self.settings)[task.id]
         for toolset in type(self._task).toolsets(self._task.config):
             for tool in _tools(toolset):
-                self._tools[tool.name] = tool
+                self.add_tool(tool)
         return await super().reset(task, seed)
 
     def prompt(self) -> Sequence[Message]:

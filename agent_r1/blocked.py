@@ -1,0 +1,107 @@
+"""Who holds up the event loop: plain code of an environment or a tool that works or waits in it
+while all other episodes stand still. Noticed from a thread beside it, and named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+BEAT_SECONDS = 0.1
+WORTH_TELLING = 0.5
+"""Seconds in all from which a place is named."""
+MAX_SECONDS = 120.0
+"""Of one stretch; then the code is interrupted, and its episode ends as a fault."""
+_OURS = str(Path(__file__).parent)
+_ENGINES = str(Path(__file__).parent / "rollout")
+_seconds: defaultdict[str, float] = defaultdict(float)
+_longest: dict[str, float] = {}
+
+
+class BlockedLoopError(RuntimeError):
+    """Raised in code that has held up the event loop for ``MAX_SECONDS``."""
+
+
+@contextmanager
+def watched(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Watches a loop that is about to run in this thread."""
+    stop = threading.Event()
+    watcher = threading.Thread(
+        target=_watch, args=(loop, threading.get_ident(), stop), name="watch", daemon=True
+    )
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def held_up() -> list[str]:
+    """What was noticed since the last time, a line each."""
+    lines = [
+        f"{place} held up all episodes for {_seconds[place]:.1f} s, {_longest[place]:.1f} s at "
+        "once: it works or waits in the event loop; await what it waits for, or make the tool a "
+        "plain function ('def'), which gets a thread"
+        for place in _seconds
+        if _seconds[place] >= WORTH_TELLING
+    ]
+    _seconds.clear()
+    _longest.clear()
+    return lines
+
+
+def _watch(loop: asyncio.AbstractEventLoop, thread: int, stop: threading.Event) -> None:
+    beaten = threading.Event()
+    while not stop.wait(BEAT_SECONDS):
+        beaten.clear()
+        try:
+            loop.call_soon_threadsafe(beaten.set)
+        except RuntimeError:
+            return  # it was closed
+        start, place = time.monotonic(), None
+        while not beaten.wait(BEAT_SECONDS) and not stop.is_set():
+            frame = sys._current_frames().get(thread)
+            place = _place(frame) if frame is not None else None
+            if place is not None and time.monotonic() - start > MAX_SECONDS:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(BlockedLoopError)
+                )
+                break
+        if place is not None:
+            seconds = time.monotonic() - start
+            _seconds[place] += seconds
+            _longest[place] = max(_longest.get(place, 0.0), seconds)
+
+
+def _place(frame: FrameType | None) -> str | None:
+    """The first code below the loop that is neither the loop's nor ours; ``None`` where there is
+    none, or the engine is at work.
+    """
+    below: list[FrameType] = []
+    while frame is not None and not _is_loop(frame):
+        below.append(frame)
+        frame = frame.f_back
+    if frame is None:
+        return None  # the loop itself is at work, or somebody else is
+    files = [f.f_code.co_filename for f in below]
+    if any(f.startswith(_ENGINES) and f.endswith(("native.py", "padded.py")) for f in files):
+        return None
+    for found in reversed(below):
+        name = found.f_code.co_filename
+        if not name.startswith((_OURS, "<")) and "/asyncio/" not in name:
+            where = f"{Path(name).name}, line {found.f_lineno}"
+            return f"{found.f_code.co_qualname}() ({where})"
+    return None
+
+
+def _is_loop(frame: FrameType) -> bool:
+    return frame.f_code.co_name == "_run" and "asyncio" in frame.f_code.co_filename
