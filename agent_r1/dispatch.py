@@ -144,8 +144,8 @@ class Dispatcher:
         tool.health.note(failed, policy.breaker)
         if self._cassette is not None and not failed:
             self._cassette.keep(slot, tool, result)
-        event = f"fault/{result.error}:{tool.name}"
-        return dataclasses.replace(result, events=(event,) if failed else ())
+        events = (*result.events, f"fault/{result.error}:{tool.name}")
+        return dataclasses.replace(result, events=events if failed else result.events)
 
 
 def _worst(failed: Sequence[BaseException], events: Sequence[str]) -> BaseException:

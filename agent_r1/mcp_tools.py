@@ -14,24 +14,34 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import functools
 import importlib.util
+import os
+import re
 import sys
 import threading
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from agent_r1.config import ConfigError, Section, nearest
 from agent_r1.failure import FailurePolicy, Health
+from agent_r1.text import as_text, clean
 from agent_r1.tools import ToolResult, strip_titles
 from agent_r1.types import ToolCall
 
 T = TypeVar("T")
 _REACHED: set[tuple[str, str]] = set()
 """Servers that have answered in this process."""
+_SECRET = re.compile(r"key|token|secret|passw|credential|authorization|cookie", re.IGNORECASE)
+"""Names of what is likely to be one, if it is at least so long:"""
+SECRET_LENGTH = 8
+_REFERENCE = re.compile(r"\$\$|\$(\w+)|\$\{(\w+)\}")
+PATTERN_SECONDS = 0.05
+"""For one pattern of a schema."""
 MAX_TIMEOUTS = 3
 """In a row, after which a server is taken to hang and is started again."""
 
@@ -40,12 +50,14 @@ class McpServer(Section):
     """One server.
 
     Attributes:
-        command: Starts it, to be spoken to by stdio; ``python`` is the one that runs us. ``env``
-            adds to its environment variables.
+        command: Starts it, to be spoken to by stdio; ``python`` is the one that runs us. ``env``:
+            its environment variables besides ``PATH``, ``HOME`` and the like; it inherits no other.
         url: Where it listens (streamable HTTP); ``headers`` go with every request.
+            In ``env`` and ``headers``, ``$NAME`` or ``${NAME}`` stands for an environment variable
+            of ours (``$$`` for a ``$``): so a secret is not stored with the run.
         tools: Those that the agent gets; by default all.
         timeout: Seconds for one call.
-        connect_timeout: Seconds until it must be up.
+        connect_timeout: Seconds until it must be up, and again until it has listed its tools.
         per: One server for the whole ``run``, or one for each ``episode`` if it keeps a state.
         is_error: What a result means that the server marks as an error: a call that the agent
             should have written otherwise, or a failure of the server's.
@@ -65,7 +77,27 @@ class McpServer(Section):
     def _one_way(self) -> Self:
         if bool(self.command) == bool(self.url):
             raise ValueError("give a command, or a url")
+        for table, values in (("env", self.env), ("headers", self.headers)):
+            for name, value in values.items():
+                if _SECRET.search(name) and len(value) >= SECRET_LENGTH and "$" not in value:
+                    raise ValueError(
+                        f"{table}.{name}: it looks like a secret, and what stands here is stored "
+                        f"with the run; put it into an environment variable and write '$NAME' here"
+                    )
         return self
+
+    def expanded(self, table: dict[str, str]) -> dict[str, str]:
+        """``env`` or ``headers`` with our environment variables put in."""
+
+        def value(reference: re.Match[str]) -> str:
+            if reference[0] == "$$":
+                return "$"
+            name = reference[1] or reference[2]
+            if name not in os.environ:
+                raise ConfigError(f"${name}: there is no such environment variable; export it")
+            return os.environ[name]
+
+        return {key: _REFERENCE.sub(value, text) for key, text in table.items()}
 
 
 class Connection:
@@ -95,11 +127,15 @@ class Connection:
             server = self.name, self.server.model_dump_json()
             try:
                 listed = await _elsewhere(self._list())
+            except ConfigError as error:
+                raise ConfigError(f"env.mcp.{self.name}: {error}") from error
             except Exception as error:  # whatever the transport raises
                 if server in _REACHED:
                     raise  # a fault of this episode alone
                 where = self.server.url or " ".join(self.server.command)
                 cure = "does it run by hand?" if self.server.command else "does it listen there?"
+                if isinstance(error, ValidationError):
+                    cure = "its list of tools is not as the protocol wants it: mend that there"
                 raise ConfigError(
                     f"env.mcp.{self.name}: {where!r}: {_in_words(error)}; {cure}"
                 ) from error
@@ -126,11 +162,20 @@ class Connection:
     async def _list(self) -> list[Any]:
         client = await self._connected()
         found: list[Any] = []
-        page = await client.list_tools()
-        found += page.tools
-        while page.next_cursor:
-            page = await client.list_tools(cursor=page.next_cursor)
-            found += page.tools
+        seen: set[str] = set()
+        try:
+            async with asyncio.timeout(seconds := self.server.connect_timeout):
+                page = await client.list_tools()
+                found += page.tools
+                while cursor := page.next_cursor:
+                    if cursor in seen:
+                        raise ConnectionError(f"its list of tools never ends: {cursor!r} again")
+                    seen.add(cursor)
+                    page = await client.list_tools(cursor=cursor)
+                    found += page.tools
+        except TimeoutError as error:
+            self._drop(client)
+            raise ConnectionError(f"it did not list its tools in {seconds:g} seconds") from error
         return found
 
     async def _call(self, tool: str, arguments: dict[str, Any], timeout: float) -> Any:
@@ -207,24 +252,29 @@ class McpTool:
         self.timeout = connection.server.timeout
         self.failure = FailurePolicy()
         self.health = _health(connection.name, connection.server.model_dump_json(), self.name)
+        self._validator = _validator(self._parameters)
 
     @property
     def schema(self) -> dict[str, Any]:
-        parameters = strip_titles(self._parameters)
+        parameters = {"type": "object", "properties": {}, **strip_titles(self._parameters)}
         for key in ("additionalProperties", "$schema"):
             parameters.pop(key, None)
         function = {"name": self.name, "description": self.description, "parameters": parameters}
         return {"type": "function", "function": function}
 
     def check(self, call: ToolCall) -> ToolResult | None:
-        """What is wrong with the arguments by the tool's own schema."""
-        import jsonschema
-
-        validator = jsonschema.validators.validator_for(self._parameters)(self._parameters)
-        problems = [
-            f"{'.'.join(map(str, error.path)) or self.name}: {error.message[:200]}"
-            for error in validator.iter_errors(call.arguments)
-        ]
+        """What is wrong with the arguments by the tool's own schema; a schema that cannot be used
+        leaves that to the server.
+        """
+        if self._validator is None:
+            return None
+        try:
+            problems = [
+                f"{'.'.join(map(str, error.path)) or self.name}: {error.message[:200]}"
+                for error in self._validator.iter_errors(call.arguments)
+            ]
+        except Exception:  # a reference to nowhere, a recursion without end
+            return None
         if not problems:
             return None
         return ToolResult(call, error="invalid_arguments", detail="; ".join(problems))
@@ -243,10 +293,11 @@ class McpTool:
                 return ToolResult(call, error=kind, detail=f"{self.name}: {_in_words(error)}")
             detail = f"{self.name}: the server is gone: {_in_words(error)}"
             return ToolResult(call, error="crash", detail=detail)
-        text = "\n".join(map(_text_of, result.content))
+        text, unshown = _text_of(result)
         if result.is_error:
             return ToolResult(call, error=self._connection.server.is_error, detail=text)
-        return ToolResult(call, value=text)
+        events = (f"fault/not_text:{self.name}",) if unshown else ()
+        return ToolResult(call, value=text, events=events)
 
 
 def _is_answer(error: BaseException) -> bool:
@@ -262,6 +313,9 @@ def _is_answer(error: BaseException) -> bool:
 def _in_words(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):  # of the transport's own tasks
         error = error.exceptions[0]
+    if isinstance(error, ValidationError):  # of what a server sent
+        found = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
     return f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
 
 
@@ -271,8 +325,54 @@ def _health(server: str, settings: str, tool: str) -> Health:
     return Health()
 
 
-def _text_of(content: Any) -> str:
-    return str(content.text) if content.type == "text" else f"[not text: {content.type}]"
+def _validator(schema: dict[str, Any]) -> Any:
+    """What checks arguments by a schema; ``None`` for one that is not valid itself. It reaches for
+    nothing outside the schema, and a pattern has a time limit.
+    """
+    import jsonschema
+    import referencing
+
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(schema, format_checker=jsonschema.FormatChecker(()))
+    except Exception:  # its author's mistake, in whatever form
+        return None
+    limited = jsonschema.validators.extend(kind, {"pattern": _pattern, "patternProperties": None})
+    return limited(schema, registry=referencing.Registry())
+
+
+def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+    import jsonschema
+    import regex
+
+    if isinstance(value, str):
+        with contextlib.suppress(regex.error, TimeoutError):  # then the server decides
+            if regex.search(pattern, value, timeout=PATTERN_SECONDS) is None:
+                yield jsonschema.ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+def _text_of(result: Any) -> tuple[str, bool]:
+    """A result's contents as text, and whether something in it is none."""
+    texts = [_shown(content) for content in result.content]
+    shown = [text for text in texts if text is not None]
+    structured = getattr(result, "structured_content", None)
+    if not result.content and structured is not None:
+        shown = [as_text(structured)]
+    kinds = [c.type for c, text in zip(result.content, texts, strict=True) if text is None]
+    return clean("\n".join([*shown, *(f"[not text: {kind}]" for kind in kinds)])), bool(kinds)
+
+
+def _shown(content: Any) -> str | None:
+    """One content: its text, or where it is to be had."""
+    if content.type == "text":
+        return str(content.text)
+    if content.type == "resource":
+        text = getattr(content.resource, "text", None)
+        return None if text is None else str(text)
+    if content.type == "resource_link":
+        words = (content.title or content.name, str(content.uri), content.description)
+        return " ".join(word for word in words if word)
+    return None
 
 
 @asynccontextmanager
@@ -286,12 +386,13 @@ async def _client(server: McpServer) -> AsyncIterator[Any]:
     if server.command:
         command, *args = server.command
         command = sys.executable if command == "python" else command
-        parameters = StdioServerParameters(command=command, args=args, env=server.env)
+        variables = server.expanded(server.env)
+        parameters = StdioServerParameters(command=command, args=args, env=variables)
         async with Client(stdio_client(parameters)) as client:
             yield client
         return
     async with (
-        create_mcp_http_client(headers=server.headers) as http,
+        create_mcp_http_client(headers=server.expanded(server.headers)) as http,
         Client(streamable_http_client(server.url, http_client=http)) as client,
     ):
         yield client

@@ -497,7 +497,7 @@ def test_where_every_trajectory_is_masked_nothing_weighs_anything():
 
 
 # What one token of each trajectory weighs by the papers, from the lengths of all attempts of the
-# batch: a group without a signal adds nothing to the sum and counts in the denominator all the same.
+# batch: a group without a signal adds nothing to the sum and counts in the denominator.
 DENOMINATORS = {
     "grpo": lambda n: 1 / (len(n) * n),  # 1/G sum 1/|o_i|, over all questions (eq. 3)
     "gspo": lambda n: 1 / (len(n) * n),

@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -295,3 +298,131 @@ def test_the_example_trains_through_a_kill(tmp_path, monkeypatch):
     assert all("stop/fault" not in f for f in figures)
     server = agent_r1.load(tmp_path / "run").recipe.env.mcp["facts"]
     assert shared("facts", server.model_dump_json()).num_starts > 1
+
+
+RAW = '''
+"""A server by hand, which sends what real servers send."""
+import json, os, sys
+mode = sys.argv[1]
+S = {"type": "string"}
+SCHEMAS = {
+    "flag": {"type": "object", "properties": {"x": {"type": "object", "required": True}}},
+    "nowhere": {"type": "object", "properties": {"x": {"$ref": "#/$defs/Gone"}}},
+    "web": {"type": "object", "properties": {"x": {"$ref": sys.argv[-1]}}},
+    "draft4": {"type": "object", "properties": {"x": {"minimum": 0, "exclusiveMinimum": True}}},
+    "letters": {"type": "object", "properties": {"x": {**S, "pattern": "^\\\\p{L}+$"}}},
+    "slow": {"type": "object", "properties": {"x": {**S, "pattern": "^(b|bb)+$"}}},
+    "any": {"type": "object", "properties": {"x": {"type": "anything"}}},
+}
+if mode == "untyped":
+    SCHEMAS = {"good": SCHEMAS["any"], "empty": {}}
+CONTENTS = {
+    "resource": [{"type": "text", "text": "1 file"},
+                 {"type": "resource", "resource": {"uri": "f:///a", "text": "Opens at six."}}],
+    "link": [{"type": "resource_link", "uri": "f:///b", "name": "notes", "description": "hours"}],
+    "image": [{"type": "image", "data": "aGk=", "mimeType": "image/png"}],
+    "structured": [],
+}
+def answer(m):
+    method = m["method"]
+    if method == "initialize":
+        return {"protocolVersion": m["params"]["protocolVersion"], "capabilities": {"tools": {}},
+                "serverInfo": {"name": "raw", "version": "1"}}
+    if method == "tools/list":
+        if mode == "silent":
+            return None
+        others = dict.fromkeys([*CONTENTS, "variable"], {"type": "object"})
+        named = {**SCHEMAS, **others}
+        page = {"tools": [{"name": n, "inputSchema": s} for n, s in named.items()]}
+        return {**page, "nextCursor": "again"} if mode == "endless" else page
+    if method == "tools/call":
+        name = m["params"]["name"]
+        if name == "variable":
+            text = os.environ.get("SERVER_KEY")
+            return {"content": [{"type": "text", "text": str(text)}]}
+        if name in CONTENTS:
+            extra = {"structuredContent": {"opens": 6}} if name == "structured" else {}
+            return {"content": CONTENTS[name], **extra}
+        return {"content": [{"type": "text", "text": json.dumps(m["params"]["arguments"])}]}
+    return {"code": -32601, "message": "no such method"}
+for line in sys.stdin:
+    m = json.loads(line)
+    if "id" in m and (found := answer(m)) is not None:
+        kind = "error" if "code" in found else "result"
+        print(json.dumps({"jsonrpc": "2.0", "id": m["id"], kind: found}), flush=True)
+'''
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    path = tmp_path_factory.mktemp("raw") / "raw.py"
+    path.write_text(RAW)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("silent", "did not list its tools"),
+        ("endless", "never ends"),
+        ("untyped", r"tools\.1\.inputSchema\.type: Field required; its list of tools is not as"),
+    ],
+)
+def test_a_list_of_tools_that_does_not_come_or_end_or_hold_is_an_error(raw, mode, words):
+    server = McpServer(command=(sys.executable, raw, mode), connect_timeout=2)
+    with pytest.raises(ConfigError, match=words):
+        use(server, lambda connection: connection.tools())
+
+
+def test_schemas_that_cannot_be_used_leave_the_check_to_the_server(raw):
+    """No reach for the network, no exception, no pattern that holds up all."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+
+    listener = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{listener.server_port}/schema.json"
+    values = {"flag": {}, "nowhere": 1, "web": 1, "draft4": 0.5, "letters": "\u00fc", "any": 1}
+    values |= {"slow": "b" * 60 + "!"}
+
+    async def work(connection):
+        results = {}
+        for name, value in values.items():
+            start = time.monotonic()
+            results[name] = await call(connection, name, x=value)
+            assert time.monotonic() - start < 2
+        wrong = await call(connection, "letters", x="12")
+        return results, wrong
+
+    results, wrong = use(McpServer(command=(sys.executable, raw, "", url)), work)
+    listener.shutdown()
+    assert {name: r.error for name, r in results.items()} == dict.fromkeys(values)
+    assert (wrong.error, asked) == ("invalid_arguments", [])
+
+
+def test_every_kind_of_content_is_shown_or_said(raw):
+    async def work(connection):
+        names = ("resource", "link", "structured", "image")
+        return [await call(connection, name) for name in names]
+
+    found = use(McpServer(command=(sys.executable, raw, "")), work)
+    assert [r.value for r in found] == [
+        "1 file\nOpens at six.", "notes f:///b hours", '{"opens": 6}', "[not text: image]",
+    ]  # fmt: skip
+    assert found[-1].events == ("fault/not_text:image",)
+
+
+def test_a_secret_is_taken_from_our_environment_and_never_stored(raw, monkeypatch):
+    server = McpServer(command=(sys.executable, raw, ""), env={"SERVER_KEY": "v-${OUR_KEY}$$"})
+    monkeypatch.delenv("OUR_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"env.mcp.toy: \$OUR_KEY: there is no such"):
+        use(server, lambda connection: connection.tools())
+    monkeypatch.setenv("OUR_KEY", "s3cret")
+    assert use(server, lambda c: call(c, "variable")).value == "v-s3cret$"
+    assert "s3cret" not in server.model_dump_json()
+    with pytest.raises(ValueError, match=r"headers.Authorization: it looks like a secret") as error:
+        McpServer(url="http://x", headers={"Authorization": "Bearer abcdefgh"})
+    assert "abcdefgh" not in str(error.value.errors()[0]["msg"])

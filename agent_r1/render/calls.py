@@ -4,20 +4,19 @@ cannot be read as one says why.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
 
+from agent_r1.text import clean, clean_json
 from agent_r1.types import MalformedCall, Message, ToolCall
 
 MAX_DEPTH = 64
 """Of a call's arguments: what is deeper cannot be written down again."""
-_TAGGED = re.compile(
-    r"<think>.*?(?:</think>|\Z)|(?P<end></think>)"
-    r"|(?P<call><tool_call>(?P<body>.*?)(?P<close></tool_call>|(?=<tool_call>)|\Z)"
-    r"|(?P<alone></tool_call>))",
-    re.DOTALL,
-)
+_TAG = re.compile(r"<think>|</think>|<tool_call>|</tool_call>")
+_END_OF_CALL = re.compile(r"</tool_call>|(?=<tool_call>)|\Z")
+_DECODER = json.JSONDecoder()
 
 
 def parse_hermes(text: str) -> Message:
@@ -25,74 +24,103 @@ def parse_hermes(text: str) -> Message:
 
     Example: ``'Let me see.<tool_call>{"name": "f", "arguments": {}}</tool_call>'`` is the content
     ``'Let me see.'`` and one call of ``f``. What cannot be read as a call becomes a
-    ``MalformedCall``. Thinking, between ``<think>`` and ``</think>`` or not yet ended, is neither
-    content nor call; what stands before a ``</think>`` alone was thinking too.
+    ``MalformedCall``. A call's JSON is read to its end before its closing tag is looked for, so
+    that a tag may stand in an argument. Thinking, between ``<think>`` and ``</think>`` or not yet
+    ended, is neither content nor call; what stands before a ``</think>`` alone was thinking too.
     """
     content = ""
     calls: list[ToolCall | MalformedCall] = []
     start = 0
-    for match in _TAGGED.finditer(text):
-        content += text[start : match.start()]
-        start = match.end()
-        if match["end"]:
+    while (tag := _TAG.search(text, start)) is not None:
+        content += text[start : tag.start()]
+        start = tag.end()
+        if tag[0] == "<think>":
+            end = text.find("</think>", start)
+            start = len(text) if end < 0 else end + len("</think>")
+        elif tag[0] == "</think>":
             content, calls = "", []
-        elif match["call"]:
-            calls.append(_read_call(match))
-    return Message("assistant", (content + text[start:]).strip(), tuple(calls))
+        elif tag[0] == "</tool_call>":
+            reason = "</tool_call> without <tool_call> before it"
+            calls.append(MalformedCall(tag[0], reason))
+        else:
+            call, start = _read_call(text, tag.start(), start)
+            calls.append(call)
+    return Message("assistant", clean((content + text[start:]).strip()), tuple(calls))
 
 
-def _read_call(match: re.Match[str]) -> ToolCall | MalformedCall:
-    text, body, end, alone = match.group("call", "body", "close", "alone")
-
-    def malformed(reason: str) -> MalformedCall:
-        return MalformedCall(text, reason)
-
-    if alone:
-        return malformed("</tool_call> without <tool_call> before it")
-    if not end:
-        return malformed("the call is not closed by </tool_call>")
+def _read_call(text: str, start: int, inside: int) -> tuple[ToolCall | MalformedCall, int]:
+    """The call that opens at ``start``, and where it ends; its JSON begins at ``inside``."""
+    at = inside + len(text[inside:]) - len(text[inside:].lstrip())
     try:
-        return _checked(json.loads(body), "arguments", text)
+        body, end = _DECODER.raw_decode(text, at)
     except (ValueError, RecursionError) as error:
-        return malformed(f"the call is not valid JSON: {error}")
+        closing = _END_OF_CALL.search(text, inside)
+        assert closing is not None
+        reason = f"the call is not valid JSON: {error}"
+        if not closing[0]:
+            reason = "the call is not closed by </tool_call>"
+        return MalformedCall(clean(text[start : closing.end()]), reason), closing.end()
+    closing = _END_OF_CALL.search(text, end)
+    assert closing is not None
+    written = text[start : closing.end()]
+    if not closing[0]:
+        reason = "the call is not closed by </tool_call>"
+    elif text[end : closing.start()].strip():
+        reason = "the call is not valid JSON: there is more after its end"
+    else:
+        return _checked(body, "arguments", written), closing.end()
+    return MalformedCall(clean(written), reason), closing.end()
 
 
 def parse_llama3(text: str) -> Message:
     """The same for Llama 3.x, whose calls are bare JSON objects and nothing besides.
 
     Example: ``'{"name": "f", "parameters": {}}'`` is a call of ``f``. An object without a name is
-    no call but the agent's answer, and so is all other text; several calls may be parted by ``;``.
+    no call but the agent's answer, and so is all other text; several calls may be parted by ``;``
+    or ``,`` or stand in a list.
     """
     rest = text.strip().removeprefix("<|python_tag|>").strip()
     calls: list[ToolCall | MalformedCall] = []
-    while rest.startswith("{"):
+    while rest.startswith(("{", "[{")):
         try:
-            body, end = json.JSONDecoder().raw_decode(rest)
-            if not calls and "name" not in body:
+            body, end = _DECODER.raw_decode(rest)
+            found = body if isinstance(body, list) else [body]
+            if not calls and not all(isinstance(b, dict) and "name" in b for b in found):
                 break
-            calls.append(_checked(body, "parameters", rest[:end]))
+            calls += [_checked(one, "parameters", rest[:end]) for one in found]
         except (ValueError, RecursionError) as error:
-            if re.match(r'\{\s*"name"', rest):
-                calls.append(MalformedCall(rest, f"the call is not valid JSON: {error}"))
+            if calls or _MEANT_AS_LLAMA3_CALL.match(rest):
+                reason = f"the call is not valid JSON: {error}"
+                calls.append(MalformedCall(clean(rest), reason))
             break
-        rest = rest[end:].lstrip("; \n")
-    return Message("assistant", "" if calls else text.strip(), tuple(calls))
+        rest = rest[end:].lstrip(";, \n\t")
+    return Message("assistant", "" if calls else clean(text.strip()), tuple(calls))
+
+
+_MEANT_AS_LLAMA3_CALL = re.compile(
+    r'\[?\{\s*("name"|"type"\s*:\s*"function"|"(parameters|arguments)")'
+)
 
 
 def _checked(body: Any, key: str, text: str) -> ToolCall | MalformedCall:
     """A call from its JSON, whose arguments stand under ``key`` or, as some models write, under the
-    other name for them.
+    other name for them; left out, empty or null for none, or an object within a text.
     """
     if not isinstance(body, dict) or not isinstance(body.get("name"), str):
         reason = f'the call must be an object like {{"name": "...", "{key}": {{...}}}}'
-        return MalformedCall(text, reason)
+        return MalformedCall(clean(text), reason)
     other = "arguments" if key == "parameters" else key
-    arguments = body.get(key, body.get(other, {}))
+    arguments = body.get(key, body.get(other))
+    if isinstance(arguments, str) and arguments.strip():
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments)
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = {}
     if not isinstance(arguments, dict):
-        return MalformedCall(text, f'"{key}" must be an object')
-    if _depth(body) > MAX_DEPTH:
-        return MalformedCall(text, f"the arguments are nested more than {MAX_DEPTH} deep")
-    return ToolCall(body["name"], arguments)
+        return MalformedCall(clean(text), f'"{key}" must be an object')
+    if _depth([arguments]) > MAX_DEPTH:
+        return MalformedCall(clean(text), f"the arguments are nested more than {MAX_DEPTH} deep")
+    return ToolCall(clean(body["name"]), clean_json(arguments))
 
 
 def _depth(value: Any) -> int:
