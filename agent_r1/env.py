@@ -266,6 +266,13 @@ class ToolEnv:
             f"{cls.__name__} has no tasks: write the classmethod tasks(settings, split)"
         )
 
+    @classmethod
+    def check_data(cls, settings: Any) -> Iterable[str]:
+        """What is odd about the data as a whole, a line each, for ``agent-r1 check`` and before a
+        run; what no run can do with, ``tasks`` raises as a ``ConfigError``. Default: nothing.
+        """
+        return ()
+
     def start(self) -> Any:
         """Called by ``reset`` once ``self.task`` and ``self.seed`` are set: prepare the episode's
         state.

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sysconfig
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+_LIBRARIES = ("site-packages", sysconfig.get_paths()["stdlib"])
 
 
 def clean(text: str) -> str:
@@ -46,6 +51,22 @@ def describe(error: BaseException) -> str:
     except Exception:  # its author's code
         words = "(its text cannot be read)"
     return clean(f"{type(error).__name__}: {words}").rstrip(": ")
+
+
+def place_of(error: BaseException) -> str:
+    """Where in code that is not ours an exception was raised: `` (in score, my_env.py, line 7)``;
+    empty if nowhere.
+    """
+    ours = str(Path(__file__).parent)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    theirs = [f for f in frames if not f.f_code.co_filename.startswith((ours, "<"))]
+    if not theirs:
+        return ""
+    # The author's own frame, not the library's that it called.
+    own = [f for f in theirs if not any(p in f.f_code.co_filename for p in _LIBRARIES)]
+    frame = (own or theirs)[-1]
+    place = f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno}"
+    return f" (in {frame.f_code.co_qualname}, {place})"
 
 
 class NotTextError(ValueError):

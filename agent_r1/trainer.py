@@ -155,7 +155,8 @@ class Trainer:
         )
         self.algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
         self.credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
-        self.rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
+        rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
+        self.rollout = dataclasses.replace(rollout, proven=True)
         self.validator = evaluator(self.rollout, recipe)
         self.tasks = tasks_of(recipe, "train")
         self.source: Rollout | Demonstrations = self.rollout

@@ -18,7 +18,7 @@ ROWS = [
      "search.batching", "search.bm25", "search.dense", "search.http"},
     {"env_check", "tasks", "tasks.hopworld", "tasks.hopworld_user", "tasks.shops",
      "tasks.lazy", "tasks.answers", "tasks.splits", "tasks.qa_data", "tasks.qa_convert",
-     "tasks.qa_scores",
+     "tasks.qa_scores", "tasks.rows",
      "tasks.database", "tasks.gym", "tasks.openenv", "tasks.verifiers",
      "tasks.multihop", "tasks.naive_rag", "tasks.tools"},
     {"kernels", "attention", "logprobs"},

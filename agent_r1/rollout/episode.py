@@ -79,6 +79,10 @@ class Rollout:
     top_p: float = 1.0
     top_k: int = 0
     """Of sampling; for evaluation only."""
+    proven: bool = False
+    """Whether an episode has been started before, so that a ``ConfigError`` is a fault of one task
+    or of the moment, and not of the recipe.
+    """
 
     async def run(
         self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
@@ -110,6 +114,7 @@ class Rollout:
                 # All attempts meet the same instance; a task drawn twice is sampled anew.
                 env_seed=derive_seed(seed, tasks[index].id),
                 sampling_seed=derive_seed(*key),
+                proven=self.proven,
             )
 
         trajectories = await Episodes(self.engine, play, len(plan)).run(self.concurrency)
@@ -144,11 +149,13 @@ async def run_episode(
     sampling: Sampling,
     env_seed: int,
     sampling_seed: int,
+    proven: bool = False,
 ) -> Trajectory:
     """Plays one episode to its end. ``sampling`` is that of a turn with room for a whole one.
 
     An environment that fails gives a trajectory with ``stop`` FAULT, not an exception. Only a
-    ``ConfigError``, which would fail every episode, is raised, and what the engine raises.
+    ``ConfigError``, which would fail every episode, is raised unless ``proven`` says that others
+    could be started, and what the engine raises.
     """
     trajectory = Trajectory(task.id, task.category, attempt)
     start = time.perf_counter()
@@ -163,6 +170,10 @@ async def run_episode(
     except _FaultError as error:
         trajectory.stop, trajectory.fault = StopReason.FAULT, str(error)
         trajectory.resample = error.resample
+    except ConfigError as error:
+        if not proven:
+            raise
+        trajectory.stop, trajectory.fault = StopReason.FAULT, str(error)
     finally:
         session.close()
         trajectory.seconds = time.perf_counter() - start

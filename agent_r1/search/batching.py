@@ -7,8 +7,8 @@ import threading
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,9 @@ class BatchedSearcher:
     """A searcher that is asked for many queries at once. Write ``look_up``, which runs in a thread
     and never twice at a time, or ``answer``.
     """
+
+    one_at_a_time: ClassVar[bool] = True
+    """Whether a batch waits for the one before it; else they are answered side by side."""
 
     def __init__(self) -> None:
         self._waiting: dict[asyncio.AbstractEventLoop, _Waiting] = {}
@@ -70,28 +73,38 @@ class BatchedSearcher:
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answers what waits, batch after batch, until nothing does."""
         waiting = self._waiting[loop]
-        asked: defaultdict[Query, list[asyncio.Future[Answer]]] = defaultdict(list)
         try:
             while waiting:
                 size = 0
                 while size != len(waiting):  # whoever can ask now, does so first
                     size = len(waiting)
                     await asyncio.sleep(0)
-                asked.clear()
+                asked: defaultdict[Query, list[asyncio.Future[Answer]]] = defaultdict(list)
                 for query, future in waiting:
                     if not future.done():  # else given up
                         asked[query].append(future)
                 waiting.clear()
-                for query, answer in zip(asked, await self._answers([*asked]), strict=True):
-                    for future in asked[query]:
-                        if not future.done():
-                            future.set_result(answer)
+                if self.one_at_a_time:
+                    await self._give(asked)
+                else:
+                    self._tasks.add(task := loop.create_task(self._give(asked)))
+                    task.add_done_callback(self._tasks.discard)
         finally:
             del self._waiting[loop]
-            unanswered = [future for _, future in waiting]
-            unanswered += [future for futures in asked.values() for future in futures]
-            for future in unanswered:
+            for _, future in waiting:
                 future.cancel()
+
+    async def _give(self, asked: Mapping[Query, Sequence[asyncio.Future[Answer]]]) -> None:
+        """Answers a batch."""
+        try:
+            for query, answer in zip(asked, await self._answers([*asked]), strict=True):
+                for future in asked[query]:
+                    if not future.done():
+                        future.set_result(answer)
+        finally:
+            for futures in asked.values():
+                for future in futures:
+                    future.cancel()  # does nothing to one that is done
 
     async def _answers(self, queries: Sequence[Query]) -> Sequence[Answer]:
         if not queries:

@@ -17,7 +17,7 @@ from typing import Any
 from agent_r1.config import ConfigError
 from agent_r1.search import Passage
 
-FIELDS = ("id", "title", "text", "contents")
+FIELDS = ("id", "_id", "title", "text", "contents")
 
 
 def read_corpus(files: Sequence[Path]) -> Iterator[Passage]:
@@ -56,7 +56,7 @@ def _passage(row: Any, number: str, place: str) -> Passage:
         raise ConfigError(f"{place}: {row!r:.80} is no object with the fields of a passage")
     for field in FIELDS:
         _check_text(row, field, place)
-    name = row.get("id", number)
+    name: Any = row.get("id", row.get("_id", number))  # the latter as in BEIR
     if "contents" in row and "text" not in row:
         title, text = split_contents(row["contents"])
         return Passage(name, row.get("title", title), text)

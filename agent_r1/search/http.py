@@ -6,6 +6,8 @@ POST {"queries": ["..."], "topk": 3, "return_scores": true}
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,10 +23,17 @@ if TYPE_CHECKING:
     import httpx
 
 
+MAX_BODY_BYTES = 20_000_000
+GRACE_SECONDS = 0.5
+"""For an answer that has begun within the time limit, and comes in drips."""
+
+
 class Http(BatchedSearcher):
-    """Asks a server; what it is asked at the same time goes into one request. The corpus is the
-    server's own.
+    """Asks a server; what it is asked at the same time goes into one request, which holds up no
+    other. The corpus is the server's own.
     """
+
+    one_at_a_time = False
 
     class Settings(NamedSection):
         """``url``, usually ``http://HOST:8000/retrieve``; ``timeout``: seconds per request."""
@@ -45,32 +54,54 @@ class Http(BatchedSearcher):
         self._certificates = httpx.create_ssl_context()  # slow to read, so once
 
     async def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        answers: dict[Query, Answer] = {}
+        numbers = sorted({k for _, k in queries})  # what is found may depend on it
+        parts = [[query for query in queries if query[1] == k] for k in numbers]
         client = self._httpx.AsyncClient(
             timeout=self._settings.timeout, verify=self._certificates
         )  # a client belongs to one event loop, so a new one
         async with client:
-            for k in sorted({k for _, k in queries}):  # what is found may depend on it
-                asked = [query for query in queries if query[1] == k]
-                found = await self._ask(client, [text for text, _ in asked], k)
-                answers.update(zip(asked, found, strict=True))
+            asks = (
+                self._ask(client, [text for text, _ in part], k)
+                for part, k in zip(parts, numbers, strict=True)
+            )
+            found = await asyncio.gather(*asks)
+        answers: dict[Query, Answer] = {}
+        for part, given in zip(parts, found, strict=True):
+            answers.update(zip(part, given, strict=True))
         return [answers[query] for query in queries]
 
     async def _ask(self, client: httpx.AsyncClient, texts: list[str], k: int) -> list[Answer]:
-        url = self._settings.url
+        """The server's answers; what fails is an exception in their place."""
+        url, seconds = self._settings.url, self._settings.timeout
         body = {"queries": texts, "topk": k, "return_scores": True}
         try:
-            response = await client.post(url, json=body)
-        except self._httpx.HTTPError as error:
+            async with asyncio.timeout(seconds + GRACE_SECONDS):  # httpx's own is for each read
+                status, content = await self._post(client, body)
+        except TimeoutError:
+            return [ConnectionError(f"{url}: no whole answer in {seconds:g} seconds")] * len(texts)
+        except (self._httpx.HTTPError, ValueError) as error:
             return [ConnectionError(f"{url}: {type(error).__name__} {error}")] * len(texts)
-        if response.is_success:
+        if status < 300:
             try:
-                return list(_passages(response.json(), len(texts), k))
+                return list(_passages(json.loads(content), len(texts), k))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                return [ValueError(f"{url}: not the answer of a retriever: {error!r}")] * len(texts)
+                start = content[:100].decode("utf-8", "replace")
+                wrong = ValueError(f"{url}: not the answer of a retriever: {error!r}: {start!r}")
+                return [wrong] * len(texts)
         if len(texts) > 1:  # one that the server cannot bear must not fail the others
             return [answer for text in texts for answer in await self._ask(client, [text], k)]
-        return [ConnectionError(f"{url}: status {response.status_code}: {response.text:.200}")]
+        start = content[:200].decode("utf-8", "replace")
+        return [ConnectionError(f"{url}: status {status}: {start}")]
+
+    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Status and body, which has a limit."""
+        content = bytearray()
+        async with client.stream("POST", self._settings.url, json=body) as response:
+            async for part in response.aiter_bytes():
+                content += part
+                if len(content) > MAX_BODY_BYTES:
+                    raise ValueError(f"the answer has more than {MAX_BODY_BYTES:,} bytes")
+        return response.status_code, bytes(content)
 
 
 def _passages(answer: Any, number: int, k: int) -> list[list[Passage]]:
@@ -85,5 +116,7 @@ def _passage(document: dict[str, Any]) -> Passage:
         title, text = split_contents(document["contents"])
         title = document.get("title", title)
     else:
-        title, text = document.get("title", ""), document["text"]
+        title, text = document.get("title") or "", document["text"]
+    if not isinstance(text, str):
+        raise TypeError(f"a passage's text is {text!r:.60}")
     return Passage(str(document.get("id", title)), title, text)

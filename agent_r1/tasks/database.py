@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,15 +30,22 @@ from agent_r1.config import ConfigError
 from agent_r1.env import ToolEnv, Transition
 from agent_r1.tasks.answers import answer_in
 from agent_r1.tasks.lazy import LazyTasks
+from agent_r1.tasks.rows import BadRows, RowFile
 from agent_r1.tasks.shops import build_database
 from agent_r1.tasks.splits import deal
-from agent_r1.tasks.tools import load_tasks
+from agent_r1.tasks.tools import load_rows
 from agent_r1.tools import CallError, ToolResult, tool
 from agent_r1.types import Message, Outcome, Task, ToolCall, derive_seed
 
 NUM_TASKS = 100_000
 MAX_VALUE_BYTES = 20_000
 """Of one value that a query reads or makes."""
+MAX_RESULT_BYTES = 1_000_000
+"""Of all rows that a query gives."""
+MAX_COLUMNS = 100
+"""Of a result, or as many as the widest table has."""
+SCRIPT_SECONDS = 30.0
+"""For a SQL script that makes the database."""
 MAX_SECONDS = 2.0
 """Of a query, whatever it does within its steps; that much, it holds up all episodes."""
 _BROKEN = {
@@ -47,10 +55,16 @@ _BROKEN = {
 """Errors that are not the query's."""
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _FUNCTIONS = {
-    "abs", "avg", "coalesce", "count", "date", "format", "glob", "group_concat", "ifnull",
-    "iif", "instr", "length", "like", "lower", "ltrim", "max", "min", "nullif", "printf",
-    "replace", "round", "row_number", "rank", "dense_rank", "rtrim", "sign", "strftime",
-    "substr", "substring", "sum", "time", "total", "trim", "typeof", "unicode", "upper",
+    "abs", "acos", "asin", "atan", "atan2", "avg", "ceil", "ceiling", "char", "coalesce", "concat",
+    "concat_ws", "cos", "count", "cume_dist", "date", "datetime", "degrees", "dense_rank", "exp",
+    "first_value", "floor", "format", "glob", "group_concat", "hex", "ifnull", "iif", "instr",
+    "json", "json_array", "json_array_length", "json_extract", "json_group_array", "json_object",
+    "json_quote", "json_type", "json_valid", "julianday", "lag", "last_value", "lead", "length",
+    "like", "ln", "log", "log10", "log2", "lower", "ltrim", "max", "median", "min", "mod",
+    "nth_value", "ntile", "nullif", "octet_length", "percent_rank", "pi", "pow", "power", "printf",
+    "quote", "radians", "rank", "replace", "round", "row_number", "rtrim", "sign", "sin", "sqrt",
+    "strftime", "string_agg", "substr", "substring", "sum", "tan", "time", "timediff", "total",
+    "trim", "trunc", "typeof", "unhex", "unicode", "unixepoch", "upper", "->", "->>",
 }  # fmt: skip
 
 
@@ -116,7 +130,10 @@ class Database:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         connection.set_progress_handler(self._count, 1000)
+        connection.text_factory = lambda data: data.decode("utf-8", "replace")
         self.tables = self._read_tables()
+        widest = max(map(len, self.tables.values()), default=0)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, max(MAX_COLUMNS, widest))
         connection.set_authorizer(self._authorize)
 
     def query(self, sql: str) -> Rows:
@@ -129,7 +146,7 @@ class Database:
         self._until = time.monotonic() + MAX_SECONDS
         try:
             with closing(self._connection.execute(sql)) as cursor:
-                rows = cursor.fetchmany(self._max_rows + 1)
+                rows = list(self._fetch(cursor))
                 if cursor.description is None:
                     raise CallError("that is no statement")
                 columns = [column[0] for column in cursor.description]
@@ -146,6 +163,15 @@ class Database:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _fetch(self, cursor: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
+        """As many rows as are shown and one more, unless they are too large together."""
+        size = 0
+        for row in itertools.islice(cursor, self._max_rows + 1):
+            size += sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
+            if size > MAX_RESULT_BYTES:
+                raise CallError("the result is too large; ask for fewer or shorter columns")
+            yield row
 
     def _read_tables(self) -> dict[str, list[str]]:
         rows = self._connection.execute(
@@ -190,6 +216,8 @@ class DatabaseEnv(ToolEnv):
             max_steps: Instructions of SQLite's virtual machine.
             examples: How many worked examples are shown before the question.
             holdout: Share of one's own questions for validation, and the same again for test.
+            bad_rows: What a question leads to that cannot be used, as one whose ``sql`` does not
+                run: an ``error`` before the run, or it is left out (``skip``).
         """
 
         name: str = "database"
@@ -201,6 +229,7 @@ class DatabaseEnv(ToolEnv):
         max_steps: int = Field(500_000, ge=1000)
         examples: int = Field(0, ge=0, le=len(EXAMPLES))
         holdout: float = Field(0.1, gt=0, lt=0.5)
+        bad_rows: BadRows = "error"
 
         @model_validator(mode="after")
         def _both(self) -> Self:
@@ -219,7 +248,9 @@ class DatabaseEnv(ToolEnv):
         if not settings.questions:
             make = functools.partial(_generated, settings.seed, split, settings.tables)
             return LazyTasks(NUM_TASKS, make)
-        return deal(load_tasks(settings.questions, "env.questions"), split, settings.holdout)
+        limits = settings.max_rows, settings.max_steps
+        good = _runnable(settings.path, settings.questions, settings.bad_rows, *limits)
+        return deal(good, split, settings.holdout)
 
     def prompt(self) -> Sequence[Message]:
         system, question = super().prompt()
@@ -244,20 +275,7 @@ class DatabaseEnv(ToolEnv):
         if not self.settings.path:
             script, _ = build_database(self.task.data["seed"], self.task.data["tables"])
             return _from_script(script)
-        path = Path(self.settings.path).expanduser().resolve()
-        if not path.exists():
-            raise ConfigError(f"env.path = {self.settings.path!r}: there is no file {path}")
-        try:
-            if path.suffix == ".sql":
-                return _from_script(path.read_text(encoding="utf-8"))
-            with path.open("rb") as file:
-                if file.read(16) != b"SQLite format 3\0":
-                    raise sqlite3.DatabaseError("no SQLite database")
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise ConfigError(f"env.path = {self.settings.path!r}: {error}") from error
-        return sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro", uri=True, cached_statements=0, timeout=0
-        )
+        return _open(self.settings.path)
 
     async def close(self) -> None:
         await super().close()
@@ -336,11 +354,51 @@ def _generated(seed: int, split: str, tables: Sequence[int], index: int) -> Task
     )
 
 
+def _open(given: str) -> sqlite3.Connection:
+    """A database of the user's, read-only."""
+    path = Path(given).expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(f"env.path = {given!r}: there is no file {path}")
+    try:
+        if path.suffix == ".sql":
+            return _from_script(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\0":
+                raise sqlite3.DatabaseError("no SQLite database")
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"env.path = {given!r}: {error}") from error
+    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, cached_statements=0, timeout=0)
+
+
 def _from_script(script: str) -> sqlite3.Connection:
     # Without a cache, since the authorizer sees only what is compiled anew.
     connection = sqlite3.connect(":memory:", cached_statements=0)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # no other file is touched
+    until = time.monotonic() + SCRIPT_SECONDS
+    connection.set_progress_handler(lambda: time.monotonic() > until, 100_000)
     connection.executescript(script)
+    connection.set_progress_handler(None, 0)
     return connection
+
+
+@functools.lru_cache(maxsize=8)
+def _runnable(
+    path: str, questions: str, bad_rows: BadRows, max_rows: int, max_steps: int
+) -> list[Task]:
+    """The questions whose ``sql``, if they have one, runs under the limits of the agent's."""
+    rows = RowFile(Path(questions).expanduser(), bad_rows)
+    database = Database(_open(path), max_rows, max_steps)
+    good = []
+    for line, task in load_rows(questions, "env.questions", bad_rows):
+        try:
+            if sql := task.data.get("sql"):
+                database.query(sql)
+        except (CallError, TypeError) as error:
+            rows.bad(line, f"question {task.id!r}: its sql: {error}")
+            continue
+        good.append(task)
+    database.close()
+    return good
 
 
 def _shown(value: Any) -> str:

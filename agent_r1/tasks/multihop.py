@@ -25,6 +25,7 @@ from agent_r1.tasks.qa_scores import (
     normalize_answer,
     paper_reward,
 )
+from agent_r1.tasks.rows import BadRows
 from agent_r1.tools import ToolResult, tool
 from agent_r1.types import Message, Outcome, Task, ToolCall
 
@@ -61,6 +62,8 @@ class MultiHop(ToolEnv):
                 whose chat template knows no tools.
             holdout: Share of the questions for validation, and the same again for test, where the
                 files do not tell.
+            bad_rows: What a question leads to that cannot be used: an ``error`` that names its
+                line before the run, or it is left out (``skip``).
             reward: ``paper``: exact match, less for a wrong format. ``graded``: that of the
                 authors' first public scripts. ``em``: exact match alone.
         """
@@ -73,6 +76,7 @@ class MultiHop(ToolEnv):
         passage_chars: int = Field(500, ge=1)
         example: bool = False
         holdout: float = Field(0.1, gt=0, lt=0.5)
+        bad_rows: BadRows = "error"
         reward: Literal["paper", "graded", "em"] = "paper"
 
         @field_validator("datasets", mode="before")
@@ -90,7 +94,31 @@ class MultiHop(ToolEnv):
 
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
-        return load_split(settings.path, settings.datasets, split, settings.holdout)
+        return load_split(
+            settings.path, settings.datasets, split, settings.holdout, settings.bad_rows
+        )
+
+    @classmethod
+    def check_data(cls, settings: Any) -> Iterator[str]:
+        """Gold passages that no search can find, because they are not there."""
+        if getattr(settings.search, "brings_passages", False):
+            return
+        files = corpus_files(settings.path, settings.datasets)
+        passages = getattr(open_search(settings.search, files), "passages", None)
+        if passages is None:
+            return
+        known = {passage.id for passage in passages}
+        tasks = [t for split in ("train", "validation", "test") for t in cls.tasks(settings, split)]
+        wanted = {(t.id, gold) for t in tasks for gold in t.data["supporting_ids"]}
+        if missing := sorted(pair for pair in wanted if pair[1] not in known):
+            task_id, passage_id = missing[0]
+            yield (
+                f"supporting_ids: {len(missing)} of {len(wanted)} gold passages are not in the "
+                f"corpus, the first: {passage_id!r} of question {task_id!r}; nobody can earn the "
+                "process reward for them"
+            )
+        if not wanted:
+            yield "no question has supporting_ids: the process reward 'supporting' stays 0"
 
     def prompt(self) -> Sequence[Message]:
         system, question = super().prompt()

@@ -11,27 +11,34 @@ dev split, and validation a share of train.
 from __future__ import annotations
 
 import functools
-import gzip
 import itertools
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from agent_r1.config import ConfigError
 from agent_r1.tasks.qa_convert import HUB, OFFICIAL, converted, official_files
+from agent_r1.tasks.rows import BadRows, RowFile
 from agent_r1.tasks.splits import deal
 from agent_r1.types import Task
 
 LISTS = ("aliases", "supporting", "supporting_ids")
 
 
-def load_split(path: str, datasets: Sequence[str], split: str, holdout: float) -> list[Task]:
+def load_split(
+    path: str,
+    datasets: Sequence[str],
+    split: str,
+    holdout: float,
+    bad_rows: BadRows = "error",
+) -> list[Task]:
     """The tasks of a split, one of each data set in turn. For training a smaller set begins again
     until all have had as many turns as the largest: equal shares, as in the paper.
     """
-    sets = [_of_split(load_questions(path, name), name, split, holdout) for name in datasets]
+    sets = [
+        _of_split(load_questions(path, name, bad_rows), name, split, holdout) for name in datasets
+    ]
     owner: dict[str, str] = {}
     for name, tasks in zip(datasets, sets, strict=True):
         for task in tasks:
@@ -65,39 +72,42 @@ def corpus_files(path: str, datasets: Sequence[str]) -> tuple[Path, ...]:
 
 
 @functools.lru_cache(maxsize=8)
-def load_questions(path: str, dataset: str) -> list[Task]:
+def load_questions(path: str, dataset: str, bad_rows: BadRows = "error") -> list[Task]:
     """The questions of a data set, in the file's order."""
-    file = _file(path, dataset, dataset)
+    rows = RowFile(_file(path, dataset, dataset), bad_rows)
     tasks = []
     lines: dict[str, int] = {}
-    for line, row in _rows(file):
-        task = _task(file, line, row, dataset)
+    for line, row in rows:
+        try:
+            task = _task(row, dataset)
+        except ValueError as error:
+            rows.bad(line, str(error))
+            continue
         if (first := lines.setdefault(task.id, line)) != line:
-            raise ConfigError(
-                f"{file}, line {line}: the id {task.id!r} is that of line {first}, too"
-            )
+            rows.bad(line, f"the id {task.id!r} is that of line {first}, too")
+            continue
         tasks.append(task)
     if not tasks:
-        raise ConfigError(f"{file} has no questions")
+        raise ConfigError(f"{rows.file} has no questions")
     return tasks
 
 
-def _task(file: Path, line: int, row: Any, dataset: str) -> Task:
+def _task(row: dict[str, Any], dataset: str) -> Task:
+    """A row's task; a ``ValueError`` says what is wrong with the row."""
     for field in ("id", "question", "answer"):
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            raise ConfigError(f"{file}, line {line}: needs the text field {field!r}")
+        if not isinstance(row.get(field), str):
+            raise ValueError(f"needs the text field {field!r}")
     data: dict[str, Any] = {}
     for field in LISTS:
         value = row.get(field) or []
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"{file}, line {line}: {field!r} must be a list of texts")
+            raise ValueError(f"{field!r} must be a list of texts")
         data[field] = value
     try:
         data["decomposition"] = _queries(row.get("decomposition") or [])
     except (KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{file}, line {line}: 'decomposition' must be a list of objects with 'question' and "
-            "'answer'"
+        raise ValueError(
+            "'decomposition' must be a list of objects with 'question' and 'answer'"
         ) from error
     data |= {"type": str(row.get("type", "")), "part": row.get("part")}
     return Task(row["id"], row["question"], row["answer"], dataset, data)
@@ -135,12 +145,3 @@ def _file(path: str, dataset: str, name: str) -> Path:
         f"env.path = {path!r}: there is no {choices[0].name} or {choices[1].name} in it, and no "
         f"official files of {dataset!r}; env.datasets names the data sets, env.path the folder"
     )
-
-
-def _rows(file: Path) -> Iterator[tuple[int, Any]]:
-    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise ConfigError(f"{file}, line {number}: not valid JSON: {error}") from error

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +20,7 @@ from pydantic import Field, model_validator
 
 from agent_r1.config import ConfigError, NamedSection, load_object
 from agent_r1.env import ToolEnv
+from agent_r1.tasks.rows import BadRows, RowFile, text_of
 from agent_r1.tasks.splits import deal
 from agent_r1.tools import Tool
 from agent_r1.types import Message, Outcome, Task
@@ -34,7 +34,7 @@ class Tools(ToolEnv):
 
     class Settings(ToolEnv.Settings):
         """File names are looked up from the current folder. ``holdout``: share for validation, and
-        for test.
+        for test. ``bad_rows``: what a row of ``tasks`` leads to that cannot be used.
         """
 
         name: str = "tools"
@@ -43,6 +43,7 @@ class Tools(ToolEnv):
         reward: str
         system: str = ""
         holdout: float = Field(0.1, gt=0, lt=0.5)
+        bad_rows: BadRows = "error"
 
         @model_validator(mode="after")
         def _some(self) -> Self:
@@ -61,7 +62,9 @@ class Tools(ToolEnv):
 
     @classmethod
     def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
-        return deal(load_tasks(settings.tasks, "env.tasks"), split, settings.holdout)
+        return deal(
+            load_tasks(settings.tasks, "env.tasks", settings.bad_rows), split, settings.holdout
+        )
 
     def prompt(self) -> Sequence[Message]:
         system = [Message("system", self.settings.system)] if self.settings.system else []
@@ -81,22 +84,34 @@ class Tools(ToolEnv):
         )
 
 
-@functools.lru_cache(maxsize=8)
-def load_tasks(path: str, key: str) -> list[Task]:
+def load_tasks(path: str, key: str, bad_rows: BadRows = "error") -> list[Task]:
     """The tasks of a JSONL file; what an object has besides goes into ``data``. ``key`` is the
     setting that errors name.
     """
+    return [task for _, task in load_rows(path, key, bad_rows)]
+
+
+@functools.lru_cache(maxsize=8)
+def load_rows(path: str, key: str, bad_rows: BadRows) -> list[tuple[int, Task]]:
+    """The same with the line of each."""
     file = Path(path).expanduser()
-    if not file.exists():
+    if not file.is_file():
         raise ConfigError(f"{key} = {path!r}: there is no such file")
-    tasks = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
+    rows = RowFile(file, bad_rows)
+    tasks: list[tuple[int, Task]] = []
+    lines: dict[str, int] = {}
+    for number, row in rows:
         try:
-            row: dict[str, Any] = json.loads(line)
-            known = {key: str(row.pop(key)) for key in ("id", "question", "answer")}
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(
-                f"{file}, line {number}: needs an object with id, question and answer ({error!r})"
-            ) from error
-        tasks.append(Task(**known, category=str(row.pop("category", "")), data=row))
+            known = {field: text_of(row, field) for field in ("id", "question", "answer")}
+        except ValueError as error:
+            rows.bad(number, f"{error}; a row needs id, question and answer")
+            continue
+        if (first := lines.setdefault(known["id"], number)) != number:
+            rows.bad(number, f"the id {known['id']!r} is that of line {first}, too")
+            continue
+        data = {name: value for name, value in row.items() if name not in (*known, "category")}
+        category = str(row.get("category", ""))
+        tasks.append((number, Task(**known, category=category, data=data)))
+    if not tasks:
+        raise ConfigError(f"{key} = {path!r}: there is no row in it that can be used")
     return tasks
