@@ -6,16 +6,17 @@ trajectories of the same form.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from agent_r1.config import ConfigError
-from agent_r1.env import Env, ToolEnv, gold_of
+from agent_r1.env import Env, ToolEnv, played_gold
 from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.render.calls import parse_hermes
 from agent_r1.rollout.episode import Rollout, run_episode
 from agent_r1.run import RunFolder
+from agent_r1.text import describe, place_of
 from agent_r1.types import Action, Group, Sampling, Step, Task, Trajectory, derive_seed
 
 GOLD = "gold"
@@ -190,7 +191,7 @@ class _Script:
 
     def __init__(self, rollout: Rollout, task: Task) -> None:
         self._rollout, self._task = rollout, task
-        self._texts: Iterator[str] | None = None
+        self._texts: AsyncIterator[str] | None = None
         self._env: Env | None = None
 
     def make_env(self) -> Env:
@@ -201,12 +202,12 @@ class _Script:
         first = self._texts is None
         try:
             if self._texts is None:
-                self._texts = iter(gold_of(self._env))
-            text = next(self._texts, None)
+                self._texts = played_gold(self._env)
+            text = await anext(self._texts, None)
         except Exception as error:  # the author's code
             raise ConfigError(
                 f"algorithm.source = {GOLD!r}: gold() of task {self._task.id!r} fails: "
-                f"{type(error).__name__}: {error}; `agent-r1 check` tells more"
+                f"{describe(error)}{place_of(error)}; `agent-r1 check` tells more"
             ) from error
         if first and text is None:
             raise ConfigError(

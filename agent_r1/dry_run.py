@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent_r1.env import gold_of, make_env
+from agent_r1.advice import must_fit
+from agent_r1.blocked import held_up
+from agent_r1.config import ConfigError
+from agent_r1.env import close_env, make_env, played_gold
 from agent_r1.env_check import check_env
 from agent_r1.policy import load_tokenizer, start_folder
 from agent_r1.recipe import Recipe
@@ -14,8 +18,9 @@ from agent_r1.render.calls import parse_hermes
 from agent_r1.rollout.episode import render_history
 from agent_r1.run_async import run_async
 from agent_r1.tasks import ENVS
-from agent_r1.trainer import memory_of
+from agent_r1.trainer import memory_of, tasks_of, warnings_of
 from agent_r1.types import Action, Kind, Message, derive_seed
+from agent_r1.waiting import ExpiredError, within
 
 
 @dataclass
@@ -71,10 +76,17 @@ def dry_run(recipe: Recipe) -> DryRun:
     start_folder(recipe.model.lora)
     tokenizer = load_tokenizer(recipe.model)
     renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
-    task = env_class.tasks(recipe.env, "train")[0]
+    task = tasks_of(recipe, "train")[0]
     report = DryRun(task.id, notes=notes)
-    run_async(_play(report, recipe, make_env(env_class, recipe.env), task, renderer, tokenizer))
+    env = make_env(env_class, recipe.env)
+    seconds = recipe.limits.seconds
+    play = functools.partial(_play, report, recipe, env, task, renderer, tokenizer)
+    try:
+        run_async(within(seconds, play))
+    except ExpiredError as error:
+        raise ConfigError(f"the scripted episode is not done within {seconds:g} seconds") from error
     _warn(report, recipe)
+    report.warnings += [*warnings_of(recipe), *held_up()]
     plan = memory_of(recipe)
     episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)
     report.memory = plan.figures(episodes=episodes, tokens=recipe.limits.tokens)
@@ -95,8 +107,13 @@ async def _play(
         report.num_tokens = max(report.num_tokens, length)
 
     messages = await env.reset(task, derive_seed(recipe.seed, task.id))
-    add(Kind.OBSERVATION, renderer.prompt(messages, env.schemas))
-    for text in gold_of(env):
+    prompt_ids = renderer.prompt(messages, env.schemas)
+    try:
+        must_fit(prompt_ids, task, recipe.limits.tokens)
+    except ConfigError as error:
+        report.warnings.append(str(error))
+    add(Kind.OBSERVATION, prompt_ids)
+    async for text in played_gold(env):
         # Scripts are written in one form; the renderer writes and reads them in its own.
         ids = renderer.encode_message(parse_hermes(text))
         action = Action(ids, (0.0,) * len(ids), (0.0,) * len(ids), 0, "stop")
@@ -119,7 +136,11 @@ async def _play(
         else:
             add(Kind.OBSERVATION, renderer.observation(transition.messages, action))
     outcome = await env.outcome()
-    await env.close()
+    if said and env.schemas and not any(message.tool_calls for message in said):
+        report.warnings.append(
+            "the gold actions use no tool: `agent-r1 sft` would teach the agent to use none"
+        )
+    await close_env(env)
     report.outcome = {
         "reward": outcome.reward,
         "success": float(outcome.success),

@@ -118,7 +118,7 @@ def _of_rollout(row: dict[str, Any]) -> str:
         f"entropy {_figure(figures['entropy'])}  "
         f"tokens {_figure(figures['action_tokens'], 0)}  "
         f"turns {_figure(figures['turns'], 1)}  "
-        f"groups {figures['groups_used']}/{num_groups}  "
+        f"groups {figures['groups_used']}/{num_groups}{_stops(figures)}  "
         f"{row['tokens_per_second']['generated']:,.0f} tok/s"
     )
 
@@ -130,6 +130,13 @@ def _of_demonstrations(row: dict[str, Any]) -> str:
         f"loss {figures['loss']:.3f}  tokens {_figure(figures['action_tokens'], 0)}  "
         f"turns {_figure(figures['turns'], 1)}  {row['tokens_per_second']['trained']:,.0f} tok/s"
     )
+
+
+def _stops(figures: dict[str, Any]) -> str:
+    """Why episodes stopped, where it was not that they were done."""
+    stops = {k.removeprefix("stop/"): v for k, v in figures.items() if k.startswith("stop/")}
+    total = sum(stops.values())
+    return "".join(f"  {k} {v}/{total}" for k, v in sorted(stops.items()) if k != "done")
 
 
 def _parts(figures: dict[str, Any]) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from agent_r1.advice import Advice, must_fit, on_demonstrations, on_iteration, on_sets
 from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.assign import assign_credit, batch_of, informative, trained_on
+from agent_r1.blocked import held_up
 from agent_r1.checkpoint import Checkpoints, State
 from agent_r1.config import ConfigError, nearest
 from agent_r1.demonstrations import (
@@ -21,7 +23,7 @@ from agent_r1.demonstrations import (
     PastDemonstrations,
     open_runs,
 )
-from agent_r1.env import make_env
+from agent_r1.env import close_env, make_env
 from agent_r1.evaluate import Evaluation, evaluate, must_be_scored
 from agent_r1.learner import Learner
 from agent_r1.masks import copy_back, masks_of, settle, unmasked
@@ -38,13 +40,16 @@ from agent_r1.policy import (
 )
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe
-from agent_r1.render import RENDERERS
+from agent_r1.render import RENDERERS, Renderer
 from agent_r1.rollout import ENGINES
 from agent_r1.rollout.episode import Rollout
 from agent_r1.run import RunFolder
 from agent_r1.run_async import run_async
 from agent_r1.tasks import ENVS
+from agent_r1.tasks.rows import left_out
+from agent_r1.text import describe, place_of
 from agent_r1.types import Group, Task, derive_seed
+from agent_r1.waiting import ExpiredError, within
 
 
 def make_rollout(recipe: Recipe, policy: Policy, *, concurrency: int) -> Rollout:
@@ -92,9 +97,9 @@ def preflight(recipe: Recipe) -> None:
             "engine = 'padded' can, more slowly"
         )
     tokenizer = load_tokenizer(recipe.model)
-    RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
+    renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
     memory_of(recipe)
-    run_async(_try_env(recipe))
+    run_async(_try_env(recipe, renderer))
 
 
 def memory_of(recipe: Recipe) -> MemoryPlan:
@@ -109,21 +114,44 @@ def memory_of(recipe: Recipe) -> MemoryPlan:
     )
 
 
-async def _try_env(recipe: Recipe) -> None:
-    """Starts one episode: what every episode needs, files and libraries too, must be there."""
+async def _try_env(recipe: Recipe, renderer: Renderer) -> bool:
+    """Starts one episode: what every episode needs, files and libraries too, must be there. Returns
+    whether the agent has tools.
+    """
     task = tasks_of(recipe, "train")[0]
+    seconds = recipe.limits.seconds
     try:
         env = make_env(ENVS.resolve(recipe.env.name), recipe.env)
-        await env.reset(task, recipe.seed)
-        await env.close()
+        prompt = await within(seconds, lambda: env.reset(task, recipe.seed))
+        must_fit(renderer.prompt(prompt, env.schemas), task, recipe.limits.tokens)
+        has_tools = bool(env.schemas)
+        await within(seconds, lambda: close_env(env))
+        return has_tools
     except ConfigError:
         raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+    except ExpiredError as error:
         raise ConfigError(
-            f"env {recipe.env.name!r} cannot start task {task.id!r}: {reason}; "
-            "`agent-r1 check` tells more"
+            f"env {recipe.env.name!r} does not start task {task.id!r} within limits.seconds = "
+            f"{seconds:g}"
         ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"env {recipe.env.name!r} cannot start task {task.id!r}: {describe(error)}"
+            f"{place_of(error)}; `agent-r1 check` tells more"
+        ) from error
+
+
+def warnings_of(recipe: Recipe) -> Iterator[str]:
+    """What a user should know of a recipe's data before a run, a line each."""
+    env = ENVS.resolve(recipe.env.name)
+    sizes = {split: len(tasks_of(recipe, split)) for split in ("train", "validation")}
+    if recipe.evaluation.test_tasks:
+        sizes["test"] = len(tasks_of(recipe, "test"))
+    yield from on_sets(recipe, sizes).values()
+    yield from getattr(env, "check_data", lambda settings: ())(recipe.env)
+    yield from left_out()
+    if device_of(recipe.model).type == "cuda" and (others := torch.cuda.device_count() - 1) > 0:
+        yield f"one GPU is used, {others} more are idle: CUDA_VISIBLE_DEVICES chooses which"
 
 
 def demonstrations_of(recipe: Recipe, rollout: Rollout) -> Demonstrations:
@@ -159,6 +187,7 @@ class Trainer:
         self.rollout = dataclasses.replace(rollout, proven=True)
         self.validator = evaluator(self.rollout, recipe)
         self.tasks = tasks_of(recipe, "train")
+        self._has_tools = run_async(_try_env(recipe, self.rollout.renderer))
         self.source: Rollout | Demonstrations = self.rollout
         if self.algorithm.demonstrated:
             self.source = demonstrations_of(recipe, self.rollout)
@@ -181,9 +210,13 @@ class Trainer:
                 self.learner.micro_batch_tokens = self.state.micro_batch_tokens
             reporter.say(f"going on after iteration {self.state.iteration}")
         run.forget_after(self.state.iteration if last else -1)
+        rows = run.metrics()
+        self.last_row: dict[str, Any] = rows[-1] if rows else {}
 
     def train(self) -> State:
         """Runs the iterations that are left."""
+        for line in warnings_of(self.recipe):
+            self.reporter.warn(line)
         if self.checkpoints.last is None:
             self._begin()
         while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
@@ -206,7 +239,8 @@ class Trainer:
         clock = Clock()
         self.rollout.engine.report()  # what a validation added does not count
         groups, view, batch = self._collect(seed, clock)
-        must_be_scored([t for g in groups for t in g.trajectories], f"iteration {iteration}")
+        if episodes := [t for g in groups for t in g.trajectories]:  # demonstrations may be missing
+            must_be_scored(episodes, f"iteration {iteration}")
         with clock("learner"):
             lr = recipe.learner.rate(iteration, recipe.train.iterations)
             warmup: int = getattr(recipe.algorithm, "critic_warmup", 0)
@@ -234,6 +268,7 @@ class Trainer:
         engine = self.rollout.engine.report()
         row["engine"] = engine
         self._advise(iteration, engine, clock)
+        self._advise_on(row, groups, used)
         self.reporter.iteration(row)
         best = state.best_iteration
         is_last = iteration == recipe.train.iterations or self._out_of_time()
@@ -242,6 +277,7 @@ class Trainer:
         if state.best is None:
             state.best_iteration = iteration  # nothing tells which is best: the newest
         self.run.append_metrics(row)
+        self.last_row = row
         due = iteration % recipe.checkpoint.every == 0 or is_last
         if due or (state.best is not None and state.best_iteration != best):
             self.checkpoints.save(state, self.policy, self.learner)
@@ -319,6 +355,33 @@ class Trainer:
                 "computed again, so that another run may not repeat this one bit for bit; a larger "
                 "engine.cache_gib or a smaller train.concurrency helps"
             )
+
+    def _advise_on(self, row: dict[str, Any], groups: list[Group], used: list[Group]) -> None:
+        """Says what stands in the way of learning, and notes it in the row."""
+        figures, before = row["figures"], self.last_row.get("figures", {})
+        silent = before.get("iterations_without_signal", 0) + 1
+        figures["iterations_without_signal"] = 0 if informative(used, self.algorithm) else silent
+        has_tools = self._has_tools
+        advice: Advice = {}
+        if self.algorithm.demonstrated:
+            if row["iteration"] == 1:
+                shown = [t for group in used for t in group.scored]
+                advice = on_demonstrations(shown, has_tools=has_tools)
+        else:
+            advice = on_iteration(
+                self.recipe,
+                groups,
+                figures,
+                self.last_row,
+                has_tools=has_tools,
+                run=str(self.run.path),
+            )
+        if advice:
+            row["advice"] = advice
+        for name, words in advice.items():
+            self.reporter.warn(f"iteration {row['iteration']}: {name}: {words}")
+        for line in held_up():
+            self.reporter.warn(f"iteration {row['iteration']}: {line}")
 
     def _validate(self) -> dict[str, Any]:
         """Evaluates on the validation tasks; remembers the best."""

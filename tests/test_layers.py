@@ -35,7 +35,7 @@ ROWS = [
     {"assign", "masks"},
     {"batch", "pack", "rows", "optimizer", "learner"},
     {"recipe", "run", "checkpoint"},
-    {"evaluate", "progress", "explain", "metrics", "demonstrations"},
+    {"advice", "evaluate", "progress", "explain", "metrics", "demonstrations"},
     {"trainer", "report"},
     {"api", "dry_run"},
     {"bench", "bench.experiment", "bench.worker", "bench.statistics", "bench.tables",
