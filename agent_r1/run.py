@@ -1,6 +1,7 @@
 """The run folder: what a run leaves behind, written and read here and nowhere else.
 
 recipe.json                  the resolved recipe
+contents.json                what model and adapter it started from, by content
 metrics.jsonl                one line an iteration; line 0 is the start
 trajectories/000001.jsonl.gz one group a line
 checkpoints/                 see ``checkpoint``
@@ -9,6 +10,7 @@ result.json, curve.png       the report at the end, see ``report``
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -62,6 +64,39 @@ class RunFolder:
         """The resolved recipe as plain data."""
         data: dict[str, Any] = json.loads((self.path / "recipe.json").read_text())
         return data
+
+    def write_contents(self, contents: dict[str, str]) -> None:
+        """Notes what the run starts from, by content."""
+        write_atomically(self.path / "contents.json", json.dumps(contents, indent=2) + "\n")
+
+    def contents(self) -> dict[str, str]:
+        """What the run started from; empty for a run that has not noted it."""
+        file = self.path / "contents.json"
+        contents: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+        return contents
+
+    def remove_unused(self) -> None:
+        """Takes away a new run that came to nothing before its first checkpoint and metrics."""
+        if any((self.path / name).exists() for name in ("checkpoints", "trajectories")):
+            return
+        if self.metrics():
+            return
+        for name in ("recipe.json", "contents.json", "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            self.path.rmdir()
+
+    def lengthen(self, recipe: Recipe, iterations: int) -> Recipe:
+        """The recipe with another number of iterations, written into the run."""
+        done = max((row["iteration"] for row in self.metrics()), default=0)
+        if iterations <= done:
+            raise ConfigError(
+                f"train.iterations = {iterations}: {self.path} has done {done} already; name more"
+            )
+        train = recipe.train.model_copy(update={"iterations": iterations})
+        recipe = recipe.model_copy(update={"train": train})
+        write_atomically(self.path / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
+        return recipe
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         with (self.path / "metrics.jsonl").open("a") as file:

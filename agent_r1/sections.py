@@ -5,7 +5,7 @@ it.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -45,6 +45,9 @@ class ModelSettings(Section):
     lora: LoraSettings | None = None
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class LearnerSettings(Section):
     """AdamW, its schedule over the iterations, and how often a rollout is used.
 
@@ -60,8 +63,8 @@ class LearnerSettings(Section):
             less memory, a third more work.
     """
 
-    lr: float = Field(1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(1e-6, gt=0, le=1e3)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -31,6 +31,7 @@ from agent_r1.memory import MemoryPlan, plan_memory
 from agent_r1.metrics import Clock, figures_of
 from agent_r1.policy import (
     Policy,
+    check_sizes,
     device_of,
     load_config,
     load_policy,
@@ -57,10 +58,12 @@ def make_rollout(recipe: Recipe, policy: Policy, *, concurrency: int) -> Rollout
     env = ENVS.resolve(recipe.env.name)
     renderer = RENDERERS.resolve(recipe.renderer.name)
     engine = ENGINES.resolve(recipe.engine.name)
+    made = renderer(recipe.renderer, policy.tokenizer)
+    policy.stops_at(made.stop_token_ids)
     return Rollout(
         make_env=functools.partial(make_env, env, recipe.env),
         engine=engine(recipe.engine, policy),
-        renderer=renderer(recipe.renderer, policy.tokenizer),
+        renderer=made,
         limits=recipe.limits,
         concurrency=concurrency,
     )
@@ -97,6 +100,7 @@ def preflight(recipe: Recipe) -> None:
             "engine = 'padded' can, more slowly"
         )
     tokenizer = load_tokenizer(recipe.model)
+    check_sizes(config, tokenizer, longest=recipe.limits.tokens)
     renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
     memory_of(recipe)
     run_async(_try_env(recipe, renderer))
@@ -148,8 +152,19 @@ def warnings_of(recipe: Recipe) -> Iterator[str]:
     if recipe.evaluation.test_tasks:
         sizes["test"] = len(tasks_of(recipe, "test"))
     yield from on_sets(recipe, sizes).values()
+    if recipe.evaluation.every > recipe.train.iterations:
+        yield (
+            f"evaluation.every = {recipe.evaluation.every}: with train.iterations = "
+            f"{recipe.train.iterations} there is a validation at the start and one at the end"
+        )
     yield from getattr(env, "check_data", lambda settings: ())(recipe.env)
     yield from left_out()
+    positions = getattr(load_config(recipe.model), "max_position_embeddings", None)
+    if positions and positions < recipe.limits.tokens:
+        yield (
+            f"limits.tokens = {recipe.limits.tokens}: the model was made for {positions} "
+            "positions; beyond them its output gets worse"
+        )
     if device_of(recipe.model).type == "cuda" and (others := torch.cuda.device_count() - 1) > 0:
         yield f"one GPU is used, {others} more are idle: CUDA_VISIBLE_DEVICES chooses which"
 

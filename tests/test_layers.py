@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "agent_r1"
 ROWS = [
     {"types", "tree", "isolated", "run_async", "blocked", "text", "waiting"},
-    {"config", "sections"},
+    {"config", "sections", "portable"},
     {"cached"},
     {"failure", "noise"},
     {"tools", "cassette", "dispatch", "mcp_tools", "render",

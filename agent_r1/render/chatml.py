@@ -9,6 +9,7 @@ environment's messages are all there is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 from agent_r1.config import ConfigError, NamedSection
@@ -46,6 +47,9 @@ class ChatML:
         self._opening = Markup(
             "<|im_start|>assistant\n" + ("" if settings.thinking else _NO_THOUGHT)
         )
+        # For programs that use the model later; without an empty thought, which it cannot say.
+        template = files("agent_r1") / "assets" / "hopworld-base" / "chat_template.jinja"
+        self.chat_template = template.read_text() if settings.thinking else None
         text_end = self._encoder.id_of("<|endoftext|>")
         self.stop_token_ids = (end,) if text_end is None else (end, text_end)
 

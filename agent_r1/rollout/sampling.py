@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from agent_r1.config import RunError
 from agent_r1.types import Sampling
 
 BLOCK = 256
@@ -34,7 +35,12 @@ def draw(
     if any(s.temperature not in (0.0, 1.0) for s in samplings):
         temperatures = [s.temperature or 1.0 for s in samplings]
         logp /= torch.tensor(temperatures, device=device)[:, None]
-    logp -= logp.logsumexp(-1, keepdim=True)
+    total = logp.logsumexp(-1, keepdim=True)
+    if not total.isfinite().all():
+        raise RunError(
+            "the model's output is not finite: its weights are damaged, or learner.lr is too high"
+        )
+    logp -= total
     p = logp.exp()
     entropies = -torch.linalg.vecdot(p, logp)
     greedy = torch.tensor([s.temperature == 0.0 for s in samplings])

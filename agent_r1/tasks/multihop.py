@@ -29,6 +29,8 @@ from agent_r1.tasks.rows import BadRows
 from agent_r1.tools import ToolResult, tool
 from agent_r1.types import Message, Outcome, Task, ToolCall
 
+MAX_CHECKED = 1_000_000
+"""Passages up to which the gold ones are looked for before a run."""
 EXAMPLE = (
     Message("user", "In which country was the painter of The Blue Mill born?"),
     Message("assistant", "", (ToolCall("search", {"query": "The Blue Mill painter"}),)),
@@ -105,9 +107,9 @@ class MultiHop(ToolEnv):
             return
         files = corpus_files(settings.path, settings.datasets)
         passages = getattr(open_search(settings.search, files), "passages", None)
-        if passages is None:
+        if passages is None or len(passages) > MAX_CHECKED:
             return
-        known = {passage.id for passage in passages}
+        known = {passages[position].id for position in range(len(passages))}
         tasks = [t for split in ("train", "validation", "test") for t in cls.tasks(settings, split)]
         wanted = {(t.id, gold) for t in tasks for gold in t.data["supporting_ids"]}
         if missing := sorted(pair for pair in wanted if pair[1] not in known):

@@ -1,0 +1,85 @@
+"""Model folders as other programs read them, and what a folder holds told by its content.
+
+transformers 5 writes what its predecessors do not know: ``rope_parameters`` for ``rope_theta`` and
+``rope_scaling`` (read as 10,000 and none by transformers 4, vLLM and converters, without a word),
+``dtype`` for ``torch_dtype``, a tokenizer class of its own. Both forms are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+WHOLE_BYTES = 1 << 30
+"""Weights up to this size are read whole to tell them from others; of larger files"""
+NUM_SAMPLES = 256
+"""blocks of"""
+SAMPLE_BYTES = 1 << 16
+"""bytes each, evenly spread: an update of the weights changes nearly every block."""
+
+
+def make_portable(folder: Path) -> None:
+    """Adds to a saved model what older readers look for."""
+    if (file := folder / "config.json").exists():
+        config = json.loads(file.read_text())
+        for part in (config, *(v for k, v in config.items() if k == "text_config" and v)):
+            part |= _old_names(part)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if (file := folder / "tokenizer_config.json").exists():
+        config = json.loads(file.read_text())
+        if config.get("tokenizer_class") in (None, "TokenizersBackend"):
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        for key in ("backend", "is_local", "local_files_only"):  # of this machine
+            config.pop(key, None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _old_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's settings under the names of transformers 4."""
+    names: dict[str, Any] = {}
+    if "dtype" in config:
+        names["torch_dtype"] = config["dtype"]
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return names
+    if isinstance(rope.get("full_attention"), dict):  # by kind of layer, as Gemma 3 has it
+        local = rope.get("sliding_attention") or {}
+        if "rope_theta" in local:
+            names["rope_local_base_freq"] = local["rope_theta"]
+        rope = rope["full_attention"]
+    if "rope_theta" in rope:
+        names["rope_theta"] = rope["rope_theta"]
+    rest = {key: value for key, value in rope.items() if key not in ("rope_theta", "type")}
+    if "partial_rotary_factor" in rest:
+        names["partial_rotary_factor"] = rest.pop("partial_rotary_factor")
+    names["rope_scaling"] = rest if rest.get("rope_type", "default") != "default" else None
+    return names
+
+
+def fingerprint(path: str) -> str | None:
+    """What the weights in a folder are, by their content; ``None`` where there are none."""
+    folder = Path(path)
+    files = sorted(
+        file
+        for pattern in ("*.safetensors", "*.bin")
+        for file in folder.glob(pattern)
+        if file.name not in ("training_args.bin", "optimizer.bin")
+    )
+    if not files:
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as content:
+            if size <= WHOLE_BYTES:
+                while block := content.read(1 << 22):
+                    digest.update(block)
+                continue
+            for number in range(NUM_SAMPLES):
+                content.seek((size - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1), os.SEEK_SET)
+                digest.update(content.read(SAMPLE_BYTES))
+    return digest.hexdigest()
