@@ -40,9 +40,10 @@ def on_sets(recipe: Recipe, sizes: Mapping[str, int]) -> Advice:
     settings = recipe.evaluation
     asked = {"validation": settings.tasks if settings.every else 0, "test": settings.test_tasks}
     few = {
-        split: f"{split} has {sizes[split]} tasks" + (f" of {num} asked for" if num > size else "")
+        split: f"{split} has {min(num, size)} tasks"
+        + (f" of {num} asked for" if num > size else "")
         for split, num in asked.items()
-        if num and (size := sizes.get(split, num)) < SMALL
+        if num and min(num, size := sizes.get(split, num)) < SMALL
     }
     if not few:
         return {}
@@ -85,7 +86,7 @@ def on_iteration(
     episodes = [t for group in groups for t in group.trajectories if t.outcome is not None]
     said = before.get("advice", {})
     advice: Advice = {}
-    mute = [t for t in episodes if not t.steps]
+    mute = [t for t in episodes if not t.steps and t.stop is StopReason.MAX_TOKENS]
     if mute and "prompt-too-long" not in said:
         advice["prompt-too-long"] = (
             f"{len(mute)} of {len(episodes)} episodes had no room for a single token: their "

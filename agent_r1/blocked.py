@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import sys
 import threading
 import time
@@ -20,8 +21,8 @@ WORTH_TELLING = 0.5
 """Seconds in all from which a place is named."""
 MAX_SECONDS = 120.0
 """Of one stretch; then the code is interrupted, and its episode ends as a fault."""
-_OURS = str(Path(__file__).parent)
-_ENGINES = str(Path(__file__).parent / "rollout")
+_OURS = f"{Path(__file__).parent}{os.sep}"
+_ENGINES = f"{Path(__file__).parent / 'rollout'}{os.sep}"
 _seconds: defaultdict[str, float] = defaultdict(float)
 _longest: dict[str, float] = {}
 
@@ -67,19 +68,24 @@ def _watch(loop: asyncio.AbstractEventLoop, thread: int, stop: threading.Event) 
             loop.call_soon_threadsafe(beaten.set)
         except RuntimeError:
             return  # it was closed
-        start, place = time.monotonic(), None
+        last: str | None = None
+        begun = counted = 0.0
         while not beaten.wait(BEAT_SECONDS) and not stop.is_set():
             frame = sys._current_frames().get(thread)
             place = _place(frame) if frame is not None else None
-            if place is not None and time.monotonic() - start > MAX_SECONDS:
+            now = time.monotonic()
+            if place != last:
+                last, begun, counted = place, now - BEAT_SECONDS, now - BEAT_SECONDS
+            if place is None:
+                continue
+            _seconds[place] += now - counted
+            _longest[place] = max(_longest.get(place, 0.0), now - begun)
+            counted = now
+            if now - begun > MAX_SECONDS:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread), ctypes.py_object(BlockedLoopError)
                 )
-                break
-        if place is not None:
-            seconds = time.monotonic() - start
-            _seconds[place] += seconds
-            _longest[place] = max(_longest.get(place, 0.0), seconds)
+                begun = now
 
 
 def _place(frame: FrameType | None) -> str | None:
@@ -98,7 +104,7 @@ def _place(frame: FrameType | None) -> str | None:
     for found in reversed(below):
         name = found.f_code.co_filename
         if not name.startswith((_OURS, "<")) and "/asyncio/" not in name:
-            where = f"{Path(name).name}, line {found.f_lineno}"
+            where = f"{Path(name).name}, line {found.f_code.co_firstlineno}"
             return f"{found.f_code.co_qualname}() ({where})"
     return None
 

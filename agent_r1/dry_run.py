@@ -72,7 +72,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     estimates memory.
     """
     env_class = ENVS.resolve(recipe.env.name)
-    notes = check_env(env_class, recipe.env)
+    notes = check_env(env_class, recipe.env, seconds=recipe.limits.seconds)
     start_folder(recipe.model.lora)
     tokenizer = load_tokenizer(recipe.model)
     renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)

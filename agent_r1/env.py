@@ -102,7 +102,13 @@ class EnvSettings(NamedSection):
 
 def make_env(env_class: Any, settings: NamedSection) -> Env:
     """An environment under its section, the memory that it asks for around it."""
-    env: Env = env_class(settings)
+    env: Env
+    if isinstance(env_class, type) and issubclass(env_class, ToolEnv) and env_class.is_plain():
+        thread = OwnThread(f"episode-{env_class.__name__}")
+        env = thread.wait(functools.partial(env_class, settings))
+        env.episode_thread = thread
+    else:
+        env = env_class(settings)
     if not isinstance(settings, EnvSettings) or settings.memory is None:
         return env
     wrapped: Env = MEMORIES.resolve(settings.memory.name)(env, settings.memory)
@@ -135,11 +141,9 @@ async def close_env(env: Any) -> None:
 
 
 def _thread_of(env: Any) -> OwnThread | None:
-    """The thread of an environment's plain code, below what is around it."""
-    while (inner := getattr(env, "_env", None)) is not None:
-        env = inner
-    thread: OwnThread | None = getattr(env, "thread", None)
-    return thread
+    """The thread of an environment's plain code, if it has one."""
+    thread = getattr(env, "episode_thread", None)
+    return thread if isinstance(thread, OwnThread) else None
 
 
 async def _plain(thread: OwnThread | None, function: Callable[..., Any], *args: Any) -> Any:
@@ -148,7 +152,12 @@ async def _plain(thread: OwnThread | None, function: Callable[..., Any], *args: 
     if thread is None or inspect.iscoroutinefunction(function):
         value = call()
     else:
-        value = await thread.run(call)
+        try:
+            value = await thread.run(call)
+        except ValueError as error:
+            if "main thread" not in str(error):
+                raise
+            value = call()  # signals, as math-verify uses them, are for the main thread alone
     return await value if inspect.isawaitable(value) else value
 
 
@@ -157,9 +166,9 @@ class ToolEnv:
     sensible default except ``tasks`` and ``score``. ``start``, ``interpret``, ``reply``, ``score``
     and ``close`` may be ``async``.
 
-    Where some tool is a plain function, all plain methods of an episode run in one thread of its
-    own, so that what ``start`` opens there (a SQLite connection) can be used by the tools; the
-    constructor and what is ``async`` run in the event loop. Where all tools are ``async``,
+    Where some tool is a plain function, all plain methods of an episode and the constructor run in
+    one thread of its own, so that what ``start`` opens there (a SQLite connection) can be used by
+    the tools; what is ``async`` runs in the event loop. Where all tools are ``async``,
     everything does: then a method that waits should be ``async``, too, or it holds up all episodes.
 
         class Arithmetic(ToolEnv):
@@ -226,7 +235,7 @@ class ToolEnv:
 
     def __init__(self, settings: NamedSection | None = None) -> None:
         self.settings: Any = settings
-        self.thread: OwnThread | None = None
+        self.episode_thread: OwnThread | None = None
         self._tools: dict[str, AnyTool] = {}
         own = dict.fromkeys(
             name
@@ -253,6 +262,11 @@ class ToolEnv:
                 f"{type(self).__name__}: there are two tools named {tool.name!r}; the agent could "
                 "not tell them apart: rename one"
             )
+
+    @classmethod
+    def is_plain(cls) -> bool:
+        """Whether some tool of the class is plain code, so that episodes have a thread."""
+        return any(map(_is_plain, [*cls.tools, *(getattr(cls, name, None) for name in dir(cls))]))
 
     # What a subclass writes
     # ---------------------------------------------------------------------------
@@ -353,10 +367,10 @@ class ToolEnv:
                         f"env.mcp.{connection.name}.tools chooses which the agent gets"
                     )
         self._dispatcher = self._make_dispatcher()
-        if any(isinstance(tool, Tool) and tool.needs_thread for tool in self._tools.values()):
-            self.thread = OwnThread(f"episode-{type(self).__name__}")
-        await _plain(self.thread, self.start)
-        messages: Sequence[Message] = await _plain(self.thread, self.prompt)
+        if self.episode_thread is None and any(map(_is_plain, self._tools.values())):
+            self.episode_thread = OwnThread(f"episode-{type(self).__name__}")
+        await _plain(self.episode_thread, self.start)
+        messages: Sequence[Message] = await _plain(self.episode_thread, self.prompt)
         return messages
 
     def _make_dispatcher(self) -> Dispatcher:
@@ -372,14 +386,16 @@ class ToolEnv:
 
     async def run_tools(self, calls: Sequence[ToolCall | MalformedCall]) -> list[ToolResult]:
         """Runs calls under the recipe's noise, cassette and policies."""
-        EPISODE_THREAD.set(self.thread)
-        lost = 0 if self.thread is None else self.thread.num_lost
+        EPISODE_THREAD.set(self.episode_thread)
         results = await self._dispatcher.run(calls)
-        for result in results if lost else ():
-            if result.error == "exception" and isinstance(result.call, ToolCall):
+        if self.episode_thread is None or not self.episode_thread.num_lost:
+            return results
+        for result in results:
+            name = result.call.name if isinstance(result.call, ToolCall) else ""
+            if result.error == "exception" and _is_plain(self._tools.get(name)):
                 raise ToolFailureError(
-                    f"{result.call.name}: {result.detail} (an earlier call hung; it was given up "
-                    "with its thread and the state that was bound to it)",
+                    f"{name}: {result.detail} (a call hung; it was given up with its thread and "
+                    "the state that was bound to it)",
                     resample=False,
                     events=tuple(event for r in results for event in r.events),
                 )
@@ -390,10 +406,10 @@ class ToolEnv:
         if message.tool_calls:
             results = await self.run_tools(message.tool_calls)
             events = tuple(event for result in results for event in result.events)
-            transition = await _plain(self.thread, self.interpret, results)
+            transition = await _plain(self.episode_thread, self.interpret, results)
         else:
             self.answer = None if message.cut else message.content
-            transition = await _plain(self.thread, self.reply, message)
+            transition = await _plain(self.episode_thread, self.reply, message)
         if not isinstance(transition, Transition):
             raise TypeError(
                 f"{type(self).__name__} must return a Transition, got {transition!r:.200}"
@@ -404,10 +420,12 @@ class ToolEnv:
         return dataclasses.replace(transition, events=(*events, *transition.events))
 
     async def outcome(self) -> Outcome:
-        score = await _plain(self.thread, self.score, self.answer)
+        score = await _plain(self.episode_thread, self.score, self.answer)
         if isinstance(score, Outcome):
             return score
         try:
+            if isinstance(score, str):
+                raise TypeError(score)
             return Outcome(float(score), success=float(score) >= 1.0)
         except (TypeError, ValueError) as error:
             what = f"{type(self).__name__}.score must return a number or an Outcome"
@@ -417,3 +435,7 @@ class ToolEnv:
         for connection in self._connections:
             if connection.server.per == "episode":
                 await connection.close()
+
+
+def _is_plain(tool: Any) -> bool:
+    return isinstance(tool, Tool) and tool.needs_thread

@@ -27,6 +27,8 @@ MAX_PROBLEMS = 12
 """So many are told; more would not be read."""
 MAX_LAZY = 64
 """Tasks of a lazy sequence that are looked at."""
+MAX_EXPIRED = 3
+"""Episodes that run out of time, after which no other is tried."""
 MAX_MOVES = 12
 """Random valid actions of a game that are played."""
 
@@ -73,6 +75,7 @@ class _Problems:
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[str, list[str]]] = {}
+        self.num_expired = 0
 
     def add(self, line: str, task: str | None = None, key: str | None = None) -> None:
         """``key``: what makes two lines the same problem, by default the line."""
@@ -108,6 +111,8 @@ async def _check(
         for line, task_id in _rows(tasks, split, seen):
             problems.add(line, task_id)
         for task in tasks[:num_tasks]:
+            if problems.num_expired >= MAX_EXPIRED:
+                break  # the others would only take as long
             num_checked += 1
             played = _Played(env, settings, task, derive_seed(seed, task.id), seconds, problems)
             gold = await played.gold()
@@ -276,6 +281,7 @@ class _Played:
         except ConfigError:
             raise
         except ExpiredError:
+            self._problems.num_expired += 1
             line = f"not done within {seconds:g} seconds"
             self._problem(f"{line} {when()}", line)
         except Exception as error:  # the author's code: reported, with what led to it

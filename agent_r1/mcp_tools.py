@@ -5,7 +5,7 @@
     # or: url = "http://localhost:8000/mcp"   (streamable HTTP)
 
 A server is connected to when the first episode needs it and serves all of them; it lives in a
-thread with an event loop of its own, because a run has several. A server that has died is started
+thread with an event loop of its own. A server that has died is started
 again, or connected to again, by the next call; calls that were under way are a ``crash`` that the
 agent sees, or what the tool's failure policy says. Needs the extra ``agent-r1[mcp]``.
 """
@@ -36,7 +36,10 @@ from agent_r1.types import ToolCall
 T = TypeVar("T")
 _REACHED: set[tuple[str, str]] = set()
 """Servers that have answered in this process."""
-_SECRET = re.compile(r"key|token|secret|passw|credential|authorization|cookie", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|[_-])(api_?key|key|token|secret|password|passwd|credentials?|authorization|cookie)([_-]|$)",
+    re.IGNORECASE,
+)
 """Names of what is likely to be one, if it is at least so long:"""
 SECRET_LENGTH = 8
 _REFERENCE = re.compile(r"\$\$|\$(\w+)|\$\{(\w+)\}")
@@ -79,7 +82,8 @@ class McpServer(Section):
             raise ValueError("give a command, or a url")
         for table, values in (("env", self.env), ("headers", self.headers)):
             for name, value in values.items():
-                if _SECRET.search(name) and len(value) >= SECRET_LENGTH and "$" not in value:
+                clear = _REFERENCE.sub("", value)
+                if _SECRET.search(name) and len(clear) >= SECRET_LENGTH:
                     raise ValueError(
                         f"{table}.{name}: it looks like a secret, and what stands here is stored "
                         f"with the run; put it into an environment variable and write '$NAME' here"
@@ -257,8 +261,9 @@ class McpTool:
     @property
     def schema(self) -> dict[str, Any]:
         parameters = {"type": "object", "properties": {}, **strip_titles(self._parameters)}
-        for key in ("additionalProperties", "$schema"):
-            parameters.pop(key, None)
+        parameters.pop("$schema", None)
+        if isinstance(parameters.get("additionalProperties"), bool):
+            del parameters["additionalProperties"]  # says nothing that a model needs
         function = {"name": self.name, "description": self.description, "parameters": parameters}
         return {"type": "function", "function": function}
 
@@ -337,8 +342,29 @@ def _validator(schema: dict[str, Any]) -> Any:
         kind.check_schema(schema, format_checker=jsonschema.FormatChecker(()))
     except Exception:  # its author's mistake, in whatever form
         return None
-    limited = jsonschema.validators.extend(kind, {"pattern": _pattern, "patternProperties": None})
+    known = kind.VALIDATORS
+    limited = jsonschema.validators.extend(
+        kind,
+        {
+            "pattern": _pattern,
+            "patternProperties": lambda *_: (),
+            **{
+                name: _unless_patterns(known[name])
+                for name in ("additionalProperties", "unevaluatedProperties")
+                if name in known
+            },
+        },
+    )
     return limited(schema, registry=referencing.Registry())
+
+
+def _unless_patterns(check: Any) -> Any:
+    """A check of further properties, left to the server where patterns say which are further."""
+
+    def limited(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        return () if "patternProperties" in schema else check(validator, value, instance, schema)
+
+    return limited
 
 
 def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:

@@ -24,6 +24,7 @@ from pydantic import Field
 from agent_r1.config import NamedSection
 from agent_r1.env import Env, Transition, close_env, gold_of
 from agent_r1.types import Message, Outcome, Task
+from agent_r1.waiting import OwnThread
 
 
 class Recent:
@@ -39,6 +40,11 @@ class Recent:
 
     def __init__(self, env: Env, settings: Any) -> None:
         self._env, self._settings = env, settings
+
+    @property
+    def episode_thread(self) -> OwnThread | None:
+        """Where the environment's plain code runs."""
+        return getattr(self._env, "episode_thread", None)
 
     @property
     def schemas(self) -> Sequence[dict[str, Any]]:

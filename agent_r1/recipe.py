@@ -169,12 +169,6 @@ class Recipe(Section):
         """Settings that could not do what they say, each with the cure."""
         train, learner, evaluation = self.train, self.learner, self.evaluation
         algorithm, lora = self.algorithm, self.model.lora
-        num = train.iterations
-        if learner.warmup >= num and learner.warmup:
-            yield (
-                f"learner.warmup = {learner.warmup}: with train.iterations = {num} learner.lr "
-                "would never be reached; lower it"
-            )
         if not evaluation.every and self.checkpoint.metric != "success":
             yield (
                 f"checkpoint.metric = {self.checkpoint.metric!r} has no effect with "
@@ -184,11 +178,6 @@ class Recipe(Section):
             yield (
                 f"learner.minibatches = {learner.minibatches}: there are train.tasks = "
                 f"{train.tasks} groups to part; lower it"
-            )
-        if (warmup := getattr(algorithm, "critic_warmup", 0)) >= num:
-            yield (
-                f"algorithm.critic_warmup = {warmup}: with train.iterations = {num} the policy "
-                "would never be trained; lower it"
             )
         updates = learner.epochs * learner.minibatches
         if getattr(algorithm, "value_clip", None) is not None and updates == 1:

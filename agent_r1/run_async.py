@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextvars
 import functools
 import threading
 from collections.abc import Coroutine
@@ -51,7 +52,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     try:
         with watched(_runner().get_loop()):
-            return _runner().run(work)
+            return _runner().run(work, context=contextvars.copy_context())
     finally:
         _AT_WORK.release()
 

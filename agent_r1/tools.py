@@ -153,8 +153,10 @@ class Tool:
         failure: FailurePolicy | None = None,
     ) -> None:
         written = _written(fn)
-        named = written if isinstance(fn, functools.partial) else fn
-        self.name: str = getattr(named, "__name__", type(fn).__name__)
+        named: Any = fn
+        while isinstance(named, functools.partial):
+            named = named.func
+        self.name: str = getattr(named, "__name__", type(named).__name__)
         if timeout <= 0:
             raise ValueError(f"tool {self.name!r}: timeout must be > 0 seconds, got {timeout}")
         self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(written)
@@ -408,8 +410,9 @@ def _field(parameter: inspect.Parameter, described: str | None) -> tuple[Any, An
     """
     annotation, default = parameter.annotation, parameter.default
     texts = [item for item in getattr(annotation, "__metadata__", ()) if isinstance(item, str)]
-    has_field = any(isinstance(i, FieldInfo) for i in getattr(annotation, "__metadata__", ()))
-    description = described or (texts[0] if texts and not has_field else None)
+    fields = [i for i in getattr(annotation, "__metadata__", ()) if isinstance(i, FieldInfo)]
+    has_description = any(field.description for field in fields)
+    description = described or (texts[0] if texts and not has_description else None)
     if isinstance(default, FieldInfo):
         if description is not None:
             default = FieldInfo.merge_field_infos(default, description=description)

@@ -152,11 +152,7 @@ def warnings_of(recipe: Recipe) -> Iterator[str]:
     if recipe.evaluation.test_tasks:
         sizes["test"] = len(tasks_of(recipe, "test"))
     yield from on_sets(recipe, sizes).values()
-    if recipe.evaluation.every > recipe.train.iterations:
-        yield (
-            f"evaluation.every = {recipe.evaluation.every}: with train.iterations = "
-            f"{recipe.train.iterations} there is a validation at the start and one at the end"
-        )
+    yield from _too_late(recipe)
     yield from getattr(env, "check_data", lambda settings: ())(recipe.env)
     yield from left_out()
     positions = getattr(load_config(recipe.model), "max_position_embeddings", None)
@@ -167,6 +163,18 @@ def warnings_of(recipe: Recipe) -> Iterator[str]:
         )
     if device_of(recipe.model).type == "cuda" and (others := torch.cuda.device_count() - 1) > 0:
         yield f"one GPU is used, {others} more are idle: CUDA_VISIBLE_DEVICES chooses which"
+
+
+def _too_late(recipe: Recipe) -> Iterator[str]:
+    """What comes about after the last iteration only; a run may yet be lengthened."""
+    within = f"with train.iterations = {recipe.train.iterations}"
+    if recipe.evaluation.every > recipe.train.iterations:
+        every = f"evaluation.every = {recipe.evaluation.every}"
+        yield f"{every}: {within} there is a validation at the start and one at the end"
+    if 0 < recipe.train.iterations <= recipe.learner.warmup:
+        yield f"learner.warmup = {recipe.learner.warmup}: {within} learner.lr is hardly reached"
+    if 0 < recipe.train.iterations <= getattr(recipe.algorithm, "critic_warmup", 0):
+        yield f"algorithm.critic_warmup: {within} the policy is never trained"
 
 
 def demonstrations_of(recipe: Recipe, rollout: Rollout) -> Demonstrations:

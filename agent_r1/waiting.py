@@ -164,7 +164,7 @@ class OwnThread:
                 self._abandon()
             raise
 
-    def wait(self, call: Callable[[], T]) -> T:
+    def wait(self, call: Callable[[], T], seconds: float = 60.0) -> T:
         """As ``run`` where there is no event loop to go on meanwhile: in a constructor."""
         outcome: list[tuple[bool, Any]] = []
         done = threading.Event()
@@ -177,7 +177,9 @@ class OwnThread:
             done.set()
 
         self._put(job)
-        done.wait()
+        if not done.wait(seconds):
+            self._abandon()
+            raise ExpiredError(f"not done within {seconds:g} seconds")
         ok, value = outcome[0]
         if ok:
             return value  # type: ignore[no-any-return]
@@ -201,13 +203,13 @@ class OwnThread:
 
     def _abandon(self) -> None:
         thread = self._thread
-        self.close()
         self.num_lost += 1
-        if thread is not None and thread.ident is not None:
+        if thread is not None and thread.ident is not None and thread.is_alive():
             # Ends a loop in Python code; what waits inside a library goes on until it returns.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
             )
+        self.close()
 
 
 def _work(calls: queue.SimpleQueue[Callable[[], None] | None]) -> None:

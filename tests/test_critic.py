@@ -168,7 +168,7 @@ def test_the_critic_learns_and_warm_up_leaves_the_policy_alone():
 
 def test_importance_weights_are_relative_to_the_policy_the_update_starts_from():
     groups = random_groups()
-    algorithm = GRPO(GRPO.Settings(importance_cap=1.5))
+    algorithm = GRPO(GRPO.Settings(importance_cap=1.5, aggregation="token"))
     learner = make_learner(make_family("llama"), algorithm)
     learner.prepare(groups)
     assign_credit(groups, algorithm, OutcomeCredit(OutcomeCredit.Settings()))

@@ -15,7 +15,7 @@ from agent_r1.types import MalformedCall, Message, ToolCall
 MAX_DEPTH = 64
 """Of a call's arguments: what is deeper cannot be written down again."""
 _TAG = re.compile(r"<think>|</think>|<tool_call>|</tool_call>")
-_END_OF_CALL = re.compile(r"</tool_call>|(?=<tool_call>)|\Z")
+_END_OF_CALL = re.compile(r"</tool_call>|(?=<tool_call>|</think>)|\Z")
 _DECODER = json.JSONDecoder()
 
 
@@ -109,7 +109,7 @@ def _checked(body: Any, key: str, text: str) -> ToolCall | MalformedCall:
     if not isinstance(body, dict) or not isinstance(body.get("name"), str):
         reason = f'the call must be an object like {{"name": "...", "{key}": {{...}}}}'
         return MalformedCall(clean(text), reason)
-    other = "arguments" if key == "parameters" else key
+    other = "arguments" if key == "parameters" else "parameters"
     arguments = body.get(key, body.get(other))
     if isinstance(arguments, str) and arguments.strip():
         with contextlib.suppress(ValueError, RecursionError):
@@ -118,12 +118,17 @@ def _checked(body: Any, key: str, text: str) -> ToolCall | MalformedCall:
         arguments = {}
     if not isinstance(arguments, dict):
         return MalformedCall(clean(text), f'"{key}" must be an object')
-    if _depth([arguments]) > MAX_DEPTH:
+    if _is_deeper(arguments, MAX_DEPTH):
         return MalformedCall(clean(text), f"the arguments are nested more than {MAX_DEPTH} deep")
     return ToolCall(clean(body["name"]), clean_json(arguments))
 
 
-def _depth(value: Any) -> int:
-    if isinstance(value, dict):
-        value = list(value.values())
-    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects are nested more than ``depth`` deep."""
+    level = [value]
+    for _ in range(depth + 1):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True

@@ -367,6 +367,8 @@ async def _outcome(env: Env, seconds: float) -> Outcome:
         raise _FaultError(f"outcome: no result within {seconds:g} seconds") from error
     with _faults("outcome"):
         metrics = {str(name): float(value) for name, value in outcome.metrics.items()}
+        if isinstance(outcome.reward, str) or isinstance(outcome.success, str):
+            raise TypeError(f"reward must be a number and success a truth value, not {outcome!r}")
         plain = Outcome(float(outcome.reward), bool(outcome.success), metrics)
         if not all(map(math.isfinite, [plain.reward, *metrics.values()])):
             raise ValueError(f"not finite: {plain}")

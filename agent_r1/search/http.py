@@ -89,7 +89,8 @@ class Http(BatchedSearcher):
                 wrong = ValueError(f"{url}: not the answer of a retriever: {error!r}: {start!r}")
                 return [wrong] * len(texts)
         if len(texts) > 1:  # one that the server cannot bear must not fail the others
-            return [answer for text in texts for answer in await self._ask(client, [text], k)]
+            alone = await asyncio.gather(*(self._ask(client, [text], k) for text in texts))
+            return [answer for answers in alone for answer in answers]
         start = content[:200].decode("utf-8", "replace")
         return [ConnectionError(f"{url}: status {status}: {start}")]
 

@@ -72,9 +72,9 @@ class GymEnv:
     def __init__(self, settings: Any) -> None:
         self._settings = settings
         # All of a game runs where it was made: what it holds may be bound to a thread.
-        self.thread = OwnThread("gymnasium")
+        self.episode_thread = OwnThread("gymnasium")
         make = functools.partial(_make, settings.id, settings.module, settings.kwargs)
-        self._gym = self.thread.wait(make)
+        self._gym = self.episode_thread.wait(make)
         self._names = _names(settings, self._gym)
         self._total = 0.0
 
@@ -85,7 +85,7 @@ class GymEnv:
 
     async def reset(self, task: Task, seed: int) -> Sequence[Message]:
         seed = derive_seed(seed, "game") % 2**31
-        observation = await self.thread.run(functools.partial(self._begin, seed))
+        observation = await self.episode_thread.run(functools.partial(self._begin, seed))
         how = f"one of {', '.join(self._names)}" if self._names else "your next move"
         system = f"{self._settings.system} Answer with <action>...</action>: {how}."
         turns = [
@@ -101,7 +101,7 @@ class GymEnv:
             known = f"; the actions are: {', '.join(self._names)}" if self._names else ""
             said = Message("user", f"That is no action{known}.")
             return Transition((said,), events=("mistake/no_action",))
-        shown, reward, terminated, truncated = await self.thread.run(
+        shown, reward, terminated, truncated = await self.episode_thread.run(
             functools.partial(self._take, action)
         )
         self._total += reward
@@ -124,7 +124,7 @@ class GymEnv:
         return Outcome(reward, success, {"return": self._total})
 
     async def close(self) -> None:
-        await self.thread.run(self._gym.close)
+        await self.episode_thread.run(self._gym.close)
 
     def random_action(self, seed: int) -> str:
         """A valid action in the words of the agent, for checks."""

@@ -76,7 +76,7 @@ class OpenEnv:
         )
         # From version 0.3 on the client is asynchronous and belongs to one event loop.
         self._client = client.sync() if hasattr(client, "sync") else client
-        self.thread = OwnThread("openenv")
+        self.episode_thread = OwnThread("openenv")
         self._total = 0.0
 
     @classmethod
@@ -120,10 +120,10 @@ class OpenEnv:
         return Outcome(self._total, self._total >= self._settings.success)
 
     async def close(self) -> None:
-        await self.thread.run(self._client.close)
+        await self.episode_thread.run(self._client.close)
 
     async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return await self.thread.run(
+        return await self.episode_thread.run(
             functools.partial(getattr(self._client, method), *args, **kwargs)
         )
 

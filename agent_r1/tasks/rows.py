@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class RowFile:
                 self.bad(number, f"not valid JSON in UTF-8: {error}")
                 continue
             if not isinstance(row, dict):
-                self.bad(number, f"an object is needed on each line, not {line.decode()!r:.60}")
+                self.bad(number, f"an object is needed on each line, not {line[:60]!r}")
                 continue
             yield number, clean_json(row)
 
@@ -66,16 +67,16 @@ class RowFile:
             raise ConfigError(f"{self.file} cannot be read: {error.strerror or error}") from error
 
 
-def text_of(row: dict[str, Any], field: str) -> str:
-    """A field that must be text; a number will do.
+def text_of(row: dict[str, Any], field: str, *, empty: bool = False) -> str:
+    """A field that must be text, which may be ``empty`` or not; a number will do.
 
     Raises:
-        ValueError: It is missing, empty, null, or something else.
+        ValueError: It is missing, null, or something else.
     """
     value = row.get(field)
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and (empty or value.strip()):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     found = "is missing" if field not in row else f"is {value!r:.60}"
     raise ValueError(f"the text field {field!r} {found}")
