@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-BEAT_SECONDS = 0.1
+BEAT_SECONDS = 0.05
 WORTH_TELLING = 0.5
 """Seconds in all from which a place is named."""
 MAX_SECONDS = 120.0
@@ -86,6 +86,9 @@ def _watch(loop: asyncio.AbstractEventLoop, thread: int, stop: threading.Event) 
                     ctypes.c_ulong(thread), ctypes.py_object(BlockedLoopError)
                 )
                 begun = now
+        if last is not None and not stop.is_set():
+            _seconds[last] += time.monotonic() - counted
+            _longest[last] = max(_longest[last], time.monotonic() - begun)
 
 
 def _place(frame: FrameType | None) -> str | None:

@@ -50,9 +50,10 @@ def parse_hermes(text: str) -> Message:
 
 def _read_call(text: str, start: int, inside: int) -> tuple[ToolCall | MalformedCall, int]:
     """The call that opens at ``start``, and where it ends; its JSON begins at ``inside``."""
-    at = inside + len(text[inside:]) - len(text[inside:].lstrip())
+    rest = text[inside:]
     try:
-        body, end = _DECODER.raw_decode(text, at)
+        body, end = _DECODER.raw_decode(rest, len(rest) - len(rest.lstrip()))
+        end += inside
     except (ValueError, RecursionError) as error:
         closing = _END_OF_CALL.search(text, inside)
         assert closing is not None
