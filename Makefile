@@ -1,6 +1,9 @@
 # Two commands that do all their own set-up on a machine with Python 3.11 or newer:
 #   make quickstart   train a tiny agent to search over several turns, and show what it learned
 #   make test         lint, types, tests
+# And beside them:
+#   make install      the package alone, in .venv
+#   make test-integrations   what needs environments of its own, which it makes: transformers 4
 # Another Python: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -8,7 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test lint types pytest install-dev clean
+.PHONY: install quickstart test test-integrations lint types pytest install-dev clean
+
+install: $(VENV)/installed-plot
 
 quickstart: $(VENV)/installed-plot
 	@if [ -e $(RUN) ]; then mv $(RUN) $(RUN)-$$(date +%Y%m%d-%H%M%S); fi
@@ -26,6 +31,14 @@ types: $(VENV)/installed-dev
 pytest: $(VENV)/installed-dev
 	$(BIN)/pytest
 
+test-integrations: $(VENV)/installed-dev $(VENV)-transformers4/installed
+	AGENT_R1_TRANSFORMERS4=$(CURDIR)/$(VENV)-transformers4/bin/python $(BIN)/pytest -m integration
+
+$(VENV)-transformers4/installed:
+	$(PYTHON) -m venv $(VENV)-transformers4
+	$(VENV)-transformers4/bin/pip install -q "torch==2.13.0" "transformers==4.57.3"
+	@touch $@
+
 install-dev: $(VENV)/installed-dev
 
 $(VENV)/installed-plot: pyproject.toml constraints.txt scripts/install.sh
@@ -37,4 +50,4 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt scripts/install.sh
 	@touch $@ $(VENV)/installed-plot
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-transformers4 build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_r1.checkpoint import model_folder
-from agent_r1.config import ConfigError
+from agent_r1.config import ConfigError, RunError
 from agent_r1.evaluate import Evaluation, evaluate
 from agent_r1.policy import contents_of, load_policy, start_folder
 from agent_r1.progress import Reporter
@@ -21,7 +24,7 @@ from agent_r1.trainer import Trainer, evaluator, make_rollout, preflight, set_th
 from agent_r1.types import Task, Trajectory, derive_seed
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """A finished run.
 
@@ -37,6 +40,9 @@ class Result:
     report: dict[str, Any] | None = None
     before: dict[str, Evaluation] = field(default_factory=dict)
     after: dict[str, Evaluation] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.run.path)!r}, {len(self.metrics)} rows of metrics)"
 
 
 def train(
@@ -62,7 +68,7 @@ def train(
     elif overrides:
         raise ConfigError("overrides change a recipe that is yet to be loaded; this one is checked")
     preflight(recipe)
-    contents = contents_of(recipe.model)
+    contents = contents_of(recipe.model) | _code_of(recipe)
     _must_be_its_base(recipe, contents)
     recipe = _pinned(recipe)
     folder = RunFolder.create(run or default_run("run"), recipe)
@@ -91,7 +97,23 @@ def resume(
     if iterations is not None:
         recipe = folder.lengthen(recipe, iterations)
     _must_be_the_same(recipe, folder)
+    before, now = folder.contents(), _code_of(recipe)
+    changed = [file for file in now if before.get(file, now[file]) != now[file]]
+    reporter = reporter or Reporter(num_iterations=recipe.train.iterations, quiet=True)
+    for file in changed:
+        reporter.warn(
+            f"{file} has changed since the run began: what comes now is not what would have come"
+        )
     return _train(recipe, folder, reporter)
+
+
+def _code_of(recipe: Recipe) -> dict[str, str]:
+    """The user's files of code that a recipe names, by their content."""
+    names = re.findall(r'"([^"]+\.py):\w+"', recipe.model_dump_json())
+    files = sorted({path for name in names if (path := Path(name).expanduser()).is_file()})
+    return {
+        str(path): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in files
+    }
 
 
 def _must_be_the_same(recipe: Recipe, run: RunFolder) -> None:
@@ -163,6 +185,7 @@ class Agent:
     def __init__(self, recipe: Recipe, checkpoint: Path | None = None) -> None:
         """The recipe's model as it comes, or what a run's checkpoint folder holds."""
         set_threads(recipe)
+        self._lock = threading.Lock()  # the engine serves one rollout at a time
         self.recipe = recipe
         self.policy = load_policy(recipe.model, checkpoint=checkpoint, adapter=False)
         concurrency = recipe.evaluation.concurrency
@@ -175,11 +198,21 @@ class Agent:
     def play(self, task: Task | str, *, temperature: float = 0.0, seed: int = 0) -> Trajectory:
         """One episode, greedy by default. A string is the question of a task without further data,
         which not every environment can do with.
+
+        Raises:
+            RunError: The episode ended before the agent could say anything.
         """
         if isinstance(task, str):
             task = Task(id=task, question=task)
         work = self.rollout.run([task], attempts=1, temperature=temperature, seed=seed)
-        return run_async(work)[0].trajectories[0]
+        with self._lock:
+            trajectory = run_async(work)[0].trajectories[0]
+        if not trajectory.steps:
+            raise RunError(
+                f"the episode had no step ({trajectory.fault or trajectory.stop}); not every "
+                "environment can do with a question alone: take a task of agent.tasks()"
+            )
+        return trajectory
 
     def evaluate(
         self, *, split: str = "test", num_tasks: int, temperature: float, seed: int | None = None
@@ -187,7 +220,8 @@ class Agent:
         """Success on the first tasks of a split."""
         seed = derive_seed(self.recipe.seed, split) if seed is None else seed
         tasks = self.tasks(split)[:num_tasks]
-        return evaluate(self.rollout, tasks, temperature=temperature, seed=seed)
+        with self._lock:
+            return evaluate(self.rollout, tasks, temperature=temperature, seed=seed)
 
     def test(self) -> dict[str, Evaluation]:
         """The recipe's test tasks, sampled as in training and greedy."""

@@ -23,10 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; 1 when it came to nothing, 2 when the user's input is at fault, 130 when
     interrupted.
     """
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and not getattr(arguments, "takes_overrides", False):
-        parser.error(f"unexpected arguments: {' '.join(rest)}")
+    parser, commands = _parser()
+    words, rest = _parted(sys.argv[1:] if argv is None else argv, commands)
+    arguments = parser.parse_args(words)
     from agent_r1.config import ConfigError, RunError
     from agent_r1.env_check import EnvCheckError
 
@@ -40,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"agent-r1: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        goes_on = "`agent-r1 train --resume RUN` goes on from the last checkpoint"
+        run = getattr(arguments, "run", None) or getattr(arguments, "resume", None) or "RUN"
+        goes_on = f"`agent-r1 train --resume {run}` goes on from the last checkpoint"
         if arguments.command == "bench":
             goes_on = "the same command goes on"
         if arguments.command == "index":
@@ -49,7 +49,31 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parted(
+    words: list[str], commands: dict[str, argparse.ArgumentParser]
+) -> tuple[list[str], list[str]]:
+    """Arguments of a command, and overrides of the recipe (``--section.key value``), in whatever
+    order they came.
+    """
+    command = commands.get(next((w for w in words if not w.startswith("-")), ""))
+    if command is None or not command.get_default("takes_overrides"):
+        return words, []
+    own: list[str] = []
+    overrides: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, separator, _ = word.partition("=")
+        if not word.startswith("--") or len(word) == 2 or name in command._option_string_actions:
+            own.append(word)
+            continue
+        overrides.append(word)
+        if not separator and rest:
+            overrides.append(rest.pop(0))
+    return own, overrides
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     from agent_r1 import __version__
 
     parser = argparse.ArgumentParser(
@@ -101,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--json", action="store_true", help="print figures as JSON, nothing else"
         )
-    return parser
+    return parser, commands.choices
 
 
 def _add_training(commands: _Commands) -> list[argparse.ArgumentParser]:
@@ -209,14 +233,16 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     from agent_r1.recipe import load_recipe, shipped_recipes
     from agent_r1.run import RunFolder
 
+    iterations = None
     if (arguments.resume is None) == (arguments.recipe is None):
         raise ConfigError(
             f"{arguments.command} needs a recipe (of ours: {', '.join(shipped_recipes())}) or "
             "--resume RUN"
         )
     if arguments.resume:
-        if rest or arguments.run:
-            raise ConfigError("--resume takes the run's own recipe: no overrides and no --run")
+        iterations = _only_iterations(rest)
+        if arguments.run:
+            raise ConfigError("--resume goes on in the run's own folder: no --run")
         run = RunFolder.open(arguments.resume)
         recipe, _ = load_recipe(run.recipe_data())
     else:
@@ -227,11 +253,12 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     from agent_r1 import api
     from agent_r1.progress import Reporter
 
-    reporter = Reporter(num_iterations=recipe.train.iterations, quiet=arguments.json)
+    num = iterations or recipe.train.iterations
+    reporter = Reporter(num_iterations=num, quiet=arguments.json)
     if arguments.resume:
-        result = api.resume(arguments.resume, reporter=reporter)
+        result = api.resume(arguments.resume, iterations=iterations, reporter=reporter)
     else:
-        folder = arguments.run or api.default_run(arguments.recipe)
+        folder = arguments.run = arguments.run or api.default_run(arguments.recipe)
         reporter.say(f"run folder: {folder}")
         result = api.train(recipe, run=folder, reporter=reporter)
     if arguments.json:
@@ -241,8 +268,24 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
             )
         )
     else:
-        _print_result(result, recipe, arguments.recipe or "RECIPE")
+        _print_result(result, recipe, arguments.recipe)
     return 0
+
+
+def _only_iterations(rest: list[str]) -> int | None:
+    """The one setting of a run that may change when it goes on."""
+    from agent_r1.config import ConfigError, parse_overrides
+
+    changes = dict(parse_overrides(rest))
+    iterations = changes.pop("train.iterations", None)
+    if changes:
+        raise ConfigError(
+            "--resume takes the run's own recipe; only --train.iterations may be raised, not "
+            f"{', '.join(changes)}"
+        )
+    if iterations is not None and not isinstance(iterations, int):
+        raise ConfigError(f"train.iterations = {iterations!r}: needs a whole number")
+    return iterations
 
 
 def _imitating(arguments: argparse.Namespace) -> list[str]:
@@ -253,7 +296,7 @@ def _imitating(arguments: argparse.Namespace) -> list[str]:
     return ["--algorithm=sft", "--credit=outcome", "--train.attempts=1", *source]
 
 
-def _print_result(result: Result, recipe: Recipe, source: str) -> None:
+def _print_result(result: Result, recipe: Recipe, source: str | None) -> None:
     from agent_r1.report import contrast, draw_curve, table, transcript
 
     curve = draw_curve(result.run)
@@ -274,8 +317,11 @@ def _print_result(result: Result, recipe: Recipe, source: str) -> None:
     )
 
 
-def _next_run(recipe: Recipe, source: str, run: Path) -> str:
+def _next_run(recipe: Recipe, source: str | None, run: Path) -> str:
     """The command that most would go on with."""
+    if source is None:
+        more = 2 * recipe.train.iterations
+        return f"train --resume {run} --train.iterations {more}   the same for longer"
     if recipe.algorithm.name != "sft":
         return f"train {source} --seed {recipe.seed + 1}   the same with another seed"
     if recipe.model.lora:
@@ -298,6 +344,8 @@ def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
     agent = api.Agent(recipe) if recipe else api.load(arguments.source, arguments.checkpoint)
     settings = agent.recipe.evaluation
     num = arguments.tasks or settings.test_tasks or settings.tasks
+    if (size := len(agent.tasks(arguments.split))) < num:
+        print(f"note: {arguments.split} has {size} tasks of {num} asked for", file=sys.stderr)
     result = agent.evaluate(split=arguments.split, num_tasks=num, temperature=arguments.temperature)
     figures = result.figures()
     if arguments.json:
@@ -340,11 +388,11 @@ def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
-    import asyncio
     import time
     from pathlib import Path
 
     from agent_r1.progress import counting
+    from agent_r1.run_async import run_async
     from agent_r1.search.bm25 import BM25, build_index
 
     start = time.perf_counter()
@@ -361,7 +409,7 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
         "MiB": round(sum(file.stat().st_size for file in folder.iterdir()) / 2**20, 1),
     }
     if arguments.query is not None:
-        found = asyncio.run(searcher.search(arguments.query, 3))
+        found = run_async(searcher.search(arguments.query, 3))
         figures["found"] = [vars(passage) for passage in found]
     if arguments.json:
         print(json.dumps(figures))

@@ -26,6 +26,8 @@ from typing import Any
 import cloudpickle
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from agent_r1.text import describe, place_of
+
 
 class ConfigError(ValueError):
     """The user's input cannot be used; the message says where, what and how to mend it."""
@@ -51,7 +53,8 @@ class NamedSection(Section):
 
 def nearest(word: str, known: list[str]) -> str:
     """``; did you mean 'x'?`` when something known is close, else all that is known."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    close.sort(key=lambda other: sorted(other) != sorted(word))  # letters that changed places
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
 
 
@@ -152,7 +155,15 @@ def _load_file(path: Path) -> Any:
         raise ConfigError(f"{path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:  # its author's code
+        del sys.modules[spec.name]
+        line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+        place = f", line {line}" if line else place_of(error)
+        raise ConfigError(f"{path}{place} cannot be imported: {describe(error)}") from error
     cloudpickle.register_pickle_by_value(module)  # an isolated tool's process cannot import it
     return module
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol
@@ -113,6 +114,26 @@ def make_env(env_class: Any, settings: NamedSection) -> Env:
         return env
     wrapped: Env = MEMORIES.resolve(settings.memory.name)(env, settings.memory)
     return wrapped
+
+
+def plain_outcome(outcome: Outcome) -> Outcome:
+    """An environment's outcome in plain Python numbers; an error says what in it is none."""
+    if isinstance(outcome.reward, str) or isinstance(outcome.success, str):
+        raise TypeError(f"reward must be a number and success a truth value, not {outcome!r}")
+    metrics = {str(name): float(value) for name, value in outcome.metrics.items()}
+    plain = Outcome(float(outcome.reward), bool(outcome.success), metrics)
+    if not all(map(math.isfinite, [plain.reward, *metrics.values()])):
+        raise ValueError(f"not finite: {plain}")
+    return plain
+
+
+def plain_rewards(transition: Transition) -> dict[str, float]:
+    """The process rewards of a transition in plain Python numbers."""
+    rewards = {str(part): float(value) for part, value in transition.rewards.items()}
+    for part, value in rewards.items():
+        if not math.isfinite(value):
+            raise ValueError(f"the process reward {part!r} is {value}")
+    return rewards
 
 
 def gold_of(env: Any) -> Iterable[str]:
@@ -220,6 +241,11 @@ class ToolEnv:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         for name, value in vars(cls).items():
+            if isinstance(getattr(value, "__func__", None), Tool):
+                raise ValueError(
+                    f"{cls.__name__}.{name}: @tool goes on a plain method, not on a static or "
+                    "class method"
+                )
             if isinstance(value, Tool) and (
                 hasattr(ToolEnv, name) or name in ("task", "seed", "answer")
             ):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from agent_r1.config import ConfigError, NamedSection
-from agent_r1.env import close_env, make_env, played_gold
+from agent_r1.env import close_env, make_env, plain_outcome, plain_rewards, played_gold
 from agent_r1.render.calls import parse_hermes
 from agent_r1.run_async import run_async
 from agent_r1.text import clean, describe, place_of
@@ -27,8 +27,12 @@ MAX_PROBLEMS = 12
 """So many are told; more would not be read."""
 MAX_LAZY = 64
 """Tasks of a lazy sequence that are looked at."""
-MAX_EXPIRED = 3
+MAX_EXPIRED = 1
 """Episodes that run out of time, after which no other is tried."""
+_THREADS = (
+    "; plain code of an episode runs in one thread of its own, async code in the event loop: make "
+    "all that uses this state plain ('def'), or all of it async"
+)
 MAX_MOVES = 12
 """Random valid actions of a game that are played."""
 
@@ -218,7 +222,7 @@ class _Played:
                     break
             self.gold_is_whole = True
 
-        await self._within(work, lambda: f"after {actions!r:.200}" if actions else "in gold()")
+        await self._within(work, lambda: f"after {actions!r:.200}" if actions else "at the start")
         return actions if self.gold_is_whole else []
 
     async def random_actions(self) -> list[str]:
@@ -247,7 +251,7 @@ class _Played:
             for text in script:
                 transition = await env.step(parse_hermes(text))
                 given.append(transition)
-                for part in transition.rewards:
+                for part in plain_rewards(transition):
                     if self._parts is not None and part not in self._parts:
                         self._problem(
                             f"process reward {part!r} is not in reward_parts; declare it: "
@@ -255,10 +259,13 @@ class _Played:
                         )
                 for event in transition.events if strict else ():
                     seen = "; ".join(message.content for message in transition.messages)
-                    self._problem(f"the gold action {text!r:.200} gives {event}: {seen!r:.300}")
+                    hint = _THREADS if "thread" in seen else ""
+                    self._problem(
+                        f"the gold action {text!r:.200} gives {event}: {seen!r:.300}{hint}"
+                    )
                 if transition.done:
                     break
-            given.append(await env.outcome())
+            given.append(plain_outcome(await env.outcome()))
 
         error = await self._within(work, lambda: f"after {list(script)!r:.200}")
         if error is not None:
@@ -288,7 +295,8 @@ class _Played:
             line = describe(error)
             kind, _, words = line.partition(": ")
             place = place_of(error)
-            self._problem(f"{kind} {when()}: {words}{place}", line + place)
+            hint = _THREADS if "thread" in words else ""
+            self._problem(f"{kind} {when()}: {words}{place}{hint}", line + place)
         finally:
             if env is not None:
                 try:

@@ -50,6 +50,7 @@ class Explanation:
         earned: Per step, the rewards that credit and algorithm placed on its tokens: process
             rewards as weighed, the outcome, a KL penalty.
         returns: Per step, what the run's credit gives its first token.
+        group_returns: Per attempt of the group, all that was counted; ``None`` if it was excluded.
         own: The run's algorithm: the advantages that it trained on, and their weights.
         others: The others that need no critic, with their default settings and the run's credit.
         notes: What the reader should know.
@@ -61,6 +62,7 @@ class Explanation:
     credit: str
     earned: list[float]
     returns: list[float]
+    group_returns: list[float | None]
     own: Column
     others: list[Column]
     notes: list[str]
@@ -76,9 +78,11 @@ class Explanation:
             "stop": str(t.stop),
             "outcome": None if t.outcome is None else dataclasses.asdict(t.outcome),
             "credit": self.credit,
+            "group_returns": self.group_returns,
             "steps": [
                 {
                     "said": _said(step),
+                    "seen": [message.content for message in step.observation],
                     "state_key": step.state_key,
                     "rewards": step.rewards,
                     "counted": earned,
@@ -114,6 +118,10 @@ class Explanation:
                 f"counted {self.earned[index - 1]:+.3f}  return {self.returns[index - 1]:+.3f}"
             )
             lines.append(f"        {state}{parts or 'no process reward'}  {counted}{events}")
+            lines += [
+                f"        <- {message.role}: {_short(message.content)}"
+                for message in step.observation
+            ]
         outcome = t.outcome
         assert outcome is not None
         lines += [
@@ -123,6 +131,8 @@ class Explanation:
             + " ".join(
                 "-" if o.outcome is None else f"{o.outcome.reward:g}" for o in group.trajectories
             ),
+            "the group's returns (what each attempt's rewards come to, as counted): "
+            + " ".join("-" if value is None else f"{value:g}" for value in self.group_returns),
             "",
             f"advantage of each step, credit {self.credit!r}; other algorithms by their defaults",
             *_table((self.own, *self.others), self._mean_advantages),
@@ -193,7 +203,12 @@ def _explain(
     index = next(i for i, t in enumerate(group.scored) if t is trajectory)
     stored = [[step.advantages for step in t.steps] for g in groups for t in g.scored]
     advantages = [step.advantages or () for step in trajectory.steps]
-    rewards = algorithm.rewards(group, credit)[index]
+    of_group = algorithm.rewards(group, credit)
+    rewards = of_group[index]
+    counted = iter(sum(map(sum, per_step)) for per_step in of_group)
+    totals = [
+        next(counted) if any(t is s for s in group.scored) else None for t in group.trajectories
+    ]
     earned = [sum(values) for values in rewards]
     returns = [values[0] for values in credit.returns(trajectory, rewards)]
     seed = derive_seed(recipe.seed, "iteration", place[0])
@@ -236,6 +251,7 @@ def _explain(
         recipe.credit.name,
         earned,
         returns,
+        totals,
         Column(f"{recipe.algorithm.name} (this run)", advantages, own_weights),
         _together(others),
         notes,
@@ -314,7 +330,12 @@ def _said(step: Step) -> str:
         for call in step.message.tool_calls
     ]
     words = " ".join(step.message.content.split())
-    text = "  ".join([*([words] if words else []), *calls]) or "nothing"
+    return _short("  ".join([*([words] if words else []), *calls]) or "nothing")
+
+
+def _short(text: str) -> str:
+    """A text in one line of at most 110 characters."""
+    text = " ".join(text.split())
     return text if len(text) <= 110 else text[:107] + "..."
 
 

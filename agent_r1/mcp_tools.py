@@ -29,8 +29,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from agent_r1.config import ConfigError, Section, nearest
 from agent_r1.failure import FailurePolicy, Health
-from agent_r1.text import as_text, clean
-from agent_r1.tools import ToolResult, strip_titles
+from agent_r1.text import as_text, clean, clean_json
+from agent_r1.tools import ToolError, ToolResult, strip_titles
 from agent_r1.types import ToolCall
 
 T = TypeVar("T")
@@ -83,7 +83,8 @@ class McpServer(Section):
         for table, values in (("env", self.env), ("headers", self.headers)):
             for name, value in values.items():
                 clear = _REFERENCE.sub("", value)
-                if _SECRET.search(name) and len(clear) >= SECRET_LENGTH:
+                is_path = value.startswith(("/", "~", "."))
+                if _SECRET.search(name) and len(clear) >= SECRET_LENGTH and not is_path:
                     raise ValueError(
                         f"{table}.{name}: it looks like a secret, and what stands here is stored "
                         f"with the run; put it into an environment variable and write '$NAME' here"
@@ -145,6 +146,8 @@ class Connection:
                 ) from error
             _REACHED.add(server)
             known = {tool.name: tool for tool in listed}
+            if len(known) < len(listed):
+                raise ConfigError(f"env.mcp.{self.name}: it lists two tools of one name")
             for name in self.server.tools:
                 if name not in known:
                     raise ConfigError(
@@ -288,18 +291,22 @@ class McpTool:
         """Calls the server. Never raises an ``Exception``."""
         seconds = self.timeout if timeout is None else timeout
         try:
-            result = await self._connection.call(self.name, call.arguments, seconds)
+            arguments = clean_json(call.arguments)
+            result = await self._connection.call(self.name, arguments, seconds)
         except TimeoutError:
             detail = f"{self.name} gave no result within {seconds:g} seconds"
             return ToolResult(call, error="timeout", detail=detail)
         except Exception as error:  # whatever the transport raises
             if _is_answer(error):
-                kind = self._connection.server.is_error
+                # What the client does not accept of the server's is not the agent's mistake.
+                said_no = not isinstance(error, RuntimeError | ValueError)
+                kind: ToolError = self._connection.server.is_error if said_no else "exception"
                 return ToolResult(call, error=kind, detail=f"{self.name}: {_in_words(error)}")
             detail = f"{self.name}: the server is gone: {_in_words(error)}"
             return ToolResult(call, error="crash", detail=detail)
         text, unshown = _text_of(result)
         if result.is_error:
+            text = text or f"{self.name} failed and did not say why"
             return ToolResult(call, error=self._connection.server.is_error, detail=text)
         events = (f"fault/not_text:{self.name}",) if unshown else ()
         return ToolResult(call, value=text, events=events)
@@ -382,7 +389,7 @@ def _text_of(result: Any) -> tuple[str, bool]:
     texts = [_shown(content) for content in result.content]
     shown = [text for text in texts if text is not None]
     structured = getattr(result, "structured_content", None)
-    if not result.content and structured is not None:
+    if not any(shown) and structured is not None:
         shown = [as_text(structured)]
     kinds = [c.type for c, text in zip(result.content, texts, strict=True) if text is None]
     return clean("\n".join([*shown, *(f"[not text: {kind}]" for kind in kinds)])), bool(kinds)

@@ -139,9 +139,11 @@ class Recipe(Section):
         parts: tuple[str, ...] = getattr(ENVS.resolve(self.env.name), "reward_parts", ())
         for part in getattr(self.credit, "weights", {}):
             if part not in parts:
+                cure = nearest(part, list(parts))
+                if not parts:
+                    cure = f"; declare them in its class: reward_parts = ({part!r},)"
                 raise ValueError(
-                    f"credit.weights.{part}: env {self.env.name!r} gives no such reward"
-                    f"{nearest(part, list(parts))}"
+                    f"credit.weights.{part}: env {self.env.name!r} gives no such reward{cure}"
                 )
         if self.model.lora and self.model.lora.targets == ():
             raise ValueError("model.lora.targets = []: name layers, or 'all-linear'")
@@ -257,7 +259,7 @@ def _recipe_path(source: str | Path) -> Path:
     if str(source) in shipped_recipes():
         return Path(str(files("agent_r1") / "recipes" / f"{source}.toml"))
     raise ConfigError(
-        f"there is no recipe file {str(source)!r} and none of that name"
+        f"there is no recipe file {str(source)!r}, no run folder and no recipe of that name"
         f"{nearest(str(source), shipped_recipes())}"
     )
 

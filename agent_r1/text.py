@@ -7,7 +7,8 @@ import json
 import os
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Generator, KeysView, Mapping, ValuesView
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def clean_json(value: Any) -> Any:
     return value
 
 
+def is_library(file: str) -> bool:
+    """Whether code in this file is an installed library's, or Python's own."""
+    return file.startswith("<") or any(part in file for part in _LIBRARIES)
+
+
 def describe(error: BaseException) -> str:
     """An exception in one line: its type and its words."""
     try:
@@ -64,7 +70,7 @@ def place_of(error: BaseException) -> str:
     if not theirs:
         return ""
     # The author's own frame, not the library's that it called.
-    own = [f for f in theirs if not any(p in f.f_code.co_filename for p in _LIBRARIES)]
+    own = [f for f in theirs if not is_library(f.f_code.co_filename)]
     frame = (own or theirs)[-1]
     place = f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno}"
     return f" (in {frame.f_code.co_qualname}, {place})"
@@ -93,6 +99,7 @@ def as_text(value: Any) -> str:
     if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
         return clean("\n".join(value))
     try:
+        value = _ordered(value)
         plain = to_jsonable_python(value, fallback=_plain, inf_nan_mode="constants")
         text = json.dumps(_sorted(value, plain), ensure_ascii=False)
     except Exception as error:  # what its authors' code raises, too
@@ -111,8 +118,23 @@ def _decoded(data: bytes) -> str:
     return text
 
 
+def _ordered(value: Any) -> Any:
+    """Python's containers as lists and dictionaries of clean texts; a set, which has no order of
+    its own that would be the same in the next process, in that of its items' texts.
+    """
+    if isinstance(value, str):
+        return clean(str.__str__(value))
+    if isinstance(value, set | frozenset):
+        return sorted(map(_ordered, value), key=lambda item: (type(item).__name__, repr(item)))
+    if type(value) is dict:
+        return {clean(k) if isinstance(k, str) else k: _ordered(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | deque | KeysView | ValuesView | range | Generator):
+        return [_ordered(item) for item in value]
+    return value
+
+
 def _sorted(value: Any, plain: Any) -> Any:
-    """A set has no order of its own that would be the same in the next process."""
+    """The same for sets in objects that pydantic took apart."""
     if isinstance(value, set | frozenset) and isinstance(plain, list):
         return sorted(plain, key=lambda item: json.dumps(item, sort_keys=True))
     if isinstance(value, Mapping) and isinstance(plain, dict):

@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, overload
@@ -39,6 +40,7 @@ from pydantic import (
     create_model,
 )
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from agent_r1.failure import FailurePolicy, Health
 from agent_r1.text import clean, describe
@@ -152,6 +154,10 @@ class Tool:
         parallel: bool = False,
         failure: FailurePolicy | None = None,
     ) -> None:
+        if isinstance(fn, staticmethod | classmethod):
+            raise ValueError(
+                "@tool goes on a plain function or method, not on a static or class one"
+            )
         written = _written(fn)
         named: Any = fn
         while isinstance(named, functools.partial):
@@ -192,10 +198,13 @@ class Tool:
         descriptions = {p.arg_name: p.description for p in doc.params if p.description}
         self._arguments = _arguments_model(fn, self.name, descriptions)
         try:
-            parameters = strip_titles(self._arguments.model_json_schema())
-        except PydanticUserError as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", PydanticJsonSchemaWarning)
+                parameters = strip_titles(self._arguments.model_json_schema())
+        except (PydanticUserError, PydanticJsonSchemaWarning) as error:
             raise ValueError(
-                f"tool {self.name!r}: there is no JSON schema for a parameter: {error.message}"
+                f"tool {self.name!r}: there is no JSON schema for a parameter or its default, so a "
+                f"model cannot fill it: {error}"
             ) from error
         self._parameters = {"type": "object", **parameters}
         self._parameters.pop("additionalProperties", None)

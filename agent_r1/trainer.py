@@ -15,7 +15,7 @@ from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.assign import assign_credit, batch_of, informative, trained_on
 from agent_r1.blocked import held_up
 from agent_r1.checkpoint import Checkpoints, State
-from agent_r1.config import ConfigError, nearest
+from agent_r1.config import ConfigError, RunError, nearest
 from agent_r1.demonstrations import (
     GOLD,
     Demonstrations,
@@ -161,6 +161,12 @@ def warnings_of(recipe: Recipe) -> Iterator[str]:
             f"limits.tokens = {recipe.limits.tokens}: the model was made for {positions} "
             "positions; beyond them its output gets worse"
         )
+    template = load_tokenizer(recipe.model).chat_template
+    if recipe.renderer.name == "template" and "strftime_now" in str(template):
+        yield (
+            "the model's chat template writes today's date: on another day the prompts, and a "
+            "resumed run, are others; a renderer of the format's own (llama3 has a date) pins it"
+        )
     if device_of(recipe.model).type == "cuda" and (others := torch.cuda.device_count() - 1) > 0:
         yield f"one GPU is used, {others} more are idle: CUDA_VISIBLE_DEVICES chooses which"
 
@@ -244,6 +250,13 @@ class Trainer:
             self._begin()
         while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
             self._iterate()
+        updates = sum(row["figures"]["updates"] for row in self.run.metrics() if "figures" in row)
+        if self.algorithm.demonstrated and not updates:
+            raise RunError(
+                f"{self.state.iteration} iterations and not one demonstration that was good enough: "
+                "nothing was learned (`agent-r1 check` shows what gold() does; are "
+                "limits.tokens_per_turn and limits.turns enough for it?)"
+            )
         return self.state
 
     def _begin(self) -> None:

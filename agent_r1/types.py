@@ -188,7 +188,7 @@ class Step:
     ratios: tuple[float, ...] | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Trajectory:
     """One episode: the prompt, then its steps in order."""
 
@@ -209,6 +209,14 @@ class Trajectory:
     """How often it was, before this one, and ``discarded_events``: what went wrong then."""
     discarded_events: tuple[str, ...] = ()
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        earned = "excluded" if self.outcome is None else f"reward {self.outcome.reward:g}"
+        why = f": {self.fault}" if self.fault else ""
+        return (
+            f"Trajectory({self.task_id!r}, attempt {self.attempt}, {len(self.steps)} steps, "
+            f"{self.stop}, {earned}{why})"
+        )
 
     @property
     def num_action_tokens(self) -> int:

@@ -8,12 +8,13 @@ import asyncio
 import contextvars
 import ctypes
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from agent_r1.text import describe
+from agent_r1.text import describe, is_library
 
 T = TypeVar("T")
 GRACE_SECONDS = 0.5
@@ -204,12 +205,26 @@ class OwnThread:
     def _abandon(self) -> None:
         thread = self._thread
         self.num_lost += 1
-        if thread is not None and thread.ident is not None and thread.is_alive():
+        if thread is not None and thread.ident is not None and _is_in_own_code(thread.ident):
             # Ends a loop in Python code; what waits inside a library goes on until it returns.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
             )
         self.close()
+
+
+def _is_in_own_code(thread: int) -> bool:
+    """Whether a thread runs Python code of the user's, which an exception may interrupt anywhere;
+    a library, least of all one that is being imported, may not bear it.
+    """
+    frame = sys._current_frames().get(thread)
+    if frame is None or is_library(frame.f_code.co_filename):
+        return False
+    while frame is not None:
+        if "importlib" in frame.f_code.co_filename:
+            return False
+        frame = frame.f_back
+    return True
 
 
 def _work(calls: queue.SimpleQueue[Callable[[], None] | None]) -> None:

@@ -86,6 +86,7 @@ def parse_llama3(text: str) -> Message:
         try:
             body, end = _DECODER.raw_decode(rest)
             found = body if isinstance(body, list) else [body]
+            found = [_unwrapped(one) for one in found]
             if not calls and not all(isinstance(b, dict) and "name" in b for b in found):
                 break
             calls += [_checked(one, "parameters", rest[:end]) for one in found]
@@ -107,6 +108,7 @@ def _checked(body: Any, key: str, text: str) -> ToolCall | MalformedCall:
     """A call from its JSON, whose arguments stand under ``key`` or, as some models write, under the
     other name for them; left out, empty or null for none, or an object within a text.
     """
+    body = _unwrapped(body)
     if not isinstance(body, dict) or not isinstance(body.get("name"), str):
         reason = f'the call must be an object like {{"name": "...", "{key}": {{...}}}}'
         return MalformedCall(clean(text), reason)
@@ -122,6 +124,12 @@ def _checked(body: Any, key: str, text: str) -> ToolCall | MalformedCall:
     if _is_deeper(arguments, MAX_DEPTH):
         return MalformedCall(clean(text), f"the arguments are nested more than {MAX_DEPTH} deep")
     return ToolCall(clean(body["name"]), clean_json(arguments))
+
+
+def _unwrapped(body: Any) -> Any:
+    """A call without the ``{"type": "function", "function": ...}`` of OpenAI's around it."""
+    inner = body.get("function") if isinstance(body, dict) and "name" not in body else None
+    return inner if isinstance(inner, dict) else body
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

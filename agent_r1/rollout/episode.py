@@ -8,7 +8,6 @@ import asyncio
 import dataclasses
 import functools
 import itertools
-import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from agent_r1.config import ConfigError, Section
-from agent_r1.env import Env, Transition, close_env
+from agent_r1.env import Env, Transition, close_env, plain_outcome, plain_rewards
 from agent_r1.failure import ToolFailureError
 from agent_r1.render import Renderer
 from agent_r1.rollout.episodes import Episodes
@@ -298,21 +297,19 @@ class _Play:
             if (size := self._too_large(step.observation)) is not None:
                 step.observation = ()
                 raise ValueError(f"the messages {size}; shorten what the agent gets to see")
-            step.rewards = {str(part): float(value) for part, value in transition.rewards.items()}
+            step.rewards = plain_rewards(transition)
             step.events = tuple(transition.events)
-            for part, value in step.rewards.items():
-                if not math.isfinite(value):
-                    raise ValueError(f"the process reward {part!r} is {value}")
         return transition
 
 
 def _ending(transition: Transition, message: Message) -> StopReason:
     """Why an episode stopped that the environment called done. A last turn that a limit of tokens
-    cut is no end of the task, unless a whole call in it brought that about.
+    cut is no end of the task, unless a whole call in it brought that about, or an action that the
+    environment answered.
     """
     if transition.truncated:
         return StopReason.MAX_TURNS
-    acted = any(isinstance(call, ToolCall) for call in message.tool_calls)
+    acted = transition.messages or any(isinstance(c, ToolCall) for c in message.tool_calls)
     return StopReason.MAX_TOKENS if message.cut and not acted else StopReason.DONE
 
 
@@ -366,13 +363,7 @@ async def _outcome(env: Env, seconds: float) -> Outcome:
     except _OutOfTimeError as error:
         raise _FaultError(f"outcome: no result within {seconds:g} seconds") from error
     with _faults("outcome"):
-        metrics = {str(name): float(value) for name, value in outcome.metrics.items()}
-        if isinstance(outcome.reward, str) or isinstance(outcome.success, str):
-            raise TypeError(f"reward must be a number and success a truth value, not {outcome!r}")
-        plain = Outcome(float(outcome.reward), bool(outcome.success), metrics)
-        if not all(map(math.isfinite, [plain.reward, *metrics.values()])):
-            raise ValueError(f"not finite: {plain}")
-        return plain
+        return plain_outcome(outcome)
 
 
 async def _guarded(work: Callable[[], Awaitable[T]], seconds: float, what: str) -> T:

@@ -13,6 +13,7 @@ from typing import ClassVar, TypeAlias
 import numpy as np
 
 from agent_r1.search import Passage
+from agent_r1.text import clean
 
 Query: TypeAlias = tuple[str, int]
 """The words, and how many passages."""
@@ -49,6 +50,7 @@ class BatchedSearcher:
 
     async def search(self, query: str, k: int) -> list[Passage]:
         start = time.perf_counter()
+        query = clean(query)
         loop = asyncio.get_running_loop()
         if loop not in self._waiting:  # the queue lives no longer than somebody waits in it
             self._waiting[loop] = []

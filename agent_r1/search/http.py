@@ -115,7 +115,7 @@ def _passages(answer: Any, number: int, k: int) -> list[list[Passage]]:
 def _passage(document: dict[str, Any]) -> Passage:
     if "contents" in document:
         title, text = split_contents(document["contents"])
-        title = document.get("title", title)
+        title = document.get("title") or title
     else:
         title, text = document.get("title") or "", document["text"]
     if not isinstance(text, str):

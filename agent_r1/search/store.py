@@ -25,6 +25,8 @@ class PassageStore:
         return len(self._starts) - 1
 
     def __getitem__(self, position: int) -> Passage:
+        if not 0 <= position < len(self):
+            raise IndexError(position)
         start, end = self._starts[position : position + 2]
         return Passage(*json.loads(self._bytes[start:end]))
 

@@ -96,9 +96,10 @@ class GymEnv:
         return [Message("system", system), *turns, Message("user", observation)]
 
     async def step(self, message: Message) -> Transition:
-        action = self._action(message.content)
+        whole = not message.cut or "</action>" in message.content
+        action = self._action(message.content) if whole else None
         if action is None:
-            known = f"; the actions are: {', '.join(self._names)}" if self._names else ""
+            known = f"; the actions are: {', '.join(self._names)}" if self._names else self._texts()
             said = Message("user", f"That is no action{known}.")
             return Transition((said,), events=("mistake/no_action",))
         shown, reward, terminated, truncated = await self.episode_thread.run(
@@ -125,6 +126,12 @@ class GymEnv:
 
     async def close(self) -> None:
         await self.episode_thread.run(self._gym.close)
+
+    def _texts(self) -> str:
+        """What texts a text space takes."""
+        space = self._gym.action_space
+        characters = "".join(sorted(space.character_set))
+        return f"; write {space.min_length} to {space.max_length} of the characters {characters!r}"
 
     def random_action(self, seed: int) -> str:
         """A valid action in the words of the agent, for checks."""
@@ -229,7 +236,9 @@ def _make(game: str, module: str, kwargs: dict[str, Any]) -> Any:
             kwargs = {"render_mode": "ansi", **kwargs}
         return gymnasium.make(game, disable_env_checker=True, **kwargs)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
-        raise ConfigError(f"env.id = {game!r}, env.kwargs = {kwargs!r}: {error}") from error
+        known = [name for name in gymnasium.registry if name.startswith(f"{game}-v")]
+        cure = f"; did you mean {known[-1]!r}?" if known else ""
+        raise ConfigError(f"env.id = {game!r}, env.kwargs = {kwargs!r}: {error}{cure}") from error
 
 
 def _render_modes(spec: Any) -> Sequence[str]:

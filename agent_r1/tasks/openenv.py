@@ -98,6 +98,9 @@ class OpenEnv:
 
     async def step(self, message: Message) -> Transition:
         call = message.tool_calls[0] if message.tool_calls else None
+        if self._settings.field and message.cut:
+            said = Message("user", "That was cut off before its end; write less.")
+            return Transition((said,), events=("mistake/no_action",))
         if self._settings.field:
             action = {self._settings.field: message.content.strip()}
         elif isinstance(call, ToolCall) and call.name == "act":

@@ -12,6 +12,7 @@ from typing import Any
 
 from agent_r1.cached import cache_folder, make_folder
 from agent_r1.config import ConfigError
+from agent_r1.text import clean_json
 
 Row = dict[str, Any]
 OFFICIAL: dict[str, dict[str, tuple[str, ...]]] = {
@@ -63,18 +64,26 @@ def converted(dataset: str, files: tuple[tuple[str, Path], ...]) -> Path:
 
 def _read(file: Path) -> Iterator[Row]:
     try:
-        with file.open() as text:
+        with file.open(encoding="utf-8") as text:
             rows = map(json.loads, text) if file.suffix == ".jsonl" else iter(json.load(text))
             for number, row in enumerate(rows, 1):
                 try:
-                    yield _in_our_form(row)
+                    yield _whole(_in_our_form(clean_json(row)))
                 except (KeyError, TypeError, IndexError, ValueError) as error:
                     raise ConfigError(
                         f"{file}, question {number}: not as the official files are: "
                         f"{type(error).__name__}: {error}"
                     ) from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file}: not valid JSON: {error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{file}: not valid JSON in UTF-8: {error}") from error
+
+
+def _whole(row: Row) -> Row:
+    """A question that has what every question needs."""
+    for field in ("id", "question", "answer"):
+        if not isinstance(row[field], str):
+            raise TypeError(f"{field} is {row[field]!r:.60}, not text")
+    return row
 
 
 def _from_hub(dataset: str) -> dict[str, Iterable[Row]]:
@@ -133,8 +142,8 @@ def _from_musique(row: Row) -> Row:
 def _write(dataset: str, parts: dict[str, Iterable[Row]], folder: Path) -> None:
     ids: dict[tuple[str, str], str] = {}
     with (
-        (folder / f"{dataset}.jsonl").open("w") as questions,
-        (folder / f"corpus.{dataset}.jsonl").open("w") as corpus,
+        (folder / f"{dataset}.jsonl").open("w", encoding="utf-8") as questions,
+        (folder / f"corpus.{dataset}.jsonl").open("w", encoding="utf-8") as corpus,
     ):
         for part, row in _of_all(parts):
             own = []

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from agent_r1.config import ConfigError, NamedSection, load_object
 from agent_r1.env import ToolEnv
-from agent_r1.tasks.rows import BadRows, RowFile, text_of
+from agent_r1.tasks.rows import BadRows, RowFile, left_out, text_of
 from agent_r1.tasks.splits import deal
 from agent_r1.tools import Tool
 from agent_r1.types import Message, Outcome, Task
@@ -114,5 +114,6 @@ def load_rows(path: str, key: str, bad_rows: BadRows) -> list[tuple[int, Task]]:
         category = str(row.get("category", ""))
         tasks.append((number, Task(**known, category=category, data=data)))
     if not tasks:
-        raise ConfigError(f"{key} = {path!r}: there is no row in it that can be used")
+        why = next((line for line in left_out() if str(file) in line), "it is empty")
+        raise ConfigError(f"{key} = {path!r}: there is no row in it that can be used: {why}")
     return tasks
