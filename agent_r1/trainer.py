@@ -253,7 +253,7 @@ class Trainer:
         updates = sum(row["figures"]["updates"] for row in self.run.metrics() if "figures" in row)
         if self.algorithm.demonstrated and not updates:
             raise RunError(
-                f"{self.state.iteration} iterations and not one demonstration that was good enough: "
+                f"{self.state.iteration} iterations and not one demonstration that was good: "
                 "nothing was learned (`agent-r1 check` shows what gold() does; are "
                 "limits.tokens_per_turn and limits.turns enough for it?)"
             )
