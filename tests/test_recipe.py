@@ -163,3 +163,35 @@ def test_every_algorithm_can_be_written_down_and_read_again():
         recipe, _ = load_recipe({"env": "hopworld", "algorithm": name})
         again, _ = load_recipe(recipe.model_dump(mode="json"))
         assert again == recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"evaluation": {"every": 0}, "checkpoint": {"metric": "f1"}}, "checkpoint.metric = 'f1'"),
+        ({"learner": {"minibatches": 9}}, "learner.minibatches = 9"),
+        ({"algorithm": {"name": "ppo", "value_clip": 0.2}}, "value_clip has no effect"),
+        (
+            {"algorithm": {"name": "dapo", "overlong": {"length": 9000, "buffer": 10}}},
+            "none would be punished",
+        ),
+        ({"model": {"lora": {"start": "x", "targets": ["q_proj"]}}}, "targets has no effect"),
+        ({"learner": {"lr": float("inf")}}, "learner.lr"),
+        ({"learner": {"betas": [0.9, 1.0]}}, "learner.betas"),
+        ({"credit": {"name": "step", "weights": {"format": float("nan")}}}, "finite"),
+        ({"train": {"temperature": float("inf")}}, "train.temperature"),
+        ({"algorithm": {"name": "grpo", "kl": {"coef": float("inf")}}}, "kl.coef"),
+    ],
+)
+def test_a_setting_without_effect_or_sense_is_refused(settings, words):
+    with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
+        load_recipe({"env": "hopworld", "train": {"iterations": 3}} | settings)
+
+
+def test_process_rewards_that_are_not_declared_say_how(tmp_path):
+    (tmp_path / "e.py").write_text("from agent_r1 import ToolEnv\nclass E(ToolEnv):\n    pass\n")
+    credit = {"name": "step", "weights": {"found": 1.0}}
+    with pytest.raises(
+        ConfigError, match=r"declare them in its class: reward_parts = \('found',\)"
+    ):
+        load_recipe({"env": f"{tmp_path / 'e.py'}:E", "credit": credit})
