@@ -142,16 +142,16 @@ def test_options_and_overrides_come_in_any_order(tmp_path):
     more = ["--limits.turns", "1", "--limits.tokens_per_turn", "8", "--evaluation.every", "0"]
     folder = tmp_path / "run"
     words = ["train", *quick, "--json", *more, "hopworld", "--evaluation.test_tasks", "0"]
-    done = agent_r1("train", *words[1:], "--run", str(folder))
+    done = run("train", *words[1:], "--run", str(folder))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["last"]["iteration"] == 1
-    longer = agent_r1("train", "--train.iterations", "2", "--resume", str(folder), "--json")
+    longer = run("train", "--train.iterations", "2", "--resume", str(folder), "--json")
     assert json.loads(longer.stdout)["last"]["iteration"] == 2
-    refused = agent_r1("train", "--resume", str(folder), "--learner.lr", "1")
+    refused = run("train", "--resume", str(folder), "--learner.lr", "1")
     assert refused.returncode == 2
     assert "only --train.iterations may be raised, not learner.lr" in refused.stderr
 
 
 def test_letters_that_changed_places_are_recognised():
-    wrong = agent_r1("train", "hopworld", "--algorithm", "gpro")
+    wrong = run("train", "hopworld", "--algorithm", "gpro")
     assert "did you mean 'grpo'" in wrong.stderr
