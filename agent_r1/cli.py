@@ -25,7 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser, commands = _parser()
     words, rest = _parted(sys.argv[1:] if argv is None else argv, commands)
-    arguments = parser.parse_args(words)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.error(
+            f"unexpected argument {unknown[0]!r}; overrides look like --section.key value"
+            if getattr(arguments, "takes_overrides", False)
+            else f"unexpected arguments: {' '.join(unknown)}"
+        )
     from agent_r1.config import ConfigError, RunError
     from agent_r1.env_check import EnvCheckError
 
