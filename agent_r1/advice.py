@@ -101,7 +101,8 @@ def on_iteration(
             "(`agent-r1 sft RECIPE`)"
         )
     stop, count = _commonest_limit(episodes)
-    if stop is not None and count >= MOST * len(episodes) and "one-stop" not in said:
+    many = stop is not None and count >= MOST * len(episodes)
+    if stop is not None and many and not mute and "one-stop" not in said:
         advice["one-stop"] = (
             f"{count} of {len(episodes)} episodes stopped at {stop}: {LIMITS[stop]} cuts off most "
             "of what is tried; raise it, or ask the agent for less"

@@ -136,9 +136,11 @@ def _must_be_the_same(recipe: Recipe, run: RunFolder) -> None:
 def _must_be_its_base(recipe: Recipe, contents: dict[str, str]) -> None:
     """Raises ``ConfigError`` for an adapter of a run that was trained on another model."""
     start = recipe.model.lora.start if recipe.model.lora else None
-    if start is None or not (Path(start).expanduser() / "recipe.json").exists():
+    if start is None:
         return
-    theirs = RunFolder(Path(start).expanduser()).contents().get("model")
+    folder = Path(start).expanduser().resolve()  # of a run, or a checkpoint in one
+    run = next((f for f in (folder, *folder.parents[:2]) if (f / "contents.json").exists()), None)
+    theirs = None if run is None else RunFolder(run).contents().get("model")
     if theirs is not None and theirs != contents.get("model"):
         raise ConfigError(
             f"model.lora.start = {start!r}: its adapter was trained on a model with other weights "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ MAX_PROBLEMS = 12
 """So many are told; more would not be read."""
 MAX_LAZY = 64
 """Tasks of a lazy sequence that are looked at."""
+BUDGET_SECONDS = 20.0
+"""After which no other task of a split is played."""
 MAX_EXPIRED = 1
 """Episodes that run out of time, after which no other is tried."""
 _THREADS = (
@@ -102,6 +105,7 @@ async def _check(
 ) -> list[str]:
     problems = _Problems()
     notes: list[str] = []
+    start = time.monotonic()
     seen: dict[str, str] = {}
     num_gold = num_played = num_checked = num_random = 0
     for split in ("train", "validation", "test"):
@@ -117,6 +121,9 @@ async def _check(
         for task in tasks[:num_tasks]:
             if problems.num_expired >= MAX_EXPIRED:
                 break  # the others would only take as long
+            if num_checked and time.monotonic() - start > BUDGET_SECONDS:
+                notes.append(f"slow: only {num_checked} tasks were played in {BUDGET_SECONDS:g} s")
+                break
             num_checked += 1
             played = _Played(env, settings, task, derive_seed(seed, task.id), seconds, problems)
             gold = await played.gold()

@@ -181,6 +181,7 @@ def load_policy(
             dtype=getattr(torch, settings.dtype),
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
         )
     model: PreTrainedModel = loaded[0]
     _must_be_whole(model, loaded[1], path)
@@ -242,7 +243,8 @@ def _with_adapter(
 
 def _must_be_whole(model: PreTrainedModel, found: dict[str, Any], path: str) -> None:
     """Raises ``ConfigError`` where weights are missing, which would be random, or not numbers."""
-    missing = sorted({*found["missing_keys"], *map(str, found.get("mismatched_keys", ()))})
+    mismatched = {key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]}
+    missing = sorted({*found["missing_keys"], *mismatched})
     if missing:
         others = sorted(found["unexpected_keys"])
         hint = f"; it has others, as {others[0]!r}: are their names prefixed?" if others else ""
@@ -267,6 +269,11 @@ def _must_fit(adapted: Any, stored: dict[str, Tensor], folder: Path) -> None:
             f"the adapter in {folder} has no {missing[0]!r} ({len(missing)} of {len(needed)} are "
             f"missing){hint}: it was made for another model, or is not whole"
         )
+    if surplus := sorted(stored.keys() - needed.keys()):
+        raise ConfigError(
+            f"the adapter in {folder} has {surplus[0]!r} and {len(surplus) - 1} more weights that "
+            "its target_modules leave out: its two files do not belong together"
+        )
     for name, values in stored.items():
         if not values.isfinite().all():
             raise ConfigError(f"the adapter in {folder} is not finite, first in {name!r}")
@@ -285,7 +292,12 @@ def start_folder(lora: LoraSettings | None) -> Path | None:
             "trained an adapter, or one that peft wrote (with a run that trained all weights go on "
             "as model.path = 'RUN/checkpoints/best')"
         )
-    config = json.loads(file.read_text())
+    try:
+        config = dict(json.loads(file.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"model.lora.start = {lora.start!r}: {file} cannot be read as an adapter's: {error}"
+        ) from error
     for key, ours, theirs in (("rank", lora.rank, "r"), ("alpha", lora.alpha, "lora_alpha")):
         if config.get(theirs) != ours:
             raise ConfigError(
@@ -400,7 +412,8 @@ def _why_not_trainable(config: PreTrainedConfig) -> str | None:
             f"it is a {config.model_type} model wrapped for images or sound, whose text part alone "
             "cannot be trained yet; take a model for text"
         )
-    if getattr(config, "quantization_config", None) is not None:
+    quantised = ("quantization_config", "compression_config")
+    if any(getattr(config, name, None) is not None for name in quantised):
         return "its weights are quantised, which cannot be trained; take the original"
     return None
 

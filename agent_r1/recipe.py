@@ -258,6 +258,8 @@ def _recipe_path(source: str | Path) -> Path:
         return path
     if str(source) in shipped_recipes():
         return Path(str(files("agent_r1") / "recipes" / f"{source}.toml"))
+    if (path / "recipe.json").exists():
+        raise ConfigError(f"{source} is a run, not a recipe: --resume {source} goes on with it")
     raise ConfigError(
         f"there is no recipe file {str(source)!r}, no run folder and no recipe of that name"
         f"{nearest(str(source), shipped_recipes())}"

@@ -250,8 +250,9 @@ class Trainer:
             self._begin()
         while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
             self._iterate()
-        updates = sum(row["figures"]["updates"] for row in self.run.metrics() if "figures" in row)
-        if self.algorithm.demonstrated and not updates:
+        rows = [row["figures"] for row in self.run.metrics() if "figures" in row]
+        tried = sum(row["updates"] + row["updates_skipped"] for row in rows)
+        if self.algorithm.demonstrated and not tried:
             raise RunError(
                 f"{self.state.iteration} iterations and not one demonstration that was good: "
                 "nothing was learned (`agent-r1 check` shows what gold() does; are "
