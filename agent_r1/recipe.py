@@ -176,11 +176,6 @@ class Recipe(Section):
                 f"checkpoint.metric = {self.checkpoint.metric!r} has no effect with "
                 "evaluation.every = 0: nothing is measured"
             )
-        if learner.minibatches > train.tasks:
-            yield (
-                f"learner.minibatches = {learner.minibatches}: there are train.tasks = "
-                f"{train.tasks} groups to part; lower it"
-            )
         updates = learner.epochs * learner.minibatches
         if getattr(algorithm, "value_clip", None) is not None and updates == 1:
             yield (

@@ -172,13 +172,16 @@ def warnings_of(recipe: Recipe) -> Iterator[str]:
 
 
 def _too_late(recipe: Recipe) -> Iterator[str]:
-    """What comes about after the last iteration only; a run may yet be lengthened."""
+    """What a run of this size does not come to; it may yet be lengthened."""
     within = f"with train.iterations = {recipe.train.iterations}"
     if recipe.evaluation.every > recipe.train.iterations:
         every = f"evaluation.every = {recipe.evaluation.every}"
         yield f"{every}: {within} there is a validation at the start and one at the end"
     if 0 < recipe.train.iterations <= recipe.learner.warmup:
         yield f"learner.warmup = {recipe.learner.warmup}: {within} learner.lr is hardly reached"
+    if recipe.learner.minibatches > recipe.train.tasks:
+        parts = f"learner.minibatches = {recipe.learner.minibatches}"
+        yield f"{parts}: train.tasks = {recipe.train.tasks} groups make no more than that many"
     if 0 < recipe.train.iterations <= getattr(recipe.algorithm, "critic_warmup", 0):
         yield f"algorithm.critic_warmup: {within} the policy is never trained"
 

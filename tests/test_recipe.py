@@ -169,7 +169,6 @@ def test_every_algorithm_can_be_written_down_and_read_again():
     ("settings", "words"),
     [
         ({"evaluation": {"every": 0}, "checkpoint": {"metric": "f1"}}, "checkpoint.metric = 'f1'"),
-        ({"learner": {"minibatches": 9}}, "learner.minibatches = 9"),
         ({"algorithm": {"name": "ppo", "value_clip": 0.2}}, "value_clip has no effect"),
         (
             {"algorithm": {"name": "dapo", "overlong": {"length": 9000, "buffer": 10}}},
