@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from agent_r1.checkpoint import model_folder
 from agent_r1.config import ConfigError, RunError
 from agent_r1.evaluate import Evaluation, evaluate
 from agent_r1.policy import contents_of, load_policy, start_folder
+from agent_r1.portable import file_print
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.report import write_result
 from agent_r1.run import RunFolder
 from agent_r1.run_async import run_async
+from agent_r1.text import is_library
 from agent_r1.trainer import Trainer, evaluator, make_rollout, preflight, set_threads, tasks_of
 from agent_r1.types import Task, Trajectory, derive_seed
 
@@ -68,7 +69,7 @@ def train(
     elif overrides:
         raise ConfigError("overrides change a recipe that is yet to be loaded; this one is checked")
     preflight(recipe)
-    contents = contents_of(recipe.model) | _code_of(recipe)
+    contents = contents_of(recipe.model) | _files_of(recipe)
     _must_be_its_base(recipe, contents)
     recipe = _pinned(recipe)
     folder = RunFolder.create(run or default_run("run"), recipe)
@@ -97,23 +98,37 @@ def resume(
     if iterations is not None:
         recipe = folder.lengthen(recipe, iterations)
     _must_be_the_same(recipe, folder)
-    before, now = folder.contents(), _code_of(recipe)
-    changed = [file for file in now if before.get(file, now[file]) != now[file]]
     reporter = reporter or Reporter(num_iterations=recipe.train.iterations, quiet=True)
-    for file in changed:
-        reporter.warn(
-            f"{file} has changed since the run began: what comes now is not what would have come"
-        )
+    for file, before in folder.contents().items():
+        if file not in ("model", "adapter") and (now := file_print(Path(file))) != before:
+            what = "is gone" if now is None else "has changed since the run began"
+            reporter.warn(f"{file} {what}: what comes now is not what would have come")
     return _train(recipe, folder, reporter)
 
 
-def _code_of(recipe: Recipe) -> dict[str, str]:
-    """The user's files of code that a recipe names, by their content."""
-    names = re.findall(r'"([^"]+\.py):\w+"', recipe.model_dump_json())
-    files = sorted({path for name in names if (path := Path(name).expanduser()).is_file()})
-    return {
-        str(path): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in files
-    }
+def _files_of(recipe: Recipe) -> dict[str, str]:
+    """The user's own files that a run depends on, by their content: the code that its recipe names,
+    what that has imported from beside it, and the data that its environment names.
+    """
+    texts = [text for text in _texts(recipe.model_dump(mode="json")) if "\n" not in text]
+    code = {Path(text.rpartition(":")[0]).expanduser() for text in texts if ".py:" in text}
+    named = recipe.env.model_dump(mode="json", exclude={"cassette"})  # the run itself writes that
+    data = {Path(text).expanduser() for text in _texts(named)}
+    folders = {path.resolve().parent for path in code}
+    for module in [*sys.modules.values()]:
+        file = getattr(module, "__file__", None)
+        if file and not is_library(file) and folders & {*Path(file).parents}:
+            code.add(Path(file))
+    return {str(path): found for path in sorted(code | data) if (found := file_print(path))}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def _must_be_the_same(recipe: Recipe, run: RunFolder) -> None:

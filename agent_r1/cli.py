@@ -387,8 +387,10 @@ def _export(arguments: argparse.Namespace, rest: list[str]) -> int:
 def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
     recipe = _load(arguments.recipe, rest, quiet=arguments.json)
     from agent_r1.dry_run import dry_run
+    from agent_r1.progress import counting
 
-    report = dry_run(recipe)
+    with counting("tasks", quiet=arguments.json) as tell:
+        report = dry_run(recipe, tell)
     print(json.dumps(report.as_dict()) if arguments.json else report.as_text())
     return 0
 

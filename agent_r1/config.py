@@ -155,6 +155,8 @@ def _load_file(path: Path) -> Any:
         raise ConfigError(f"{path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    if (folder := str(path.parent)) not in sys.path:
+        sys.path.append(folder)  # what lies beside it can be imported, as in a script
     try:
         spec.loader.exec_module(module)
     except ConfigError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,12 +68,14 @@ class DryRun:
         return "\n".join(lines)
 
 
-def dry_run(recipe: Recipe) -> DryRun:
+def dry_run(
+    recipe: Recipe, tell: Callable[[str, int], None] = lambda stage, number: None
+) -> DryRun:
     """Checks the environment, plays one task with its gold actions through the real tokenizer,
-    estimates memory.
+    estimates memory; ``tell`` as of ``check_env``.
     """
     env_class = ENVS.resolve(recipe.env.name)
-    notes = check_env(env_class, recipe.env, seconds=recipe.limits.seconds)
+    notes = check_env(env_class, recipe.env, seconds=recipe.limits.seconds, tell=tell)
     start_folder(recipe.model.lora)
     tokenizer = load_tokenizer(recipe.model)
     renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)

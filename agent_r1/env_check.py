@@ -51,6 +51,7 @@ def check_env(
     num_tasks: int = 4,
     seed: int = 0,
     seconds: float = 30.0,
+    tell: Callable[[str, int], None] = lambda split, number: None,
 ) -> list[str]:
     """Plays some tasks of every split twice with scripted actions and compares; looks at every row.
 
@@ -66,6 +67,7 @@ def check_env(
         num_tasks: Tasks of each split that are played.
         seed: Of the episodes.
         seconds: Time limit of one scripted episode.
+        tell: Is told the split and the number of tasks that were begun.
 
     Returns:
         What was checked, one line each.
@@ -74,7 +76,7 @@ def check_env(
         EnvCheckError: What is wrong, all of it.
     """
     settings = settings or env.Settings.model_validate({"name": env.__name__})
-    return run_async(_check(env, settings, num_tasks, seed, seconds))
+    return run_async(_check(env, settings, num_tasks, seed, seconds, tell))
 
 
 class _Problems:
@@ -101,7 +103,12 @@ class _Problems:
 
 
 async def _check(
-    env: type[Any], settings: NamedSection, num_tasks: int, seed: int, seconds: float
+    env: type[Any],
+    settings: NamedSection,
+    num_tasks: int,
+    seed: int,
+    seconds: float,
+    tell: Callable[[str, int], None],
 ) -> list[str]:
     problems = _Problems()
     notes: list[str] = []
@@ -125,6 +132,7 @@ async def _check(
                 notes.append(f"slow: only {num_checked} tasks were played in {BUDGET_SECONDS:g} s")
                 break
             num_checked += 1
+            tell(split, num_checked)
             played = _Played(env, settings, task, derive_seed(seed, task.id), seconds, problems)
             gold = await played.gold()
             scripts = [[*BAD_ACTIONS], [*gold], [*BAD_ACTIONS[:1], *gold]]

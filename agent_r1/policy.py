@@ -38,7 +38,7 @@ from agent_r1.attention import PackedTree, Span, Tree
 from agent_r1.cached import cache_folder, make_folder
 from agent_r1.config import ConfigError
 from agent_r1.logprobs import head_logprobs
-from agent_r1.portable import fingerprint, make_portable
+from agent_r1.portable import check_weights, fingerprint, make_portable
 from agent_r1.sections import LoraSettings, ModelSettings
 
 HUB_SECONDS = 3.0
@@ -398,6 +398,7 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
     path = local_path(settings.path)
     with _readable(settings, path):
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        check_weights(Path(path))
     if reason := _why_not_trainable(config):
         raise ConfigError(f"model.path = {settings.path!r}: {reason}")
     return config

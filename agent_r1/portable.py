@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 WHOLE_BYTES = 1 << 30
 """Weights up to this size are read whole to tell them from others; of larger files"""
 NUM_SAMPLES = 256
@@ -72,14 +74,48 @@ def fingerprint(path: str) -> str | None:
         return None
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as content:
-            if size <= WHOLE_BYTES:
-                while block := content.read(1 << 22):
-                    digest.update(block)
-                continue
-            for number in range(NUM_SAMPLES):
-                content.seek((size - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1), os.SEEK_SET)
-                digest.update(content.read(SAMPLE_BYTES))
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        _add_content(digest, file)
     return digest.hexdigest()
+
+
+def file_print(file: Path) -> str | None:
+    """What is in a file; ``None`` where there is none that can be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        if not file.is_file():
+            return None
+        digest.update(f"{file.stat().st_size}\n".encode())
+        _add_content(digest, file)
+    except (OSError, ValueError):  # a text that is no path
+        return None
+    return digest.hexdigest()
+
+
+def _add_content(digest: Any, file: Path) -> None:
+    with file.open("rb") as content:
+        if (size := file.stat().st_size) <= WHOLE_BYTES:
+            while block := content.read(1 << 22):
+                digest.update(block)
+            return
+        for number in range(NUM_SAMPLES):
+            content.seek((size - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1), os.SEEK_SET)
+            digest.update(content.read(SAMPLE_BYTES))
+
+
+def check_weights(folder: Path) -> None:
+    """Reads the headers of a model's files of weights, which tell how long each must be; raises
+    ``ValueError`` for one that is not whole, or of which an index tells and that is not there.
+    """
+    for index in folder.glob("*.safetensors.index.json"):
+        files = set(json.loads(index.read_text())["weight_map"].values())
+        if missing := sorted(name for name in files if not (folder / name).exists()):
+            raise ValueError(f"{missing[0]}, which {index.name} names, is not there")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{file.name}: {error}; is it cut off, or a pointer of Git LFS?"
+            ) from error

@@ -84,7 +84,8 @@ class EvaluationSettings(Section):
     """Evaluation on tasks that training never sees.
 
     Attributes:
-        every: Iterations between validations, which choose the best checkpoint; 0 for none.
+        every: Iterations between validations, which choose the best checkpoint; 0 for none, and
+            ``tasks`` counts for nothing.
         tasks: Validation tasks.
         test_tasks: Tasks of the test split for the report before and after training; 0 for none.
         concurrency: Episodes at once.

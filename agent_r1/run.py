@@ -1,7 +1,7 @@
 """The run folder: what a run leaves behind, written and read here and nowhere else.
 
 recipe.json                  the resolved recipe
-contents.json                what model and adapter it started from, by content
+contents.json                model, adapter, code and data that it began with, by content
 metrics.jsonl                one line an iteration; line 0 is the start
 trajectories/000001.jsonl.gz one group a line
 checkpoints/                 see ``checkpoint``

@@ -235,19 +235,22 @@ class Tool:
 
     def check(self, call: ToolCall) -> ToolResult | None:
         """What is wrong with the arguments, if anything."""
+        valid = self._validated(call)
+        return valid if isinstance(valid, ToolResult) else None
+
+    def _validated(self, call: ToolCall) -> BaseModel | ToolResult:
         try:
-            self._arguments.model_validate(call.arguments)
+            return self._arguments.model_validate(call.arguments)
         except ValidationError as error:
             return ToolResult(call, error="invalid_arguments", detail=_explain(error))
-        return None
 
     async def run(self, call: ToolCall, timeout: float | None = None) -> ToolResult:
         """Validates the arguments and runs the function within the time limit. Never raises an
         ``Exception``.
         """
-        if (wrong := self.check(call)) is not None:
-            return wrong
-        model = self._arguments.model_validate(call.arguments)
+        model = self._validated(call)
+        if isinstance(model, ToolResult):
+            return model
         arguments = {name: getattr(model, name) for name in type(model).model_fields}
         seconds = self.timeout if timeout is None else timeout
         try:

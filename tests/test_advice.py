@@ -130,6 +130,36 @@ def test_a_longer_run_goes_on_and_changed_code_is_noticed(tmp_path):
     result = agent_r1.api.resume(tmp_path / "run", iterations=3, reporter=heard)
     assert [row["iteration"] for row in result.metrics] == [0, 1, 2, 3]
     assert any("mine.py has changed since the run began" in line for line in heard.warnings)
+
+
+def test_what_a_run_imports_and_reads_is_watched_too(tmp_path):
+    """A helper beside the environment and a file of its data; what stayed is not mentioned."""
+    (tmp_path / "watched_helper.py").write_text("LENGTH = 2\n")
+    (tmp_path / "rows.txt").write_text("a\nb\n")
+    (tmp_path / "watched.py").write_text(
+        "from watched_helper import LENGTH\n"
+        "from agent_r1 import Task, ToolEnv\n"
+        "class Mine(ToolEnv):\n"
+        "    class Settings(ToolEnv.Settings):\n"
+        "        name: str = 'mine'\n"
+        "        rows: str\n"
+        "    @classmethod\n"
+        "    def tasks(cls, settings, split):\n"
+        "        rows = open(settings.rows).read().split()\n"
+        "        return [Task(f'{split}{row}', 'say') for row in rows]\n"
+        "    def score(self, answer):\n"
+        "        return float(len(answer or '') > LENGTH)\n"
+    )
+    env = {"name": f"{tmp_path / 'watched.py'}:Mine", "rows": str(tmp_path / "rows.txt")}
+    agent_r1.train({"env": env} | SMALL, run=tmp_path / "run")
+    (tmp_path / "watched_helper.py").write_text("LENGTH = 3\n")
+    (tmp_path / "rows.txt").write_text("a\nc\n")
+    heard = Heard()
+    agent_r1.api.resume(tmp_path / "run", iterations=3, reporter=heard)
+    changed = [line for line in heard.warnings if "has changed since" in line]
+    assert len(changed) == 2
+    assert "watched_helper.py" in "".join(changed)
+    assert "rows.txt" in "".join(changed)
     with pytest.raises(ConfigError, match="has done 3 already"):
         agent_r1.api.resume(tmp_path / "run", iterations=2)
 

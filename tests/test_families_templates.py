@@ -113,6 +113,28 @@ def test_turn_by_turn_equals_the_template_over_the_whole(chat, num_tools, with_s
         assert list(renderer.prompt(messages, tools)) == expected  # as a history that is given
 
 
+@pytest.mark.parametrize("tools", [[], [SCHEMA, SCHEMA]])
+def test_the_template_that_an_export_gets_says_what_the_renderer_says(chat, tools):
+    """Also with system text, with results side by side, and with an answer of several calls."""
+    family, tokenizer, renderer = chat
+    text = renderer.chat_template
+    if "date" in family.settings:
+        assert family.settings["date"] in text
+    for messages in CONVERSATIONS.values():
+        if any(len(message.tool_calls) > 1 for message in messages) and family.num_calls == 1:
+            continue
+        for opening in ([], [SYSTEM]):
+            shown = tokenizer.apply_chat_template(
+                as_rows([*opening, *messages]),
+                chat_template=text,
+                tools=tools or None,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            prompt = renderer.prompt([*opening, *messages], tools)
+            assert list(prompt) == tokenizer(shown, add_special_tokens=False)["input_ids"]
+
+
 def test_what_the_template_invents_we_leave_out(chat):
     family, tokenizer, renderer = chat
     expected = tokenizer.decode(family.expected(tokenizer, [USER], []))

@@ -1,12 +1,16 @@
 """Gymnasium: FrozenLake by its text rendering, riddles of reasoning-gym, what cannot be played."""
 
 import asyncio
+import io
 
+import gymnasium
+import numpy as np
 import pytest
 
 import agent_r1
 from agent_r1 import check_env
 from agent_r1.config import ConfigError
+from agent_r1.env_check import EnvCheckError
 from agent_r1.render.calls import parse_hermes
 from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.tasks.gym import GymEnv
@@ -130,6 +134,63 @@ def test_what_cannot_be_played_is_said(change, message):
     settings = GymEnv.Settings(**{**LAKE, **change})
     with pytest.raises(ConfigError, match=message):
         GymEnv(settings)
+
+
+class Door(gymnasium.Env):
+    """Two doors, right the second; ``odd`` is what it does unlike Gymnasium's own."""
+
+    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012  # as Gymnasium has it
+    action_space = gymnasium.spaces.Discrete(2)
+    observation_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, render_mode=None, odd=""):
+        self.render_mode, self._odd = render_mode, odd
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return 0 if self._odd == "reset" else (0, {})
+
+    def step(self, action):
+        if self._odd == "raises":
+            raise KeyError("hinge")
+        right = float(action == 1)
+        rewards = {"array": np.array([right]), "vector": np.ones(2), "nan": float("nan")}
+        return 1, rewards.get(self._odd, right), True, False, {}
+
+    def render(self):
+        if self._odd == "none":
+            return None
+        return io.StringIO("[door]") if self._odd == "stringio" else "[door]"
+
+
+gymnasium.register("tests/Door-v0", Door)
+
+
+def door(odd):
+    return GymEnv.Settings(id="tests/Door-v0", kwargs={"odd": odd}, success=1.0)
+
+
+@pytest.mark.parametrize("odd", ["", "array", "stringio"])
+def test_what_a_game_does_a_little_otherwise_is_understood(odd):
+    assert "random valid actions were played" in "".join(check_env(GymEnv, door(odd)))
+    played = play(door(odd), "1")
+    assert played.prompt[-1].content == "[door]"
+    assert (played.outcome.reward, played.outcome.success) == (1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ("reset", r"reset must return \(observation, info\)"),
+        ("raises", "KeyError.*hinge"),
+        ("vector", "must be one number"),
+        ("nan", "the reward is nan"),
+        ("none", r"render\(\) gives None, no text"),
+    ],
+)
+def test_what_no_run_can_do_with_is_found_by_check(odd, words):
+    with pytest.raises(EnvCheckError, match=words):
+        check_env(GymEnv, door(odd))
 
 
 def test_it_trains(tmp_path):

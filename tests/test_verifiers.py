@@ -10,7 +10,8 @@ import agent_r1
 from agent_r1 import check_env
 from agent_r1.config import ConfigError
 from agent_r1.render.calls import parse_hermes
-from agent_r1.tasks.verifiers import VerifiersEnv
+from agent_r1.tasks.verifiers import VerifiersEnv, _load, _trace
+from agent_r1.types import Message
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SUMS = f"{EXAMPLES}/verifiers_sums.py:Sums"
@@ -58,6 +59,13 @@ def test_a_wrong_answer_and_none_score_nothing():
     _, _, transition, outcome = play(SETTINGS, lambda task: [broken, "<tool_call>{broken"])
     assert transition.events == ("mistake/malformed_call",)
     assert (outcome.reward, outcome.success) == (0.0, False)
+
+
+def test_their_scoring_learns_that_a_limit_cut_the_answer_off():
+    messages = [Message("user", "?"), Message("assistant", "1", cut=True)]
+    (task, *_) = _load(SETTINGS).values()
+    assert _trace(task, messages).is_truncated
+    assert not _trace(task, [messages[0], Message("assistant", "1")]).is_truncated
 
 
 TASKSETS = """

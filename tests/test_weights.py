@@ -85,6 +85,39 @@ def test_files_that_are_no_weights_are_one_line_and_leave_no_run_behind(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def cut_off(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4096])
+
+
+def without_a_shard(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut_off, r"model\.safetensors: .*is it cut off"),
+        (without_a_shard, r"model-00002-of-00002\.safetensors, which .* names, is not there"),
+    ],
+)
+def test_weights_that_are_not_whole_are_seen_before_they_are_read(tmp_path, damage, words):
+    """``check`` reads no more than this of them."""
+    folder = copied(tmp_path / "m")
+    damage(folder)
+    with pytest.raises(ConfigError, match=words):
+        load_config(ModelSettings(path=str(folder)))
+
+
+def test_a_vocabulary_with_tokens_that_cannot_come_has_an_entropy():
+    logits = torch.tensor([[1.0, -float("inf"), 1.0], [0.0, -float("inf"), -float("inf")]])
+    _, logprobs, entropies = draw(logits, [0.3, 0.9], [Sampling(1, ())] * 2)
+    assert entropies == pytest.approx([0.6931, 0.0], abs=1e-4)
+    assert logprobs == pytest.approx([-0.6931, 0.0], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

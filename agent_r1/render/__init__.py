@@ -25,6 +25,11 @@ RENDERERS = Registry(
 class Renderer(Protocol):
     """One chat format, made from its section and a tokenizer of transformers. Works incrementally:
     what was sampled is never rendered again.
+    It may have a ``chat_template``, the same texts in Jinja, which is written into an exported
+    model whose own template knows no tools.
+
+    Attributes:
+        stop_token_ids: Each of them ends an assistant's turn.
     """
 
     stop_token_ids: tuple[int, ...]

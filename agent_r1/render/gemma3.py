@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 from agent_r1.config import ConfigError, NamedSection
@@ -37,6 +38,7 @@ class Gemma3:
 
     def __init__(self, settings: Settings, tokenizer: HuggingFaceTokenizer) -> None:
         self._encoder = Encoder(tokenizer.backend_tokenizer, _WORDS)
+        self.chat_template = (files("agent_r1.render") / "gemma3.jinja").read_text()
         needed = ("<bos>", "<start_of_turn>", _END)
         if missing := [token for token in needed if self._encoder.id_of(token) is None]:
             raise ConfigError(

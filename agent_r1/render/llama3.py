@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 from agent_r1.config import ConfigError, NamedSection
@@ -38,6 +39,8 @@ class Llama3:
     def __init__(self, settings: Settings, tokenizer: HuggingFaceTokenizer) -> None:
         self._encoder = Encoder(tokenizer.backend_tokenizer)
         self._date = settings.date
+        template = files("agent_r1.render") / "llama3.jinja"
+        self.chat_template = template.read_text().replace("DATE", settings.date)
         needed = (_END, "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
         if missing := [token for token in needed if self._encoder.id_of(token) is None]:
             raise ConfigError(

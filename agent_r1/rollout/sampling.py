@@ -43,6 +43,8 @@ def draw(
     logp -= total
     p = logp.exp()
     entropies = -torch.linalg.vecdot(p, logp)
+    if not entropies.isfinite().all():  # a logit of -inf: 0 log 0 is 0
+        entropies = torch.special.entr(p).sum(-1)
     greedy = torch.tensor([s.temperature == 0.0 for s in samplings])
     if greedy.all():
         token_ids = logp.argmax(-1)

@@ -186,8 +186,13 @@ class GymEnv:
             rendered = self._gym.render()
             if isinstance(rendered, list):  # the frames since the last time
                 rendered = rendered[-1] if rendered else None
-            if isinstance(rendered, str):
-                return _ESCAPES.sub("", _MARKED.sub(r"[\1]", rendered)).strip()
+            rendered = getattr(rendered, "getvalue", lambda: rendered)()  # a StringIO of old games
+            if not isinstance(rendered, str):
+                raise TypeError(
+                    f"its render() gives {rendered!r:.100}, no text, though it offers 'ansi' in "
+                    "metadata['render_modes']; take that out there to show the observation"
+                )
+            return _ESCAPES.sub("", _MARKED.sub(r"[\1]", rendered)).strip()
         return str(observation)
 
 

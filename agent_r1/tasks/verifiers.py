@@ -186,9 +186,13 @@ def _trace(task: Any, messages: Sequence[Message]) -> Any:
                 sampled=message.role == "assistant",
             )
         )
+    last = next((m for m in reversed(messages) if m.role == "assistant"), None)
+    ended = [trace.ModelCall(finish_reason="length" if last.cut else "stop")] if last else []
     seeded = trace.TraceTask(type=type(task).__name__, data=task.data, key=task.key)
     agent = trace.AgentInfo(config=vf.AgentConfig())
-    return trace.Trace(task=seeded, agent=agent, nodes=nodes, is_completed=True, ok=True)
+    return trace.Trace(
+        task=seeded, agent=agent, nodes=nodes, calls=ended, is_completed=True, ok=True
+    )
 
 
 def _call(call: Any, number: str) -> dict[str, Any]:
