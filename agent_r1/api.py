@@ -18,7 +18,7 @@ from agent_r1.portable import file_print
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.report import write_result
-from agent_r1.run import RunFolder
+from agent_r1.run import NOT_FILES, RunFolder
 from agent_r1.run_async import run_async
 from agent_r1.text import is_library
 from agent_r1.trainer import Trainer, evaluator, make_rollout, preflight, set_threads, tasks_of
@@ -62,9 +62,10 @@ def train(
         overrides: Dotted keys, e.g. ``{"train.iterations": 5}``.
         reporter: Where progress goes; nowhere by default.
     """
+    label = recipe if isinstance(recipe, str | Path) else "run"
+    # From here on by its own place: a tool may change the current directory.
+    folder = RunFolder(Path(run or default_run(str(label))).absolute())
     if not isinstance(recipe, Recipe):
-        label = recipe if isinstance(recipe, str | Path) else "run"
-        run = run or default_run(str(label))
         recipe, _ = load_recipe(recipe, list((overrides or {}).items()))
     elif overrides:
         raise ConfigError("overrides change a recipe that is yet to be loaded; this one is checked")
@@ -72,17 +73,23 @@ def train(
     contents = contents_of(recipe.model) | _files_of(recipe)
     _must_be_its_base(recipe, contents)
     recipe = _pinned(recipe)
-    folder = RunFolder.create(run or default_run("run"), recipe)
-    folder.write_contents(contents)
-    try:
-        return _train(recipe, folder, reporter)
-    except BaseException:
-        folder.remove_unused()
-        raise
+    folder.must_be_free(folder.path)
+    with folder.locked():
+        folder = RunFolder.create(folder.path, recipe)
+        folder.write_contents(contents)
+        try:
+            return _train(recipe, folder, reporter)
+        except BaseException:
+            folder.remove_unused()
+            raise
 
 
 def resume(
-    run: str | Path, *, iterations: int | None = None, reporter: Reporter | None = None
+    run: str | Path,
+    *,
+    iterations: int | None = None,
+    trust: bool = False,
+    reporter: Reporter | None = None,
 ) -> Result:
     """Continues a run after its last checkpoint, with the numbers it would have had without the
     stop.
@@ -91,19 +98,29 @@ def resume(
         run: Its folder.
         iterations: The new number of iterations in all, for a run that is to go on for longer; a
             schedule of the learning rate that falls goes by it from there.
+        trust: Run the code that a run names which was not made here.
         reporter: Where progress goes; nowhere by default.
     """
-    folder = RunFolder.open(run)
-    recipe, _ = load_recipe(folder.recipe_data())
-    if iterations is not None:
-        recipe = folder.lengthen(recipe, iterations)
-    _must_be_the_same(recipe, folder)
-    reporter = reporter or Reporter(num_iterations=recipe.train.iterations, quiet=True)
+    folder = RunFolder.open(Path(run).absolute())
+    with folder.locked():
+        recipe = folder.recipe(trust=trust)
+        if iterations is not None:
+            recipe = folder.lengthen(recipe, iterations)
+        _must_be_the_same(recipe, folder)
+        reporter = reporter or Reporter(num_iterations=recipe.train.iterations, quiet=True)
+        _tell_changes(folder, reporter)
+        return _train(recipe, folder, reporter)
+
+
+def _tell_changes(folder: RunFolder, reporter: Reporter) -> None:
+    """Warns of settings and files that are not what they were when the run began."""
+    end = "what comes now is not what would have come"
+    for key, before, now in folder.changed_settings():
+        reporter.warn(f"{folder.path}/recipe.json: {key} = {now!r} was {before!r}: {end}")
     for file, before in folder.contents().items():
-        if file not in ("model", "adapter") and (now := file_print(Path(file))) != before:
+        if file not in NOT_FILES and (now := file_print(Path(file))) != before:
             what = "is gone" if now is None else "has changed since the run began"
-            reporter.warn(f"{file} {what}: what comes now is not what would have come")
-    return _train(recipe, folder, reporter)
+            reporter.warn(f"{file} {what}: {end}")
 
 
 def _files_of(recipe: Recipe) -> dict[str, str]:
@@ -189,7 +206,7 @@ def _train(recipe: Recipe, run: RunFolder, reporter: Reporter | None) -> Result:
     if recipe.evaluation.test_tasks:
         reporter.say(f"testing before and after on {recipe.evaluation.test_tasks} fresh tasks")
         result.before = Agent(recipe).test()
-        result.after = load(run.path).test()
+        result.after = Agent(recipe, model_folder(run.path, "best")).test()
         result.report = write_result(
             run, result.before, result.after, train_seconds=state.train_seconds
         )
@@ -249,16 +266,17 @@ class Agent:
         }
 
 
-def load(run: str | Path, checkpoint: str = "best") -> Agent:
+def load(run: str | Path, checkpoint: str = "best", *, trust: bool = False) -> Agent:
     """The agent that a run trained: its ``best`` checkpoint, the ``last``, or an iteration's
-    number.
+    number. ``trust`` as of ``resume``.
     """
     folder = RunFolder.open(run)
-    recipe, _ = load_recipe(folder.recipe_data())
-    return Agent(recipe, model_folder(folder.path, checkpoint))
+    return Agent(folder.recipe(trust=trust), model_folder(folder.path, checkpoint))
 
 
-def export(run: str | Path, out: str | Path, checkpoint: str = "best") -> Path:
+def export(
+    run: str | Path, out: str | Path, checkpoint: str = "best", *, trust: bool = False
+) -> Path:
     """Writes what a run trained as a plain Hugging Face model folder that other programs can read:
     an adapter merged into its model, the stop tokens in ``generation_config``, and where the
     tokenizer has no chat template for tools, that of the renderer.
@@ -266,7 +284,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best") -> Path:
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already; name a new folder")
-    agent = load(run, checkpoint)
+    agent = load(run, checkpoint, trust=trust)
     policy = agent.policy.merged() if agent.policy.has_adapter else agent.policy
     template = getattr(agent.rollout.renderer, "chat_template", None)
     if template and "tools" not in (policy.tokenizer.chat_template or ""):

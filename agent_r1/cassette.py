@@ -98,6 +98,10 @@ class Cassette:
             self._tape.add(slot, _row(self._place, slot.number, tool, result))
 
 
+_BEGINNING = b'{"in": '
+"""Of every recorded call."""
+
+
 class _Tape:
     """All recorded calls of a file."""
 
@@ -110,8 +114,13 @@ class _Tape:
         for number, line in enumerate(content.split(b"\n"), 1):
             try:
                 row = json.loads(line)
-            except ValueError:
-                continue  # cut off by a kill
+            except ValueError as error:
+                if line[: len(_BEGINNING)] == _BEGINNING[: len(line)]:
+                    continue  # cut off by a kill
+                raise ConfigError(
+                    f"env.cassette.path: {path} holds something else than recorded calls (line "
+                    f"{number}); name a new file"
+                ) from error
             try:
                 slot = _key(row["in"], row["tool"], row["arguments"]), int(row["number"])
             except (KeyError, TypeError) as error:
@@ -134,9 +143,10 @@ class _Tape:
     def add(self, slot: Slot, row: dict[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         line = ("\n" if self._is_torn else "") + json.dumps(row) + "\n"
-        self._is_torn = False
+        self._is_torn = True  # until it is written: a disk may be full
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
+        self._is_torn = False
         self._note((slot.key, slot.number), row)
 
     def _note(self, slot: tuple[str, int], row: dict[str, Any]) -> None:

@@ -1,23 +1,33 @@
 """Checkpoints: everything that the next iteration depends on, written at once or not at all.
 
 ``checkpoints/000010`` is a plain Hugging Face model folder with ``trainer.pt`` (optimiser, value
-head, RNG) and ``state.json`` beside the weights. ``checkpoints/last`` and ``checkpoints/best`` are
-links.
+head, RNG), ``state.json`` and ``checksums.json`` beside the weights. Which one is the last and
+which the best is read from the folders themselves; the links ``checkpoints/last`` and
+``checkpoints/best`` are for people, and a file system or a copy without them loses nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+from safetensors import SafetensorError
 
-from agent_r1.config import ConfigError
-from agent_r1.learner import Learner
-from agent_r1.policy import Policy
+from agent_r1.config import ConfigError, RunError
+from agent_r1.durable import SEAL, seal, sync_folder, why_damaged
+from agent_r1.text import describe
+
+if TYPE_CHECKING:
+    from agent_r1.learner import Learner
+    from agent_r1.policy import Policy
+
+LINKS = ("best", "last")
 
 
 @dataclass
@@ -31,6 +41,7 @@ class State:
         train_seconds: Time spent in iterations, evaluations and checkpoints not counted.
         micro_batch_tokens: As chosen by the memory there was at first; what is free when a run is
             resumed must not change its last bits.
+        metrics: CRC-32 of the rows of metrics that the run had written by then.
     """
 
     iteration: int = 0
@@ -39,54 +50,110 @@ class State:
     best_iteration: int = 0
     train_seconds: float = 0.0
     micro_batch_tokens: int = 0
+    metrics: int = 0
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
+
+    Attributes:
+        last: The newest whole one, or ``None`` where there is none.
+        damaged: Newer ones that are not whole, and why.
+    """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self.last: Path | None = None
+        self.damaged: dict[Path, str] = {}
+        for _, path in sorted(_folders(folder), reverse=True):
+            reason = why_damaged(path)
+            if reason is None:
+                self.last = path
+                break
+            self.damaged[path] = reason
 
     def save(self, state: State, policy: Policy, learner: Learner) -> None:
-        """Writes under a temporary name, renames, moves the links, then drops what is no longer
-        kept.
+        """Writes under a temporary name, puts all of it on the disk, renames, moves the links, then
+        drops what is no longer kept.
         """
+        import torch
+
         final = self.folder / f"{state.iteration:06d}"
         partial = self.folder / f".{final.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        policy.save(partial)
         extra = {"learner": learner.state_dict(), "rng": torch.get_rng_state()}
-        torch.save(extra, partial / "trainer.pt")
-        (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
+        try:
+            policy.save(partial)
+            torch.save(extra, partial / "trainer.pt")
+            (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+            seal(partial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # whoever writes, the disk is one
+            raise RunError(
+                f"{partial} cannot be written ({describe(error)}): is the disk full? The run goes "
+                "on from the checkpoint before with --resume"
+            ) from error
+        self._settle_copies()
+        if final.exists():
+            final.rename(old := self.folder / f".{final.name}.old")
+            shutil.rmtree(old)
         partial.rename(final)
+        sync_folder(self.folder)  # the last word: what has no name did not happen
+        self.last = final
         if state.best_iteration == state.iteration:
             self._link("best", final.name)
-        self._link("last", final.name)  # the last word: what is not linked did not happen
+        self._link("last", final.name)
         self._prune(state)
 
     def restore(self, policy: Policy, learner: Learner) -> State:
         """Puts the last checkpoint's optimiser and RNG back; the weights were loaded with the
         policy.
         """
-        folder = self.folder / "last"
-        extra = torch.load(folder / "trainer.pt", map_location=policy.device, weights_only=True)
-        learner.load_state_dict(extra["learner"])
-        torch.set_rng_state(extra["rng"].cpu())
-        return State(**json.loads((folder / "state.json").read_text()))
+        import torch
 
-    @property
-    def last(self) -> Path | None:
-        """The newest checkpoint, or ``None`` before the first."""
-        return self.folder / "last" if (self.folder / "last" / "state.json").exists() else None
+        assert self.last is not None, "there is a checkpoint"
+        try:
+            extra = torch.load(
+                self.last / "trainer.pt", map_location=policy.device, weights_only=True
+            )
+            learner.load_state_dict(extra["learner"])
+            torch.set_rng_state(extra["rng"].cpu())
+            return State(**_state(self.last))
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{self.last}: it is whole but does not belong to this recipe, or to this version "
+                f"of agent-r1 or PyTorch: {error}"
+            ) from error
+
+    def put_aside(self, folder: Path) -> None:
+        """Moves what is damaged out of the way; nothing is deleted."""
+        for path in self.damaged:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.rename(folder / path.name)
+        self.damaged = {}
+
+    def _settle_copies(self) -> None:
+        """Makes room for links where a copy that followed them has folders: each gets its number,
+        or goes if the folder of that number is whole.
+        """
+        for name in LINKS:
+            path = self.folder / name
+            if not path.is_dir() or path.is_symlink():
+                continue
+            numbered = self.folder / f"{_state(path)['iteration']:06d}"
+            if not numbered.exists():
+                path.rename(numbered)
+            elif why_damaged(numbered) is None:
+                shutil.rmtree(path)
 
     def _link(self, name: str, target: str) -> None:
         partial = self.folder / f".{name}.partial"
+        with contextlib.suppress(OSError):  # file systems without links
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(target)
+            os.replace(partial, self.folder / name)
         partial.unlink(missing_ok=True)
-        partial.symlink_to(target)
-        os.replace(partial, self.folder / name)
 
     def _prune(self, state: State) -> None:
         done = sorted(path for path in self.folder.iterdir() if path.name.isdigit())
@@ -95,12 +162,60 @@ class Checkpoints:
                 shutil.rmtree(path)
 
 
+def _folders(folder: Path) -> Iterator[tuple[int, Path]]:
+    """The iteration and the folder of all that calls itself a checkpoint; a folder in place of a
+    link where the iteration's own is missing.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.isdigit() and path.is_dir():
+            yield int(path.name), path
+        elif path.name in LINKS and path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(ConfigError):
+                iteration = _state(path)["iteration"]
+                if not (folder / f"{iteration:06d}").is_dir():
+                    yield iteration, path
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        int(state["iteration"]), int(state["best_iteration"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{folder / 'state.json'} cannot be read: {error!r}") from error
+    return dict(state)
+
+
+def last_state(run: Path) -> State | None:
+    """Where a run stands by its last whole checkpoint."""
+    last = Checkpoints(run / "checkpoints", keep=1).last
+    return None if last is None else State(**_state(last))
+
+
 def model_folder(run: Path, which: str) -> Path:
-    """The model of a run: ``best``, ``last``, or an iteration's number."""
-    name = f"{int(which):06d}" if which.isdigit() else which
-    folder = run / "checkpoints" / name
-    if not folder.exists():
+    """The model of a run: ``best``, ``last``, or an iteration's number.
+
+    Raises:
+        ConfigError: There is no such checkpoint, or it is not as it was written.
+    """
+    there = dict(sorted(_folders(run / "checkpoints")))
+    number = int(which) if which.isdigit() else None
+    if which in LINKS and there:
+        newest = next((p for _, p in sorted(there.items(), reverse=True) if _is_whole(p)), None)
+        if newest is None:
+            reasons = "; ".join(f"{path.name}: {why_damaged(path)}" for path in there.values())
+            raise ConfigError(f"{run} has no whole checkpoint ({reasons})")
+        number = _state(newest)["iteration" if which == "last" else "best_iteration"]
+    folder = None if number is None else there.get(number)
+    if folder is None:
+        known = ", ".join(map(str, there)) or "none"
         raise ConfigError(
-            f"{run} has no checkpoint {which!r}; use best, last or the number of one it has"
+            f"{run} has no checkpoint {which!r}; it has those of iterations {known}: name best, "
+            "last or a number"
         )
+    if (folder / SEAL).exists() and (reason := why_damaged(folder)) is not None:
+        raise ConfigError(f"{folder} is damaged: {reason}; name another checkpoint")
     return folder.resolve()
+
+
+def _is_whole(folder: Path) -> bool:
+    return not (folder / SEAL).exists() or why_damaged(folder, thorough=False) is None

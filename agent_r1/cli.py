@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from agent_r1.api import Result
     from agent_r1.recipe import Recipe
 
 
+MAX_MESSAGE = 3000
+"""Characters of a message that fit a screen."""
+EXIT_CODES = """exit codes: 0 done; 1 a run, or a part of it, came to nothing; 2 the input cannot be
+used; 130 interrupted, 143 terminated (the run can be resumed); 141 nobody reads the output any
+more. --debug shows where an error came from."""
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM: the same as an interruption, by another name."""
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; 1 when it came to nothing, 2 when the user's input is at fault, 130 when
-    interrupted.
-    """
+    """Runs a command; see ``EXIT_CODES``. Whatever goes wrong is one message."""
+    given = sys.argv[1:] if argv is None else argv
+    words = [word for word in given if word != "--debug"]
     parser, commands = _parser()
-    words, rest = _parted(sys.argv[1:] if argv is None else argv, commands)
+    words, rest = _parted(words, commands)
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         parser.error(
@@ -32,27 +46,80 @@ def main(argv: list[str] | None = None) -> int:
             if getattr(arguments, "takes_overrides", False)
             else f"unexpected arguments: {' '.join(unknown)}"
         )
-    from agent_r1.config import ConfigError, RunError
-    from agent_r1.env_check import EnvCheckError
+    arguments.stdout = sys.stdout
+    # With --json nothing else may stand there, whatever a tool prints.
+    printed = contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout)
+    try:
+        with _terminable(), printed:
+            code: int = arguments.run_command(arguments, rest)
+        arguments.stdout.flush()
+        return code
+    except BaseException as error:  # an exit in code of the user's is one, too
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        if "--debug" in given:
+            traceback.print_exc()
+        return _told(error, arguments)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, as schedulers send it, ends a run in the same way as Ctrl-C."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise _TerminatedError
 
     try:
-        code: int = arguments.run_command(arguments, rest)
-        return code
-    except (ConfigError, EnvCheckError) as error:
-        print(f"agent-r1: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"agent-r1: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        run = getattr(arguments, "run", None) or getattr(arguments, "resume", None) or "RUN"
-        goes_on = f"`agent-r1 train --resume {run}` goes on from the last checkpoint"
-        if arguments.command == "bench":
-            goes_on = "the same command goes on"
-        if arguments.command == "index":
-            goes_on = "nothing was written"
-        print(f"\ninterrupted; {goes_on}", file=sys.stderr)
-        return 130
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _told(error: BaseException, arguments: argparse.Namespace) -> int:
+    """Prints what went wrong in a screen at most; the exit code."""
+    from agent_r1.config import ConfigError, RunError
+    from agent_r1.env_check import EnvCheckError
+    from agent_r1.text import describe, place_of
+
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if isinstance(error, KeyboardInterrupt):
+        is_term = isinstance(error, _TerminatedError)
+        print(
+            f"\n{'terminated' if is_term else 'interrupted'}; {_goes_on(arguments)}",
+            file=sys.stderr,
+        )
+        return 143 if is_term else 130
+    if isinstance(error, ConfigError | EnvCheckError | RunError):
+        text = str(error)
+    elif isinstance(error, SystemExit):
+        text = f"something that was called wanted to end the program: {error!r}{place_of(error)}"
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if arguments.command in ("train", "sft", "bench"):
+            text += f"; {_goes_on(arguments)}"
+    else:
+        text = f"{describe(error)}{place_of(error)} (--debug shows more)"
+    if len(text) > MAX_MESSAGE:
+        cut = len(text) - MAX_MESSAGE
+        text = f"{text[:MAX_MESSAGE]} ... ({cut:,} more characters)"
+    print(f"agent-r1: {text}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError | EnvCheckError) else 1
+
+
+def _goes_on(arguments: argparse.Namespace) -> str:
+    if arguments.command == "bench":
+        return "the same command goes on"
+    if arguments.command in ("train", "sft"):
+        run = arguments.run or arguments.resume or "RUN"
+        return f"`agent-r1 train --resume {run}` goes on from the last checkpoint"
+    return "nothing was written"
 
 
 def _parted(
@@ -85,7 +152,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     parser = argparse.ArgumentParser(
         prog="agent-r1",
         description="Train language-model agents on their own tools by reinforcement learning.",
-        epilog="train, sft, eval, check, bench take any recipe key: --train.iterations 5",
+        epilog="train, sft, eval, check, bench take any recipe key: --train.iterations 5. "
+        + EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"agent-r1 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -127,6 +195,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     check.set_defaults(run_command=_check, takes_overrides=True)
 
     more = (*training, _add_index(commands), *_add_comparisons(commands))
+    explain = commands.choices["explain"]
+    for command in (*training, evaluate, export, explain):
+        command.add_argument(
+            "--trust",
+            action="store_true",
+            help="run the code that a run names which was not made here",
+        )
     for command in (evaluate, export, check, *more):
         command.add_argument(
             "--json", action="store_true", help="print figures as JSON, nothing else"
@@ -211,6 +286,10 @@ def _add_comparisons(commands: _Commands) -> list[argparse.ArgumentParser]:
     return [explain, bench]
 
 
+def _print_json(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
+    print(json.dumps(figures), file=arguments.stdout)
+
+
 def _count(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
@@ -235,8 +314,10 @@ def _load(source: str, rest: list[str], *, quiet: bool, implied: Sequence[str] =
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from pathlib import Path
+
     from agent_r1.config import ConfigError
-    from agent_r1.recipe import load_recipe, shipped_recipes
+    from agent_r1.recipe import shipped_recipes
     from agent_r1.run import RunFolder
 
     iterations = None
@@ -249,8 +330,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         iterations = _only_iterations(rest)
         if arguments.run:
             raise ConfigError("--resume goes on in the run's own folder: no --run")
-        run = RunFolder.open(arguments.resume)
-        recipe, _ = load_recipe(run.recipe_data())
+        recipe = RunFolder.open(arguments.resume).recipe(trust=arguments.trust)
     else:
         implied = _imitating(arguments)
         recipe = _load(arguments.recipe, rest, quiet=arguments.json, implied=implied)
@@ -262,19 +342,19 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     num = iterations or recipe.train.iterations
     reporter = Reporter(num_iterations=num, quiet=arguments.json)
     if arguments.resume:
-        result = api.resume(arguments.resume, iterations=iterations, reporter=reporter)
+        result = api.resume(
+            arguments.resume, iterations=iterations, trust=arguments.trust, reporter=reporter
+        )
     else:
         folder = arguments.run = arguments.run or api.default_run(arguments.recipe)
         reporter.say(f"run folder: {folder}")
         result = api.train(recipe, run=folder, reporter=reporter)
     if arguments.json:
-        print(
-            json.dumps(
-                {"run": str(result.run.path), "last": result.metrics[-1], "report": result.report}
-            )
-        )
+        figures = {"last": result.metrics[-1], "report": result.report}
+        _print_json(arguments, {"run": str(result.run.path), **figures})
     else:
-        _print_result(result, recipe, arguments.recipe)
+        path = Path(arguments.run or arguments.resume)  # as it was given
+        _print_result(result, recipe, arguments.recipe, path)
     return 0
 
 
@@ -302,7 +382,7 @@ def _imitating(arguments: argparse.Namespace) -> list[str]:
     return ["--algorithm=sft", "--credit=outcome", "--train.attempts=1", *source]
 
 
-def _print_result(result: Result, recipe: Recipe, source: str | None) -> None:
+def _print_result(result: Result, recipe: Recipe, source: str | None, path: Path) -> None:
     from agent_r1.report import contrast, draw_curve, table, transcript
 
     curve = draw_curve(result.run)
@@ -310,9 +390,9 @@ def _print_result(result: Result, recipe: Recipe, source: str | None) -> None:
         before, after = contrast(result.before["sampled"].groups, result.after["sampled"].groups)
         print(f"\nBefore training\n{transcript(before)}\n\nAfter training\n{transcript(after)}\n")
         print(f"Success on tasks never seen in training, before -> after\n{table(result.report)}\n")
-    path = result.run.path
     command = "agent-r1" if shutil.which("agent-r1") else os.path.relpath(sys.argv[0])
-    print(f"curve:        {curve or 'not drawn: pip install agent-r1[plot]'}")
+    missing = "not drawn: pip install agent-r1[plot]"
+    print(f"curve:        {path / curve.name if curve else missing}")
     print(f"best model:   {path / 'checkpoints' / 'best'}")
     print(f"run folder:   {path}")
     print(
@@ -347,7 +427,11 @@ def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
     from agent_r1 import api
     from agent_r1.report import transcript
 
-    agent = api.Agent(recipe) if recipe else api.load(arguments.source, arguments.checkpoint)
+    agent = (
+        api.Agent(recipe)
+        if recipe
+        else api.load(arguments.source, arguments.checkpoint, trust=arguments.trust)
+    )
     settings = agent.recipe.evaluation
     num = arguments.tasks or settings.test_tasks or settings.tasks
     if (size := len(agent.tasks(arguments.split))) < num:
@@ -355,7 +439,7 @@ def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
     result = agent.evaluate(split=arguments.split, num_tasks=num, temperature=arguments.temperature)
     figures = result.figures()
     if arguments.json:
-        print(json.dumps(figures))
+        _print_json(arguments, figures)
         return 0
     for group in result.groups[: arguments.show]:
         print(transcript(group.trajectories[0]) + "\n")
@@ -379,8 +463,11 @@ def _score_line(name: str, scores: dict[str, Any]) -> str:
 def _export(arguments: argparse.Namespace, rest: list[str]) -> int:
     from agent_r1 import api
 
-    folder = api.export(arguments.run, arguments.out, arguments.checkpoint)
-    print(json.dumps({"model": str(folder)}) if arguments.json else f"model: {folder}")
+    folder = api.export(arguments.run, arguments.out, arguments.checkpoint, trust=arguments.trust)
+    if arguments.json:
+        _print_json(arguments, {"model": str(folder)})
+    else:
+        print(f"model: {folder}")
     return 0
 
 
@@ -391,7 +478,10 @@ def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     with counting("tasks", quiet=arguments.json) as tell:
         report = dry_run(recipe, tell)
-    print(json.dumps(report.as_dict()) if arguments.json else report.as_text())
+    if arguments.json:
+        _print_json(arguments, report.as_dict())
+    else:
+        print(report.as_text())
     return 0
 
 
@@ -420,7 +510,7 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
         found = run_async(searcher.search(arguments.query, 3))
         figures["found"] = [vars(passage) for passage in found]
     if arguments.json:
-        print(json.dumps(figures))
+        _print_json(arguments, figures)
         return 0
     print("{passages:,} passages in {seconds} s, {MiB} MiB: {index}".format(**figures))
     if arguments.query is not None and not figures["found"]:
@@ -434,8 +524,12 @@ def _explain(arguments: argparse.Namespace, rest: list[str]) -> int:
     from agent_r1.explain import explain
     from agent_r1.run import RunFolder
 
-    found = explain(RunFolder.open(arguments.run), arguments.trajectory)
-    print(json.dumps(found.as_dict()) if arguments.json else found.as_text(tokens=arguments.tokens))
+    run = RunFolder.open(arguments.run)
+    found = explain(run, arguments.trajectory, trust=arguments.trust)
+    if arguments.json:
+        _print_json(arguments, found.as_dict())
+    else:
+        print(found.as_text(tokens=arguments.tokens))
     return 0
 
 
@@ -463,7 +557,7 @@ def _bench(arguments: argparse.Namespace, rest: list[str]) -> int:
     )
     if arguments.json:
         files = [str(file) for file in outcome.files]
-        print(json.dumps({"files": files, "failures": outcome.failures}))
+        _print_json(arguments, {"files": files, "failures": outcome.failures})
     elif outcome.files:
         print("\n" + (out / "table.md").read_text())
         print("\n".join(map(str, outcome.files)))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from agent_r1.config import ConfigError
 from agent_r1.env import Env, ToolEnv, played_gold
-from agent_r1.recipe import Recipe, load_recipe
+from agent_r1.recipe import Recipe
 from agent_r1.render.calls import parse_hermes
 from agent_r1.rollout.episode import Rollout, run_episode
 from agent_r1.run import RunFolder
@@ -108,8 +108,8 @@ def open_runs(recipe: Recipe) -> list[RunFolder]:
     runs = []
     for folder in [settings.source] if isinstance(settings.source, str) else settings.source:
         run = RunFolder.open(Path(folder).expanduser())
-        theirs = _what_counts(load_recipe(run.recipe_data())[0])
-        for key, ours in _what_counts(recipe).items():
+        theirs = _what_counts(run.recipe_data())  # as it stands: its code is not run
+        for key, ours in _what_counts(recipe.model_dump(mode="json")).items():
             if theirs.get(key) != ours:
                 raise ConfigError(
                     f"algorithm.source = {folder!r}: that run has {key} = {theirs.get(key)!r}, "
@@ -120,11 +120,13 @@ def open_runs(recipe: Recipe) -> list[RunFolder]:
     return runs
 
 
-def _what_counts(recipe: Recipe) -> dict[str, Any]:
-    data = recipe.model_dump(mode="json")
+def _what_counts(data: Mapping[str, Any]) -> dict[str, Any]:
     of_any = ToolEnv.Settings.model_fields.keys() - {"name"}
-    env = {f"env.{key}": value for key, value in data["env"].items() if key not in of_any}
-    return {"model.path": data["model"]["path"], "renderer": data["renderer"], **env}
+    env, model = data.get("env"), data.get("model")
+    if not (isinstance(env, Mapping) and isinstance(model, Mapping)):
+        raise ConfigError("algorithm.source: the recipe.json there has no sections env and model")
+    of_env = {f"env.{key}": value for key, value in env.items() if key not in of_any}
+    return {"model.path": model.get("path"), "renderer": data.get("renderer"), **of_env}
 
 
 def _shortfall(trajectory: Trajectory, require: Mapping[str, float]) -> str | None:

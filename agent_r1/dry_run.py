@@ -10,7 +10,7 @@ from typing import Any
 from agent_r1.advice import must_fit
 from agent_r1.blocked import held_up
 from agent_r1.config import ConfigError
-from agent_r1.env import close_env, make_env, played_gold
+from agent_r1.env import close_env, make_env, played_gold, schemas_of
 from agent_r1.env_check import check_env
 from agent_r1.policy import load_tokenizer, start_folder
 from agent_r1.recipe import Recipe
@@ -110,7 +110,7 @@ async def _play(
         report.num_tokens = max(report.num_tokens, length)
 
     messages = await env.reset(task, derive_seed(recipe.seed, task.id))
-    prompt_ids = renderer.prompt(messages, env.schemas)
+    prompt_ids = renderer.prompt(messages, schemas_of(env))
     try:
         must_fit(prompt_ids, task, recipe.limits.tokens)
     except ConfigError as error:

@@ -23,10 +23,10 @@ from agent_r1.dispatch import Dispatcher
 from agent_r1.failure import FailurePolicy, ToolFailureError
 from agent_r1.mcp_tools import Connection, McpServer, connect
 from agent_r1.noise import Noise, NoiseSettings
-from agent_r1.text import NotTextError, as_text
+from agent_r1.text import NotTextError, as_text, clean, describe, place_of
 from agent_r1.tools import AnyTool, Tool, ToolResult
 from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
-from agent_r1.waiting import EPISODE_THREAD, OwnThread
+from agent_r1.waiting import EPISODE_THREAD, OwnThread, contained
 
 
 @dataclass(slots=True, frozen=True)
@@ -106,14 +106,57 @@ def make_env(env_class: Any, settings: NamedSection) -> Env:
     env: Env
     if isinstance(env_class, type) and issubclass(env_class, ToolEnv) and env_class.is_plain():
         thread = OwnThread(f"episode-{env_class.__name__}")
-        env = thread.wait(functools.partial(env_class, settings))
+        env = contained(lambda: thread.wait(functools.partial(env_class, settings)))
         env.episode_thread = thread
     else:
-        env = env_class(settings)
+        env = contained(lambda: env_class(settings))
     if not isinstance(settings, EnvSettings) or settings.memory is None:
         return env
     wrapped: Env = MEMORIES.resolve(settings.memory.name)(env, settings.memory)
     return wrapped
+
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def tasks_of(env_class: Any, settings: NamedSection, split: str) -> Sequence[Task]:
+    """The tasks of a split, none but such; a ``ConfigError`` says what else is there."""
+    where = f"{env_class.__name__}.tasks(settings, {split!r})"
+    try:
+        tasks = contained(lambda: env_class.tasks(settings, split))
+        looked_at = tasks if isinstance(tasks, list | tuple) else tasks[: min(len(tasks), 1)]
+        other = next((task for task in looked_at if not isinstance(task, Task)), None)
+    except ConfigError:
+        raise
+    except NotImplementedError as error:
+        raise ConfigError(str(error)) from error
+    except Exception as error:  # its author's code
+        raise ConfigError(f"{where}: {describe(error)}{place_of(error)}") from error
+    if other is not None:
+        raise ConfigError(f"{where} must give a sequence of Task, not {type(other).__name__}")
+    return tasks  # type: ignore[no-any-return]
+
+
+def schemas_of(env: Any) -> list[dict[str, Any]]:
+    """The schemas of an environment's tools, none but such."""
+    schemas = contained(lambda: env.schemas)
+    if not isinstance(schemas, list | tuple) or not all(isinstance(s, dict) for s in schemas):
+        raise TypeError(f"schemas must be a list of JSON schemas, not a {type(schemas).__name__}")
+    return list(schemas)
+
+
+def tidy(message: Message) -> Message:
+    """A message as it may be stored and shown: its text is clean; the same object if it was.
+
+    Raises:
+        TypeError: It is no message that a conversation can have.
+    """
+    if not isinstance(message, Message) or message.role not in ROLES:
+        raise TypeError(f"not a message of a role {', '.join(ROLES)}: {message!r:.200}")
+    if not isinstance(message.content, str):
+        raise TypeError(f"the content of a message must be text, not {message.content!r:.200}")
+    content = clean(message.content)
+    return message if content == message.content else dataclasses.replace(message, content=content)
 
 
 def plain_outcome(outcome: Outcome) -> Outcome:

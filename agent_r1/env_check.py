@@ -11,7 +11,16 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from agent_r1.config import ConfigError, NamedSection
-from agent_r1.env import close_env, make_env, plain_outcome, plain_rewards, played_gold
+from agent_r1.env import (
+    close_env,
+    make_env,
+    plain_outcome,
+    plain_rewards,
+    played_gold,
+    schemas_of,
+    tasks_of,
+    tidy,
+)
 from agent_r1.render.calls import parse_hermes
 from agent_r1.run_async import run_async
 from agent_r1.text import clean, describe, place_of
@@ -117,8 +126,8 @@ async def _check(
     num_gold = num_played = num_checked = num_random = 0
     for split in ("train", "validation", "test"):
         try:
-            tasks = env.tasks(settings, split)
-        except NotImplementedError as error:
+            tasks = tasks_of(env, settings, split)
+        except ConfigError as error:
             raise EnvCheckError(str(error)) from error
         notes.append(f"{split}: {len(tasks):,} tasks")
         if len(tasks) == 0:
@@ -259,10 +268,10 @@ class _Played:
         given: list[Any] = []
 
         async def work(env: Any) -> None:
-            given.append(tuple(await env.reset(self._task, self._seed)))
+            given.append(tuple(map(tidy, await env.reset(self._task, self._seed))))
             if not given[0]:
                 self._problem("reset gave no messages")
-            given.append(list(env.schemas))
+            given.append(schemas_of(env))
             for text in script:
                 transition = await env.step(parse_hermes(text))
                 given.append(transition)

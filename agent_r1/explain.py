@@ -10,13 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.algorithms.base import Algorithm
 from agent_r1.algorithms.credit import Credit
 from agent_r1.assign import assign_credit, batch_of, minibatches, shares, trained_on
 from agent_r1.config import ConfigError
+from agent_r1.config import explain as explain_error
 from agent_r1.masks import masks_of
-from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.run import RunFolder
 from agent_r1.types import Group, MalformedCall, Step, Trajectory, derive_seed
 
@@ -51,7 +53,8 @@ class Explanation:
             rewards as weighed, the outcome, a KL penalty.
         returns: Per step, what the run's credit gives its first token.
         group_returns: Per attempt of the group, all that was counted; ``None`` if it was excluded.
-        own: The run's algorithm: the advantages that it trained on, and their weights.
+        own: The run's algorithm: the advantages that it trained on, and their weights; none where
+            it is code that was not run.
         others: The others that need no critic, with their default settings and the run's credit.
         notes: What the reader should know.
     """
@@ -138,7 +141,7 @@ class Explanation:
             *_table((self.own, *self.others), self._mean_advantages),
             "",
             "weight in the loss of one token, times its advantage, x 1000",
-            *_table((self.own, *self.others), self._pushes),
+            *_table([c for c in (self.own, *self.others) if c.weights], self._pushes),
         ]
         if tokens:
             lines += ["", *self._token_lines()]
@@ -154,7 +157,8 @@ class Explanation:
     def _token_lines(self) -> Iterator[str]:
         yield "step  token     id   logprob   value  advantage   ratio  weight x advantage x 1000"
         for number, step in enumerate(self.trajectory.steps, 1):
-            advantages, weight = self.own.advantages[number - 1], self.own.weights[number - 1]
+            advantages = self.own.advantages[number - 1]
+            weight = self.own.weights[number - 1] if self.own.weights else math.nan
             for index, token_id in enumerate(step.action.token_ids):
                 logprob = f"{step.action.logprobs[index]:.3f}" if step.action.logprobs else "-"
                 value = f"{step.values[index]:+.3f}" if step.values else "-"
@@ -166,23 +170,75 @@ class Explanation:
                 )
 
 
-def explain(run: RunFolder, where: str | None = None) -> Explanation:
-    """Explains a trajectory of a run.
+@dataclass(frozen=True)
+class _Settings:
+    """What of a recipe is needed; the environment is not loaded.
+
+    Attributes:
+        own: Whether the algorithm is code of the run's own that is not to be run; then
+            ``algorithm`` is the base of all.
+    """
+
+    name: str
+    algorithm: Algorithm
+    credit: Credit
+    credit_name: str
+    seed: int
+    minibatches: int
+    own: bool
+
+
+def _settings_of(run: RunFolder, *, trust: bool) -> _Settings:
+    data = run.recipe_data()
+    try:
+        sections: dict[str, Any] = {
+            kind: {"name": data[kind]} if isinstance(data[kind], str) else dict(data[kind])
+            for kind in ("algorithm", "credit")
+        }
+        names = {kind: str(section["name"]) for kind, section in sections.items()}
+        seed, minibatches = int(data["seed"]), int(data["learner"]["minibatches"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{run.path / 'recipe.json'} is no whole recipe: {error!r}") from error
+    if ":" in names["credit"] and not trust:
+        raise ConfigError(
+            f"{run.path}: credit = {names['credit']!r} is code that the run names; look at it, "
+            "then add --trust to have it run"
+        )
+    own = ":" in names["algorithm"] and not trust
+    try:
+        section = None if own else ALGORITHMS.section(sections["algorithm"])
+        of_credit = CREDITS.section(sections["credit"])
+    except ValidationError as error:
+        file = str(run.path / "recipe.json")
+        raise explain_error(error, file, lambda location: []) from error
+    algorithm = (
+        Algorithm(Algorithm.Settings(name=names["algorithm"]))
+        if section is None
+        else ALGORITHMS.resolve(section.name)(section)
+    )
+    credit = CREDITS.resolve(of_credit.name)(of_credit)
+    return _Settings(names["algorithm"], algorithm, credit, names["credit"], seed, minibatches, own)
+
+
+def explain(run: RunFolder, where: str | None = None, *, trust: bool = False) -> Explanation:
+    """Explains a trajectory of a run. No code that the run names is loaded, unless ``trust`` is
+    given: an algorithm of its own is then shown by the numbers that are stored.
 
     Args:
         run: Its folder.
         where: ``ITERATION/GROUP/ATTEMPT``, the last one or two left out or all of it: then the last
             iteration, its first group with a signal, its first attempt that counts.
+        trust: Run the algorithm and the credit that the run names, if they are its own.
 
     Raises:
         ConfigError: There is no such trajectory, or it was excluded.
     """
-    recipe, _ = load_recipe(run.recipe_data())
+    settings = _settings_of(run, trust=trust)
     iteration, number, attempt = _parse(run, where)
     groups = list(run.trajectories(iteration))
     if number is None:
-        algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
-        number = next((n for n, g in enumerate(groups, 1) if algorithm.has_signal(g)), 1)
+        has_signal = _was_told if settings.own else settings.algorithm.has_signal
+        number = next((n for n, g in enumerate(groups, 1) if has_signal(g)), 1)
     group = _pick(groups, number, f"iteration {iteration} has groups")
     if attempt is None:
         attempt = next((n for n, t in enumerate(group.trajectories, 1) if t in group.scored), 1)
@@ -191,14 +247,18 @@ def explain(run: RunFolder, where: str | None = None) -> Explanation:
         raise ConfigError(
             f"attempt {attempt} of group {number} was excluded: {trajectory.fault or 'no action'}"
         )
-    return _explain(recipe, groups, (iteration, number, attempt), trajectory)
+    return _explain(settings, groups, (iteration, number, attempt), trajectory)
+
+
+def _was_told(group: Group) -> bool:
+    """Whether some stored advantage of a group is not 0."""
+    return any(any(step.advantages or ()) for t in group.scored for step in t.steps)
 
 
 def _explain(
-    recipe: Recipe, groups: list[Group], place: Place, trajectory: Trajectory
+    settings: _Settings, groups: list[Group], place: Place, trajectory: Trajectory
 ) -> Explanation:
-    algorithm: Algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
-    credit: Credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
+    algorithm, credit = settings.algorithm, settings.credit
     group = groups[place[1] - 1]
     index = next(i for i, t in enumerate(group.scored) if t is trajectory)
     stored = [[step.advantages for step in t.steps] for g in groups for t in g.scored]
@@ -211,10 +271,16 @@ def _explain(
     ]
     earned = [sum(values) for values in rewards]
     returns = [values[0] for values in credit.returns(trajectory, rewards)]
-    seed = derive_seed(recipe.seed, "iteration", place[0])
+    seed = derive_seed(settings.seed, "iteration", place[0])
     notes = []
     masked = not all(masks_of(algorithm))
-    if not masked:
+    own_weights: list[float] = []
+    if settings.own:
+        notes.append(
+            f"{settings.name!r} is code that the run names and was not run: its advantages are "
+            "those stored, what is counted leaves it out; --trust runs it"
+        )
+    elif not masked:
         assign_credit(groups, algorithm, credit)
         again = [[step.advantages for step in t.steps] for g in groups for t in g.scored]
         if not _close(stored, again):
@@ -222,13 +288,16 @@ def _explain(
                 "the advantages computed now differ from those stored, which are shown: an "
                 "environment or an algorithm has changed since"
             )
-    own_weights = _weights(recipe, algorithm, groups, trajectory, seed)
+    if not settings.own:
+        own_weights = _weights(settings, algorithm, groups, trajectory, seed)
     if masked:
         notes.append(
             "a mask was off: advantages are those stored; weights are those that the agent's own "
             "tokens would have had with the mask on"
         )
-    if place[0] <= getattr(recipe.algorithm, "critic_warmup", 0):
+    if settings.own:
+        pass
+    elif place[0] <= getattr(algorithm.settings, "critic_warmup", 0):
         own_weights = [0.0] * len(own_weights)
         notes.append("the critic was warmed up: the policy was not trained in this iteration")
     elif not any(own_weights):
@@ -238,34 +307,38 @@ def _explain(
     others = []
     for name in ALGORITHMS.table:
         other_class = ALGORITHMS.resolve(name)
-        if other_class.critic or other_class.demonstrated or name == recipe.algorithm.name:
+        if other_class.critic or other_class.demonstrated or name == settings.name:
             continue
         other: Algorithm = other_class(ALGORITHMS.section(name))
         assign_credit(groups, other, credit)
         given = [step.advantages or () for step in trajectory.steps]
-        others.append(Column(name, given, _weights(recipe, other, groups, trajectory, seed)))
+        others.append(Column(name, given, _weights(settings, other, groups, trajectory, seed)))
     return Explanation(
         place,
         group,
         trajectory,
-        recipe.credit.name,
+        settings.credit_name,
         earned,
         returns,
         totals,
-        Column(f"{recipe.algorithm.name} (this run)", advantages, own_weights),
+        Column(f"{settings.name} (this run)", advantages, own_weights),
         _together(others),
         notes,
     )
 
 
 def _weights(
-    recipe: Recipe, algorithm: Algorithm, groups: list[Group], trajectory: Trajectory, seed: int
+    settings: _Settings,
+    algorithm: Algorithm,
+    groups: list[Group],
+    trajectory: Trajectory,
+    seed: int,
 ) -> list[float]:
     """Per step, the weight of its tokens in the first epoch's mini-batch that has them; credit is
     assigned.
     """
     batch = batch_of(groups, algorithm)
-    for part in minibatches(batch, recipe.learner.minibatches, derive_seed(seed, 0)):
+    for part in minibatches(batch, settings.minibatches, derive_seed(seed, 0)):
         if any(t is trajectory for g in trained_on(part, algorithm) for t in g.scored):
             of = shares(part, algorithm)
             return [of[id(step)].weight for step in trajectory.steps]

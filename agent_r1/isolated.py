@@ -7,12 +7,16 @@ the rights of the user, the network and the disk.
 import asyncio
 import inspect
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Awaitable
 from typing import Any
 
 
 def main() -> None:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the tool prints must not mix with the result
     import cloudpickle
@@ -29,8 +33,18 @@ def main() -> None:
         result = (True, value)
     except Exception as error:
         result = (False, (type(error).__name__, str(error), isinstance(error, CallError)))
-    out.write(cloudpickle.dumps(result))
+    pickled = cloudpickle.dumps(result)
+    out.write(len(pickled).to_bytes(8, "big") + pickled)
     out.close()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process and what it started when the one that waits for it is gone: nobody else
+    would.
+    """
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 async def _finished(work: Awaitable[Any]) -> Any:

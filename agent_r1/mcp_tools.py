@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -43,6 +44,8 @@ _SECRET = re.compile(
 """Names of what is likely to be one, if it is at least so long:"""
 SECRET_LENGTH = 8
 _REFERENCE = re.compile(r"\$\$|\$(\w+)|\$\{(\w+)\}")
+MAX_LOGGED = 20
+"""Lines of the SDK's log."""
 PATTERN_SECONDS = 0.05
 """For one pattern of a schema."""
 MAX_TIMEOUTS = 3
@@ -431,9 +434,34 @@ async def _client(server: McpServer) -> AsyncIterator[Any]:
         yield client
 
 
+class _OneLine(logging.Handler):
+    """What the SDK logs of a server, each thing once and in a line instead of a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = record.getMessage()
+        if said in self._seen or len(self._seen) >= MAX_LOGGED:
+            return
+        self._seen.add(said)
+        error = record.exc_info[1] if record.exc_info else None
+        why = f" ({_in_words(error)})" if error is not None else ""
+        print(f"mcp: {clean(said + why):.300}; said once", file=sys.stderr)
+
+
+def _tame_log() -> None:
+    logger = logging.getLogger("mcp")
+    if not any(isinstance(handler, _OneLine) for handler in logger.handlers):
+        logger.addHandler(_OneLine())
+        logger.propagate = False
+
+
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
     """The servers' own event loop, in a thread of its own."""
+    _tame_log()
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="mcp", daemon=True).start()
     return loop

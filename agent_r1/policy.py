@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -36,6 +37,7 @@ from transformers.utils.logging import disable_progress_bar
 from agent_r1 import attention
 from agent_r1.attention import PackedTree, Span, Tree
 from agent_r1.cached import cache_folder, make_folder
+from agent_r1.checkpoint import LINKS, model_folder
 from agent_r1.config import ConfigError
 from agent_r1.logprobs import head_logprobs
 from agent_r1.portable import check_weights, fingerprint, make_portable
@@ -284,7 +286,7 @@ def start_folder(lora: LoraSettings | None) -> Path | None:
     if lora is None or lora.start is None:
         return None
     given = Path(lora.start).expanduser()
-    folder = given / "checkpoints" / "best" if (given / "recipe.json").exists() else given
+    folder = model_folder(given, "best") if (given / "recipe.json").exists() else given
     file = folder / "adapter_config.json"
     if not file.exists():
         raise ConfigError(
@@ -476,10 +478,12 @@ def local_path(path: str) -> str:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(folder)
+    if folder.name in LINKS and (folder.parents[1] / "recipe.json").exists():  # of a run, lost
+        return str(model_folder(folder.parents[1], folder.name))
     close = difflib.get_close_matches(path.casefold(), [*OURS], n=1, cutoff=0.6)
     if "/" not in path and close:
         raise ConfigError(f"model.path = {path!r}: did you mean {close[0]!r}?")
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+    if path.startswith((".", "/", "~")) or not _REPOSITORY.fullmatch(path):
         raise ConfigError(f"model.path = {path!r}: there is no such folder")
     if not _in_hub_cache(path) and not _hub_answers():
         raise ConfigError(
@@ -554,6 +558,8 @@ def _smollm2() -> Path:
     return make_folder(folder, build)
 
 
+_REPOSITORY = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+"""A name on the hub."""
 OURS: dict[str, Callable[[], Path]] = {
     "hopworld-base": lambda: Path(str(files("agent_r1"))) / "assets" / "hopworld-base",
     "smollm2-135m": _smollm2,

@@ -202,7 +202,10 @@ class Recipe(Section):
 
 
 def load_recipe(
-    source: str | Path | dict[str, Any], overrides: list[tuple[str, Any]] | None = None
+    source: str | Path | dict[str, Any],
+    overrides: list[tuple[str, Any]] | None = None,
+    *,
+    label: str = "recipe",
 ) -> tuple[Recipe, list[str]]:
     """A checked recipe, and notes on what the overrides changed besides.
 
@@ -210,12 +213,13 @@ def load_recipe(
         source: A TOML file, the name of a recipe that ships, or the content as a dictionary.
         overrides: Dotted keys and values. One that changes a section's name drops the keys that
             the newly named class does not have; the notes say which.
+        label: What messages call a dictionary.
 
     Raises:
         ConfigError: What is wrong, where, and how to mend it.
     """
     if isinstance(source, dict):
-        data, label, folder = dict(source), "recipe", Path()
+        data, folder = dict(source), Path()
     else:
         path = _recipe_path(source)
         data, label, folder = load_toml(path), str(path), path.parent

@@ -9,8 +9,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from agent_r1.durable import write_atomically
 from agent_r1.evaluate import Evaluation
-from agent_r1.run import RunFolder, write_atomically
+from agent_r1.run import RunFolder
 from agent_r1.types import Group, Message, Trajectory
 
 

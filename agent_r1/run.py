@@ -6,6 +6,8 @@ metrics.jsonl                one line an iteration; line 0 is the start
 trajectories/000001.jsonl.gz one group a line
 checkpoints/                 see ``checkpoint``
 result.json, curve.png       the report at the end, see ``report``
+set-aside-N/                 what was damaged, or came after a checkpoint that was, when the run
+                             went on after iteration N
 """
 
 from __future__ import annotations
@@ -13,17 +15,25 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from agent_r1.config import ConfigError
-from agent_r1.recipe import Recipe
+from agent_r1.durable import append, write_atomically
+from agent_r1.recipe import Recipe, load_recipe
+from agent_r1.trust import allow, must_be_allowed
 from agent_r1.types import Group
 
+if TYPE_CHECKING:
+    from agent_r1.checkpoint import Checkpoints, State
+
+NOT_FILES = ("model", "adapter", "recipe")
+"""Keys of ``contents.json`` that are no files' names."""
 _GROUP = TypeAdapter(Group)
 
 
@@ -39,7 +49,7 @@ class RunFolder:
         cls.must_be_free(path)
         run = cls(path)
         run.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.path / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
+        run._write_recipe(recipe)
         return run
 
     @staticmethod
@@ -60,20 +70,67 @@ class RunFolder:
             raise ConfigError(f"{run.path} holds no run: there is no recipe.json")
         return run
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else works on the run meanwhile.
+
+        Raises:
+            ConfigError: Somebody does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(f"another process is at work in {self.path}") from error
+        except NotImplementedError:  # a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
+
     def recipe_data(self) -> dict[str, Any]:
-        """The resolved recipe as plain data."""
-        data: dict[str, Any] = json.loads((self.path / "recipe.json").read_text())
+        """The resolved recipe as plain data; nothing that it names is loaded."""
+        data = _read_json(self.path / "recipe.json")
+        if not isinstance(data, dict):
+            raise ConfigError(f"{self.path / 'recipe.json'} holds no recipe but {data!r:.100}")
         return data
 
+    def recipe(self, *, trust: bool = False) -> Recipe:
+        """The recipe, checked, which loads the code that it names.
+
+        Args:
+            trust: Load code that a run names which was not made here, and remember that.
+
+        Raises:
+            ConfigError: It was not made here and names code, or it cannot be used.
+        """
+        data, file = self.recipe_data(), self.path / "recipe.json"
+        if trust:
+            allow(data)
+        else:
+            must_be_allowed(data, file)
+        return load_recipe(data, label=str(file))[0]
+
     def write_contents(self, contents: dict[str, str]) -> None:
-        """Notes what the run starts from, by content."""
+        """Notes what the run starts from, by content, and a copy of its recipe."""
+        contents = contents | {"recipe": json.dumps(self.recipe_data())}
         write_atomically(self.path / "contents.json", json.dumps(contents, indent=2) + "\n")
+
+    def changed_settings(self) -> Iterator[tuple[str, Any, Any]]:
+        """Keys of the recipe that somebody changed by hand: what they were, and what they are."""
+        before = dict(_flat(json.loads(self.contents().get("recipe", "{}"))))
+        now = dict(_flat(self.recipe_data()))
+        for key in before.keys() & now.keys():
+            if before[key] != now[key] and key != "train.iterations":
+                yield key, before[key], now[key]
 
     def contents(self) -> dict[str, str]:
         """What the run started from; empty for a run that has not noted it."""
         file = self.path / "contents.json"
-        contents: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
-        return contents
+        return dict(_read_json(file)) if file.exists() else {}
 
     def remove_unused(self) -> None:
         """Takes away a new run that came to nothing before its first checkpoint and metrics."""
@@ -81,7 +138,7 @@ class RunFolder:
             return
         if self.metrics():
             return
-        for name in ("recipe.json", "contents.json", "metrics.jsonl"):
+        for name in ("recipe.json", "contents.json", "metrics.jsonl", ".lock"):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody else's files are in it
             self.path.rmdir()
@@ -95,18 +152,39 @@ class RunFolder:
             )
         train = recipe.train.model_copy(update={"iterations": iterations})
         recipe = recipe.model_copy(update={"train": train})
-        write_atomically(self.path / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
+        self._write_recipe(recipe)
         return recipe
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(self.path / "metrics.jsonl", json.dumps(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows so far; a last line cut off by a kill is left out."""
+        return [row for _, row in self._rows()]
+
+    def metrics_sum(self, iteration: int) -> int:
+        """A checksum of the rows up to an iteration, as they stand in the file."""
+        return zlib.crc32(
+            b"".join(line for line, row in self._rows() if row["iteration"] <= iteration)
+        )
+
+    def _rows(self) -> list[tuple[bytes, dict[str, Any]]]:
         path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        rows = []
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                row = json.loads(line)
+                int(row["iteration"])
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise ConfigError(
+                    f"{path}, line {number}: no row of metrics ({error!r:.200}); take the line out "
+                    "if the file was damaged"
+                ) from error
+            rows.append((line, row))
+        return rows
 
     def write_trajectories(self, iteration: int, groups: list[Group]) -> None:
         path = self._trajectories(iteration)
@@ -118,30 +196,107 @@ class RunFolder:
 
     def trajectories(self, iteration: int) -> Iterator[Group]:
         """The groups of an iteration, as they were trained on."""
-        for line in gzip.decompress(self._trajectories(iteration).read_bytes()).splitlines():
-            yield _GROUP.validate_python(json.loads(line))
+        path = self._trajectories(iteration)
+        try:
+            lines = gzip.decompress(path.read_bytes()).splitlines()
+            groups = [_GROUP.validate_python(json.loads(line)) for line in lines]
+        except (OSError, EOFError, zlib.error, ValidationError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error!r:.300}") from error
+        yield from groups
 
     def trajectory_iterations(self) -> list[int]:
         """The iterations whose trajectories are stored, in order."""
         files = (self.path / "trajectories").glob("*.jsonl.gz")
-        return sorted(int(path.name.split(".")[0]) for path in files)
+        return sorted(int(path.name.split(".")[0]) for path in files if path.name[0].isdigit())
 
-    def forget_after(self, iteration: int) -> None:
-        """Drops what came after the checkpoint that is resumed from."""
-        rows = [row for row in self.metrics() if row["iteration"] <= iteration]
-        write_atomically(
-            self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
-        )
-        for path in (self.path / "trajectories").glob("*.jsonl.gz"):
-            if int(path.name.split(".")[0]) > iteration:
+    def must_go_on(self, checkpoints: Checkpoints) -> None:
+        """Raises ``ConfigError`` where something was done and no whole checkpoint is left of it:
+        to begin again would write over it.
+        """
+        if checkpoints.last is not None:
+            return
+        done = max([0, *(row["iteration"] for row in self.metrics())])
+        done = max([done, *self.trajectory_iterations()])
+        if done or checkpoints.damaged:
+            reasons = [f"{path.name}: {why}" for path, why in checkpoints.damaged.items()]
+            raise ConfigError(
+                f"{self.path} has done {done} iterations, and there is no whole checkpoint to go "
+                f"on from ({'; '.join(reasons) or 'checkpoints/ has none'}). Nothing was changed: "
+                "put a checkpoint back, or begin another run"
+            )
+
+    def rewind(self, checkpoints: Checkpoints, state: State, *, every: int) -> list[str]:
+        """Back to the last checkpoint. What comes again is dropped; what a damaged or missing
+        checkpoint leaves behind is set aside.
+
+        Args:
+            checkpoints: Of this run.
+            state: Of the last whole one.
+            every: Iterations between checkpoints, by the recipe.
+
+        Returns:
+            What a user should know of it.
+        """
+        iteration = state.iteration
+        done = max([0, *(row["iteration"] for row in self.metrics())])
+        lines = [
+            f"checkpoint {path.name} is damaged ({why}): going on from that of iteration "
+            f"{iteration}"
+            for path, why in checkpoints.damaged.items()
+        ]
+        if not lines and done - iteration > every:
+            lines = [f"checkpoints after iteration {iteration} are missing: going on from there"]
+        aside = self.path / f"set-aside-{iteration}" if lines else None
+        if aside is not None:
+            checkpoints.put_aside(aside)
+            lines[-1] += f"; what came after it is kept in {aside}"
+        self.forget_after(iteration, aside)
+        if self.metrics_sum(iteration) != state.metrics:
+            lines.append(
+                f"{self.path / 'metrics.jsonl'} is not as it was written: rows are missing"
+            )
+        if missing := {*range(1, iteration + 1)} - {*self.trajectory_iterations()}:
+            lines.append(f"trajectories of {len(missing)} iterations are missing")
+        return lines
+
+    def forget_after(self, iteration: int, aside: Path | None = None) -> None:
+        """Drops what came after the checkpoint that is resumed from, and comes again; with
+        ``aside``, a copy is kept there.
+        """
+        rows, file = self.metrics(), self.path / "metrics.jsonl"
+        later = [n for n in self.trajectory_iterations() if n > iteration]
+        if aside is not None and (later or any(row["iteration"] > iteration for row in rows)):
+            aside.mkdir(parents=True, exist_ok=True)
+            write_atomically(aside / file.name, file.read_bytes() if file.exists() else b"")
+        kept = [row for row in rows if row["iteration"] <= iteration]
+        write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+        for number in later:
+            path = self._trajectories(number)
+            if aside is not None:
+                path.rename(aside / path.name)
+            else:
                 path.unlink()
+
+    def _write_recipe(self, recipe: Recipe) -> None:
+        text = recipe.model_dump_json(indent=2) + "\n"
+        allow(json.loads(text))
+        write_atomically(self.path / "recipe.json", text)
 
     def _trajectories(self, iteration: int) -> Path:
         return self.path / "trajectories" / f"{iteration:06d}.jsonl.gz"
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Readers see the old file or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, path)
+def _flat(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested tables, by their dotted keys."""
+    if not isinstance(data, dict):
+        yield key, data
+        return
+    for name, value in data.items():
+        yield from _flat(value, f"{key}.{name}".lstrip("."))
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read: {error!r:.300}") from error

@@ -19,10 +19,13 @@ with ``CallError``; every other exception is the tool's own failure.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import dataclasses
 import functools
 import inspect
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -307,17 +310,25 @@ async def _in_process(call: Callable[[], Any]) -> Any:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
-        output, _ = await process.communicate(
-            cloudpickle.dumps((sys.path, cloudpickle.dumps(call)))
-        )
+        with contextlib.suppress(ConnectionError):  # it may end before it has read all
+            process.stdin.write(cloudpickle.dumps((sys.path, cloudpickle.dumps(call))))
+            await process.stdin.drain()
+        process.stdin.close()
+        # Not to the end of the stream: what the tool leaves running may hold it open.
+        size = int.from_bytes(await process.stdout.readexactly(8), "big")
+        output = await process.stdout.readexactly(size)
+    except asyncio.IncompleteReadError as error:
+        await process.wait()
+        raise _CrashError(f"ended with exit code {process.returncode}") from error
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0 or not output:
-        raise _CrashError(f"ended with exit code {process.returncode}")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started
+        await process.wait()
     ok, value = cloudpickle.loads(output)
     if ok:
         return value

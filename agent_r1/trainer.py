@@ -23,7 +23,8 @@ from agent_r1.demonstrations import (
     PastDemonstrations,
     open_runs,
 )
-from agent_r1.env import close_env, make_env
+from agent_r1.env import close_env, make_env, schemas_of
+from agent_r1.env import tasks_of as tasks_of_env
 from agent_r1.evaluate import Evaluation, evaluate, must_be_scored
 from agent_r1.learner import Learner
 from agent_r1.masks import copy_back, masks_of, settle, unmasked
@@ -79,7 +80,7 @@ def evaluator(rollout: Rollout, recipe: Recipe) -> Rollout:
 
 def tasks_of(recipe: Recipe, split: str) -> Sequence[Task]:
     """The environment's tasks of a split; an empty split is an error."""
-    tasks: Sequence[Task] = ENVS.resolve(recipe.env.name).tasks(recipe.env, split)
+    tasks = tasks_of_env(ENVS.resolve(recipe.env.name), recipe.env, split)
     if len(tasks) == 0:
         raise ConfigError(f"env {recipe.env.name!r} has no tasks in its split {split!r}")
     return tasks
@@ -127,8 +128,9 @@ async def _try_env(recipe: Recipe, renderer: Renderer) -> bool:
     try:
         env = make_env(ENVS.resolve(recipe.env.name), recipe.env)
         prompt = await within(seconds, lambda: env.reset(task, recipe.seed))
-        must_fit(renderer.prompt(prompt, env.schemas), task, recipe.limits.tokens)
-        has_tools = bool(env.schemas)
+        schemas = schemas_of(env)
+        must_fit(renderer.prompt(prompt, schemas), task, recipe.limits.tokens)
+        has_tools = bool(schemas)
         await within(seconds, lambda: close_env(env))
         return has_tools
     except ConfigError:
@@ -208,11 +210,10 @@ class Trainer:
         self.recipe, self.run, self.reporter = recipe, run, reporter
         self.validation = tasks_of(recipe, "validation")[: recipe.evaluation.tasks]
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=recipe.checkpoint.keep)
+        run.must_go_on(self.checkpoints)
         last = self.checkpoints.last
         plan = memory_of(recipe)
-        self.policy = load_policy(
-            recipe.model, checkpoint=last.resolve() if last else None, seed=recipe.seed
-        )
+        self.policy = load_policy(recipe.model, checkpoint=last, seed=recipe.seed)
         self.algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
         self.credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
         rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
@@ -240,8 +241,12 @@ class Trainer:
             self.rollout.engine.load(self.state.iteration)
             if self.state.micro_batch_tokens:
                 self.learner.micro_batch_tokens = self.state.micro_batch_tokens
+            every = recipe.checkpoint.every
+            for line in run.rewind(self.checkpoints, self.state, every=every):
+                reporter.warn(line)
             reporter.say(f"going on after iteration {self.state.iteration}")
-        run.forget_after(self.state.iteration if last else -1)
+        else:
+            run.forget_after(-1)
         rows = run.metrics()
         self.last_row: dict[str, Any] = rows[-1] if rows else {}
 
@@ -270,7 +275,7 @@ class Trainer:
         if self.recipe.evaluation.every:
             row["validation"] = self._validate()
         self.run.append_metrics(row)
-        self.checkpoints.save(self.state, self.policy, self.learner)
+        self._save()
 
     def _iterate(self) -> None:
         recipe, state = self.recipe, self.state
@@ -320,7 +325,11 @@ class Trainer:
         self.last_row = row
         due = iteration % recipe.checkpoint.every == 0 or is_last
         if due or (state.best is not None and state.best_iteration != best):
-            self.checkpoints.save(state, self.policy, self.learner)
+            self._save()
+
+    def _save(self) -> None:
+        self.state.metrics = self.run.metrics_sum(self.state.iteration)
+        self.checkpoints.save(self.state, self.policy, self.learner)
 
     def _collect(self, seed: int, clock: Clock) -> tuple[list[Group], list[Group], list[Group]]:
         """All groups of an iteration; the same as the learner sees them; and those of the latter

@@ -65,7 +65,24 @@ async def within(
         return value  # type: ignore[return-value]
     if isinstance(error, Exception):
         raise error
-    raise type(type(error).__name__, (ForeignError,), {})(*error.args) from error
+    raise _foreign(error) from error
+
+
+def contained(call: Callable[[], T]) -> T:
+    """What code that others wrote gives; a ``ForeignError`` in place of what is no
+    ``Exception``.
+    """
+    try:
+        return call()
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise _foreign(error) from error
+
+
+def _foreign(error: BaseException) -> ForeignError:
+    kind: type[ForeignError] = type(type(error).__name__, (ForeignError,), {})
+    return kind(*error.args).with_traceback(error.__traceback__)
 
 
 async def _caught(work: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseException | None]:

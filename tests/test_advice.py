@@ -1,14 +1,13 @@
 """What people are told while there is time to change something."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 import agent_r1
 from agent_r1.config import ConfigError, RunError
 from agent_r1.progress import Reporter
+from tests.commands import agent_r1 as run
 
 ENV = '''
 from agent_r1 import Task, ToolEnv, tool
@@ -81,8 +80,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_anything_is_made(tmp_pat
 def test_a_run_without_a_scored_episode_is_an_error_with_the_first_reason(tmp_path):
     with pytest.raises(RunError, match=r"iteration 1: not one of 4 .* the first: outcome: OSError"):
         train(tmp_path, score="raise OSError('the judge is down')")
-    command = [sys.executable, "-m", "agent_r1.cli", "train", "--resume", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run("train", "--resume", tmp_path / "run")
     assert done.returncode == 1
     assert "agent-r1: iteration 1: not one of 4 episodes" in done.stderr
     assert "Traceback" not in done.stderr
@@ -116,9 +114,8 @@ def test_demonstrations_without_a_call_are_said(tmp_path):
     sft = {"algorithm": "sft", "train.attempts": 1, "limits.tokens_per_turn": 16}
     result = train(tmp_path, score="return float(answer == 'x')", heard=heard, **sft)
     assert "2 of 2 demonstrations use no tool" in result.metrics[1]["advice"]["no-tool-shown"]
-    check = [sys.executable, "-m", "agent_r1.cli", "check", str(tmp_path / "r.toml"), "--json"]
     (tmp_path / "r.toml").write_text('env = "mine.py:Mine"\n[limits]\ntokens = 400\n')
-    found = subprocess.run(check, capture_output=True, text=True, check=True)
+    found = run("check", tmp_path / "r.toml", "--json")
     assert any("use no tool" in line for line in json.loads(found.stdout)["warnings"])
 
 

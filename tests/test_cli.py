@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.commands import agent_r1
+
 QUICK = [
     "--train.iterations=1",
     "--train.tasks=2",
@@ -18,9 +20,7 @@ QUICK = [
 ]
 
 
-def run(*arguments, cwd=None):
-    command = [sys.executable, "-m", "agent_r1.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+run = agent_r1
 
 
 @pytest.fixture(scope="module")

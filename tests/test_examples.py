@@ -9,6 +9,7 @@ import pytest
 
 from agent_r1 import api, check_env
 from agent_r1.config import RunError, load_object
+from tests.commands import agent_r1
 from tests.servers import openenv_example
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -105,6 +106,5 @@ def around(tmp_path_factory):
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
 def test_example_recipes_pass_their_check(path, around):
-    command = [sys.executable, "-m", "agent_r1.cli", "check", str(path), *around.get(path.name, [])]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLES.parent)
+    result = agent_r1("check", path, *around.get(path.name, []), cwd=EXAMPLES.parent)
     assert result.returncode == 0, result.stderr

@@ -7,9 +7,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "agent_r1"
 ROWS = [
-    {"types", "tree", "isolated", "run_async", "blocked", "text", "waiting"},
+    {"types", "tree", "isolated", "run_async", "blocked", "text", "waiting",
+     "durable"},
     {"config", "sections", "portable"},
-    {"cached"},
+    {"cached", "checkpoint", "trust"},
     {"failure", "noise"},
     {"tools", "cassette", "dispatch", "mcp_tools", "render",
      "render.encoding", "render.calls", "render.hermes", "render.chatml", "render.gemma3",
@@ -34,7 +35,7 @@ ROWS = [
      "algorithms.sft"},
     {"assign", "masks"},
     {"batch", "pack", "rows", "optimizer", "learner"},
-    {"recipe", "run", "checkpoint"},
+    {"recipe", "run"},
     {"advice", "evaluate", "progress", "explain", "metrics", "demonstrations"},
     {"trainer", "report"},
     {"api", "dry_run"},

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from agent_r1.recipe import load_recipe
 from agent_r1.run import RunFolder
 from agent_r1.sections import LearnerSettings
 from agent_r1.types import Group
+from tests.commands import Command
 
 SMALL = {
     "train.iterations": 4,
@@ -36,9 +35,7 @@ SMALL = {
 ARGUMENTS = [part for key, value in SMALL.items() for part in (f"--{key}", str(value))]
 
 
-def start(*arguments):
-    command = [sys.executable, "-m", "agent_r1.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+start = Command
 
 
 def numbers(run):
@@ -69,7 +66,7 @@ def numbers(run):
 def uninterrupted(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
     process = start("train", "hopworld", "--run", run, *ARGUMENTS)
-    assert process.wait() == 0, process.stderr.read()
+    assert process.wait() == 0, process.printed
     return run
 
 
@@ -125,7 +122,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, wait_for
     process = start("train", "hopworld", "--run", run, *ARGUMENTS)
     deadline = time.monotonic() + 120
     while not (run / wait_for).exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.printed
         assert time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(extra)
@@ -133,14 +130,14 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, wait_for
     process.wait()
     assert len(RunFolder(run).metrics()) < 5, "killed too late to show anything"
     resumed = start("train", "--resume", run)
-    assert resumed.wait() == 0, resumed.stderr.read()
+    assert resumed.wait() == 0, resumed.printed
     assert numbers(run) == numbers(uninterrupted)
 
 
 def test_a_finished_run_resumes_to_itself(uninterrupted):
     before = numbers(uninterrupted)
     process = start("train", "--resume", uninterrupted)
-    assert process.wait() == 0, process.stderr.read()
+    assert process.wait() == 0, process.printed
     assert numbers(uninterrupted) == before
 
 
@@ -176,21 +173,21 @@ def test_the_last_few_checkpoints_and_the_best_are_kept(tmp_path, policy):
     assert checkpoints.restore(policy, learner).cursor == 35
 
 
-def test_a_kill_between_the_links_loses_nothing(tmp_path, policy):
-    """After a kill between ``best`` and ``last`` the older checkpoint goes on."""
+def test_a_kill_before_the_links_loses_nothing(tmp_path, policy):
+    """What has its name is the last checkpoint, whatever the links say."""
     from agent_r1.algorithms.grpo import GRPO
 
     learner = Learner(policy, GRPO(GRPO.Settings()), LearnerSettings(), temperature=1.0)
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(State(iteration=1, best_iteration=1), policy, learner)
-    link = checkpoints._link
-    checkpoints._link = lambda name, target: link(name, target) if name == "best" else 1 / 0
+    checkpoints._link = lambda name, target: 1 / 0
     with pytest.raises(ZeroDivisionError):
         checkpoints.save(State(iteration=2, best_iteration=2), policy, learner)
+    assert os.readlink(tmp_path / "last") == "000001"
     checkpoints = Checkpoints(tmp_path, keep=1)
-    assert checkpoints.restore(policy, learner).iteration == 1
-    checkpoints.save(State(iteration=2, best_iteration=2), policy, learner)
-    assert {p.name for p in tmp_path.iterdir()} == {"000002", "best", "last"}
+    assert checkpoints.restore(policy, learner).iteration == 2
+    checkpoints.save(State(iteration=3, best_iteration=3), policy, learner)
+    assert {p.name for p in tmp_path.iterdir()} == {"000003", "best", "last"}
 
 
 def test_a_half_written_checkpoint_is_not_one(tmp_path):

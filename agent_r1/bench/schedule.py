@@ -82,10 +82,13 @@ def _run(
     start = time.perf_counter()
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a worker's libraries are loaded
+    # Workers come from a process that has imported PyTorch, but not used it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["agent_r1.api"])
     try:
         pool = ProcessPoolExecutor(
             parallel,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=context,
             max_tasks_per_child=1,  # a run's memory is given back
             initializer=end_with_parent,
         )

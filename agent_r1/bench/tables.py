@@ -23,7 +23,8 @@ from agent_r1.bench.statistics import (
 )
 from agent_r1.bench.worker import set_file
 from agent_r1.config import ConfigError
-from agent_r1.run import RunFolder, write_atomically
+from agent_r1.durable import write_atomically
+from agent_r1.run import RunFolder
 
 Rows = list[dict[str, Any]]
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TextIO
 
 from agent_r1.bench.experiment import Job, TaskSet, digest
+from agent_r1.checkpoint import last_state, model_folder
+from agent_r1.durable import write_atomically
 from agent_r1.recipe import Recipe
-from agent_r1.run import RunFolder, write_atomically
+from agent_r1.run import RunFolder
 
 
 def run_job(job: Job, runs: Path) -> None:
@@ -76,12 +78,11 @@ def set_file(folder: Path, test_set: TaskSet, recipe: Recipe) -> Path:
 
 def _is_trained(job: Job, folder: Path) -> bool:
     """By the last checkpoint: what came after it is not in any model."""
-    state_file = folder / "checkpoints" / "last" / "state.json"
-    if not state_file.exists():
+    state, train = last_state(folder), job.recipe.train
+    if state is None:
         return False
-    state, train = json.loads(state_file.read_text()), job.recipe.train
-    out_of_time = train.seconds is not None and state["train_seconds"] >= train.seconds
-    return bool(state["iteration"] >= train.iterations or out_of_time)
+    out_of_time = train.seconds is not None and state.train_seconds >= train.seconds
+    return state.iteration >= train.iterations or out_of_time
 
 
 def _train(job: Job, folder: Path) -> None:
@@ -99,7 +100,6 @@ def _train(job: Job, folder: Path) -> None:
 
 def _test(job: Job, folder: Path, test_set: TaskSet, recipe: Recipe) -> None:
     from agent_r1.api import Agent
-    from agent_r1.checkpoint import model_folder
 
     agent = Agent(recipe, model_folder(folder, "best") if job.train else None)
     temperature = recipe.train.temperature

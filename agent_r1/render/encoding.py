@@ -56,6 +56,11 @@ class Encoder:
         )
         self._tokenizer = tokenizer
 
+    @property
+    def control_pattern(self) -> str:
+        """Matches all that markup would read as an added token."""
+        return self._pattern.pattern
+
     def id_of(self, control: str) -> int | None:
         """The id of an added token, or ``None`` if this tokenizer has none of that name."""
         return self._added.get(control)

@@ -1,7 +1,8 @@
 """The fallback: a renderer derived from the tokenizer's own chat template.
 
 Contents are rendered as markers and put in afterwards as plain text, so that they cannot become
-control tokens. What comes after an action is what the template adds to a conversation that ends
+control tokens; of all other text (names, descriptions, schemas, arguments) what looks like a
+control token is. What comes after an action is what the template adds to a conversation that ends
 with it. At start-up this is proven on sample conversations, token by token: that earlier turns stay
 as they are when a turn is added, that contents come out unchanged, that a turn ends with a token,
 and that a call the template renders can be read back. A template that does otherwise is refused.
@@ -43,6 +44,7 @@ class ChatTemplate:
     def __init__(self, settings: Settings, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._encoder = Encoder(tokenizer.backend_tokenizer)
+        self._control = re.compile(f"{self._encoder.control_pattern}|[\ue000\ue001]")
         if not getattr(tokenizer, "chat_template", None):
             raise _refused("the tokenizer has none")
         self._strips = False
@@ -92,13 +94,33 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], *, opening: bool
     ) -> list[str | Markup]:
         """The conversation as the template renders it, contents apart from markup."""
+        plain: list[str] = []
+
+        def marked(text: str) -> str:
+            plain.append(text)
+            return f"\ue000{len(plain) - 1}\ue001"
+
         contents = [m.content.strip() if self._strips else m.content for m in messages]
-        markers = [f"\ue000{number}\ue001" if c else "" for number, c in enumerate(contents)]
-        text = self._apply(_rows(messages, markers), tools, opening=opening)
+        rows = _rows(messages, [marked(content) if content else "" for content in contents])
+        for row in rows:
+            if "tool_calls" in row:
+                row["tool_calls"] = self._harmless(row["tool_calls"], marked)
+        text = self._apply(rows, self._harmless(list(tools), marked), opening=opening)
         parts = _MARKER.split(text)
-        return [
-            contents[int(part)] if index % 2 else Markup(part) for index, part in enumerate(parts)
-        ]
+        return [plain[int(part)] if index % 2 else Markup(part) for index, part in enumerate(parts)]
+
+    def _harmless(self, value: Any, marked: Callable[[str], str]) -> Any:
+        """A JSON value with markers for all in its texts and names that markup would read as a
+        control token, or as a marker.
+        """
+        if isinstance(value, str):
+            return self._control.sub(lambda found: marked(found[0]), value)
+        if isinstance(value, dict):
+            return {
+                self._harmless(key, marked): self._harmless(item, marked)
+                for key, item in value.items()
+            }
+        return [self._harmless(i, marked) for i in value] if isinstance(value, list) else value
 
     def _apply(self, rows: list[Any], tools: Sequence[dict[str, Any]], *, opening: bool) -> str:
         return str(

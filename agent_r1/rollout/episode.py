@@ -17,11 +17,19 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from agent_r1.config import ConfigError, Section
-from agent_r1.env import Env, Transition, close_env, plain_outcome, plain_rewards
+from agent_r1.env import (
+    Env,
+    Transition,
+    close_env,
+    plain_outcome,
+    plain_rewards,
+    schemas_of,
+    tidy,
+)
 from agent_r1.failure import ToolFailureError
 from agent_r1.render import Renderer
 from agent_r1.rollout.episodes import Episodes
-from agent_r1.text import clean, describe
+from agent_r1.text import describe
 from agent_r1.types import (
     Action,
     Engine,
@@ -40,7 +48,6 @@ from agent_r1.types import (
 from agent_r1.waiting import ExpiredError, within
 
 T = TypeVar("T")
-ROLES = ("system", "user", "assistant", "tool")
 MAX_CHARS_PER_TOKEN = 128
 """More text than this for each token that fits is not even tokenised; a run of blanks, the longest
 token there is, has as many.
@@ -254,7 +261,7 @@ class _Play:
             step.observation_ids = self.renderer.observation(step.observation, step.action)
             return path + list(step.observation_ids)
         sampled = {id(step.message): step.action.token_ids for step in self.trajectory.steps}
-        return render_history(transition.history, self.env.schemas, self.renderer, sampled)
+        return render_history(transition.history, schemas_of(self.env), self.renderer, sampled)
 
     def _remaining(self) -> float:
         return self.deadline - time.perf_counter()
@@ -270,7 +277,7 @@ class _Play:
             if (size := self._too_large(self.trajectory.prompt)) is not None:
                 self.trajectory.prompt = ()
                 raise ValueError(f"the opening messages {size}")
-            prompt_ids = self.renderer.prompt(self.trajectory.prompt, self.env.schemas)
+            prompt_ids = self.renderer.prompt(self.trajectory.prompt, schemas_of(self.env))
             self.trajectory.prompt_ids = prompt_ids
         return self.trajectory.prompt_ids
 
@@ -333,20 +340,6 @@ def render_history(
         action = Action(own, zeros, zeros, 0, "stop")
         ids += [*own, *renderer.observation(_until_assistant(rest), action)]
     return ids
-
-
-def tidy(message: Message) -> Message:
-    """A message as it may be stored and shown: its text is clean; the same object if it was.
-
-    Raises:
-        TypeError: It is no message that a conversation can have.
-    """
-    if not isinstance(message, Message) or message.role not in ROLES:
-        raise TypeError(f"not a message of a role {', '.join(ROLES)}: {message!r:.200}")
-    if not isinstance(message.content, str):
-        raise TypeError(f"the content of a message must be text, not {message.content!r:.200}")
-    content = clean(message.content)
-    return message if content == message.content else dataclasses.replace(message, content=content)
 
 
 def _until_assistant(rest: list[Message]) -> list[Message]:

@@ -1,0 +1,99 @@
+"""Files that outlive a kill and a power cut: written whole, on the disk before they get their name,
+and told whole from damaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+SEAL = "checksums.json"
+"""Written last into a folder: size and CRC-32 of every file in it."""
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Readers see the old file or the new one, never a part, after a power cut, too."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def append(path: Path, line: str) -> None:
+    """Adds a line and returns when it is on the disk."""
+    new = not path.exists()
+    with path.open("a") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on the disk, where a file system has such a thing."""
+    with contextlib.suppress(OSError):  # object stores and Windows shares cannot
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def seal(folder: Path) -> None:
+    """Notes size and checksum of every file and puts all of it on the disk; the folder can be
+    renamed then.
+    """
+    sums: dict[str, list[int]] = {}
+    for path in _files(folder):
+        sums[path.relative_to(folder).as_posix()] = _sum(path, sync=True)
+    write_atomically(folder / SEAL, json.dumps(sums, indent=2) + "\n")
+    for path in {path.parent for path in _files(folder)}:
+        sync_folder(path)
+
+
+def why_damaged(folder: Path, *, thorough: bool = True) -> str | None:
+    """What is wrong with a folder that was sealed, or ``None``. ``thorough``: contents are read and
+    compared, too, not only sizes.
+    """
+    try:
+        sums = json.loads((folder / SEAL).read_text())
+    except FileNotFoundError:
+        return f"it has no {SEAL}"
+    except (OSError, ValueError) as error:
+        return f"its {SEAL} cannot be read ({error})"
+    if not isinstance(sums, dict):
+        return f"its {SEAL} is no table"
+    for name, expected in sums.items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != expected[0]:
+                return f"{name} has {size:,} bytes, not {expected[0]:,}"
+            if thorough and _sum(path) != expected:
+                return f"{name} is not as it was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except (OSError, IndexError, TypeError) as error:
+            return f"{name} cannot be read ({error})"
+    return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEAL)
+
+
+def _sum(path: Path, *, sync: bool = False) -> list[int]:
+    size = crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+        if sync:
+            os.fsync(file.fileno())
+    return [size, crc]

@@ -1,0 +1,114 @@
+"""Whatever goes wrong on the command line is one message and an exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.commands import Command
+from torture.common import ENV, project
+
+
+def run(tmp_path, *words, env=ENV):
+    recipe = project(tmp_path / "p", env)
+    command = Command(words[0], recipe, *words[1:], cwd=tmp_path)
+    return command.wait(), *command.printed
+
+
+def with_tasks(body):
+    hook = f"    @classmethod\n    def tasks(cls, settings, split):\n        {body}\n"
+    return ENV + hook
+
+
+@pytest.mark.parametrize("body", ["import sys; sys.exit(0)", "raise GeneratorExit('x')"])
+def test_what_wants_to_end_the_program_is_an_error(tmp_path, body):
+    code, _, told = run(tmp_path, "check", env=with_tasks(body))
+    assert code == 2
+    assert told.startswith("agent-r1: Tiny.tasks(settings, 'train'): ")
+    assert "tiny.py, line" in told
+    assert "Traceback" not in told
+
+
+def test_a_fault_of_ours_is_a_line_and_debug_shows_where(tmp_path, monkeypatch):
+    """Forced: what is none of the errors that are known."""
+    broken = (
+        "import sys\n"
+        "from agent_r1 import cli, env_check\n"
+        "import agent_r1.dry_run as d\n"
+        "def fails(recipe, tell): raise KeyError('an oversight')\n"
+        "d.dry_run = fails\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    recipe = project(tmp_path / "p")
+    for words in ([], ["--debug"]):
+        command = [sys.executable, "-c", broken, "check", str(recipe), *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.rstrip().endswith("(--debug shows more)")
+        assert "agent-r1: KeyError: 'an oversight'" in done.stderr
+        assert ("Traceback" in done.stderr) == bool(words)
+
+
+def test_a_message_fits_a_screen(tmp_path):
+    code, _, told = run(tmp_path, "check", "--seed", "'" + "y" * 100_000 + "'")
+    assert code == 2
+    assert len(told) < 3200
+    assert "more characters)" in told
+
+
+def test_json_stands_alone_whatever_prints(tmp_path):
+    noisy = ENV.replace('self.said = ""', 'self.said = ""; print("loud")')
+    code, out, told = run(tmp_path, "check", "--json", env=noisy)
+    assert code == 0, told
+    assert json.loads(out)["notes"]
+    small = ["--train.iterations", "1", "--json", "--run", tmp_path / "run"]
+    code, out, told = run(tmp_path, "train", *small, env=noisy)
+    assert code == 0, told
+    assert json.loads(out)["last"]["iteration"] == 1
+    assert "loud" in told
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_who_is_stopped_says_how_to_go_on(tmp_path, number, code):
+    recipe = project(tmp_path / "p")
+    command = Command("train", recipe, "--run", tmp_path / "run", "--train.iterations", 500)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "checkpoints" / "000002").exists():
+        assert command.poll() is None, command.printed
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    command.send_signal(number)
+    assert command.wait(60) == code
+    assert f"`agent-r1 train --resume {tmp_path / 'run'}` goes on" in command.printed[1]
+    assert "Traceback" not in command.printed[1]
+
+
+def test_nobody_who_reads_is_no_error(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "agent_r1.cli", "check", str(project(tmp_path / "p")), "--debug"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert done.returncode in (2, 141), done.stderr
+
+
+@pytest.mark.parametrize("kilobytes", [1, 30, 200])
+def test_a_full_disk_is_a_line(tmp_path, kilobytes):
+    """Files that may not grow further fail as they do on a full disk, each sort at its own size."""
+    recipe = project(tmp_path / "p")
+    command = f"ulimit -f {kilobytes}; exec {sys.executable} -m agent_r1.cli train {recipe}"
+    command += f" --run {tmp_path / 'run'} --train.tasks 30"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in done.stderr or "is the disk full" in done.stderr
+    assert "--resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "--debug" not in done.stderr
