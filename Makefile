@@ -4,14 +4,16 @@
 # And beside them:
 #   make install      the package alone, in .venv
 #   make test-integrations   what needs environments of its own, which it makes: transformers 4
+#   make torture      kills, power cuts and inputs that nobody means well; HOURS=8 goes on for so long
 # Another Python: make test PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
+HOURS ?= 0
 
-.PHONY: install quickstart test test-integrations lint types pytest install-dev clean
+.PHONY: install quickstart test test-integrations torture lint types pytest install-dev clean
 
 install: $(VENV)/installed-plot
 
@@ -33,6 +35,9 @@ pytest: $(VENV)/installed-dev
 
 test-integrations: $(VENV)/installed-dev $(VENV)-transformers4/installed
 	AGENT_R1_TRANSFORMERS4=$(CURDIR)/$(VENV)-transformers4/bin/python $(BIN)/pytest -m integration
+
+torture: $(VENV)/installed-dev
+	$(BIN)/python -m torture --hours $(HOURS)
 
 $(VENV)-transformers4/installed:
 	$(PYTHON) -m venv $(VENV)-transformers4

@@ -21,6 +21,10 @@ WORTH_TELLING = 0.5
 """Seconds in all from which a place is named."""
 MAX_SECONDS = 120.0
 """Of one stretch; then the code is interrupted, and its episode ends as a fault."""
+MAX_IGNORED = 3
+"""Interruptions that code may swallow before the program is ended, if it may be."""
+MAY_END = False
+"""Whether the process is the command line's; a notebook's is not ours to end."""
 _OURS = f"{Path(__file__).parent}{os.sep}"
 _ENGINES = f"{Path(__file__).parent / 'rollout'}{os.sep}"
 _seconds: defaultdict[str, float] = defaultdict(float)
@@ -70,6 +74,7 @@ def _watch(loop: asyncio.AbstractEventLoop, thread: int, stop: threading.Event) 
             return  # it was closed
         last: str | None = None
         begun = counted = 0.0
+        ignored = 0
         while not beaten.wait(BEAT_SECONDS) and not stop.is_set():
             frame = sys._current_frames().get(thread)
             place = _place(frame) if frame is not None else None
@@ -82,13 +87,27 @@ def _watch(loop: asyncio.AbstractEventLoop, thread: int, stop: threading.Event) 
             _longest[place] = max(_longest.get(place, 0.0), now - begun)
             counted = now
             if now - begun > MAX_SECONDS:
+                if ignored >= MAX_IGNORED and MAY_END:
+                    _end(place)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread), ctypes.py_object(BlockedLoopError)
                 )
-                begun = now
+                begun, ignored = now, ignored + 1
         if last is not None and not stop.is_set():
             _seconds[last] += time.monotonic() - counted
             _longest[last] = max(_longest[last], time.monotonic() - begun)
+
+
+def _end(place: str) -> None:
+    """Nothing else helps: all episodes and Ctrl-C wait for code that swallows every exception."""
+    print(
+        f"agent-r1: {place} holds up all episodes and swallows what should interrupt it; await "
+        "what it waits for, and never 'except BaseException'. A run goes on from its last "
+        "checkpoint with --resume",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 def _place(frame: FrameType | None) -> str | None:

@@ -64,7 +64,10 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM, as schedulers send it, ends a run in the same way as Ctrl-C."""
+    """SIGTERM, as schedulers send it, ends a run in the same way as Ctrl-C; code that nothing can
+    interrupt ends it, too.
+    """
+    from agent_r1 import blocked
 
     def terminate(number: int, frame: object) -> None:
         raise _TerminatedError
@@ -74,9 +77,11 @@ def _terminable() -> Iterator[None]:
     except ValueError:  # not in the main thread
         yield
         return
+    blocked.MAY_END = True
     try:
         yield
     finally:
+        blocked.MAY_END = False
         signal.signal(signal.SIGTERM, before)
 
 

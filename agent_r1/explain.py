@@ -233,8 +233,8 @@ def explain(run: RunFolder, where: str | None = None, *, trust: bool = False) ->
     Raises:
         ConfigError: There is no such trajectory, or it was excluded.
     """
-    settings = _settings_of(run, trust=trust)
     iteration, number, attempt = _parse(run, where)
+    settings = _settings_of(run, trust=trust)
     groups = list(run.trajectories(iteration))
     if number is None:
         has_signal = _was_told if settings.own else settings.algorithm.has_signal

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.commands import Command
-from torture.common import ENV, project
+from torture.common import ENV, cli, forked, project
 
 
 def run(tmp_path, *words, env=ENV):
@@ -33,24 +33,25 @@ def test_what_wants_to_end_the_program_is_an_error(tmp_path, body):
     assert "Traceback" not in told
 
 
-def test_a_fault_of_ours_is_a_line_and_debug_shows_where(tmp_path, monkeypatch):
+@pytest.mark.parametrize("words", [[], ["--debug"]])
+def test_a_fault_of_ours_is_a_line_and_debug_shows_where(tmp_path, words):
     """Forced: what is none of the errors that are known."""
-    broken = (
-        "import sys\n"
-        "from agent_r1 import cli, env_check\n"
-        "import agent_r1.dry_run as d\n"
-        "def fails(recipe, tell): raise KeyError('an oversight')\n"
-        "d.dry_run = fails\n"
-        "sys.exit(cli.main(sys.argv[1:]))\n"
-    )
     recipe = project(tmp_path / "p")
-    for words in ([], ["--debug"]):
-        command = [sys.executable, "-c", broken, "check", str(recipe), *words]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 1
-        assert done.stderr.rstrip().endswith("(--debug shows more)")
-        assert "agent-r1: KeyError: 'an oversight'" in done.stderr
-        assert ("Traceback" in done.stderr) == bool(words)
+
+    def work():
+        from agent_r1 import cli, dry_run
+
+        def fails(recipe, tell):
+            raise KeyError("an oversight")
+
+        dry_run.dry_run = fails
+        return cli.main(["check", str(recipe), *words])
+
+    ended = forked(work)
+    assert ended.code == 1
+    assert ended.text.rstrip().endswith("(--debug shows more)")
+    assert "agent-r1: KeyError: 'an oversight'" in ended.text
+    assert ("Traceback" in ended.text) == bool(words)
 
 
 def test_a_message_fits_a_screen(tmp_path):
@@ -112,3 +113,19 @@ def test_a_full_disk_is_a_line(tmp_path, kilobytes):
     assert "--resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert "--debug" not in done.stderr
+
+
+def test_code_that_nothing_can_interrupt_is_named_and_ends_the_command(tmp_path):
+    body = (
+        "    async def score(self, answer):\n"
+        "        import time\n"
+        "        while True:\n"
+        "            try:\n"
+        "                time.sleep(0.05)\n"
+        "            except BaseException:\n"
+        "                pass\n"
+    )
+    ended = cli("check", project(tmp_path / "p", ENV + body))
+    assert ended.code == 1
+    assert "Tiny.score() (tiny.py" in ended.text
+    assert "swallows what should interrupt it" in ended.text

@@ -5,9 +5,11 @@ import dataclasses
 import enum
 import functools
 import os
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -207,6 +209,52 @@ def test_an_isolated_tool_is_killed_on_time_out(tmp_path):
     assert isolated_hang.health.hanging == 0
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@tool(isolated=True, timeout=20)
+def leaves_somebody(path: str) -> int:
+    """Starts a process that holds on to all that it was given, and answers."""
+    if (child := os.fork()) == 0:
+        time.sleep(60)
+    Path(path).write_text(str(child))
+    return child
+
+
+def is_gone(pid, seconds=5.0):
+    """Whether a process ends within that time; one that nobody has collected yet has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_what_an_isolated_tool_leaves_running_is_ended_and_does_not_hold_its_result(tmp_path):
+    begun = time.monotonic()
+    result = call(leaves_somebody, path=str(tmp_path / "pid"))
+    assert result.error is None
+    assert time.monotonic() - begun < 15
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_an_isolated_tool_does_not_outlive_who_called_it(tmp_path):
+    code = (
+        "import asyncio\n"
+        "from agent_r1.types import ToolCall\n"
+        "from tests.test_tools import isolated_hang\n"
+        f"call = ToolCall('isolated_hang', {{'path': {str(tmp_path / 'pid')!r}}})\n"
+        "asyncio.run(isolated_hang.run(call, 60.0))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert is_gone(int((tmp_path / "pid").read_text()))
 
 
 def test_calls_declared_parallel_run_together_and_keep_their_order():

@@ -86,6 +86,7 @@ def forked(work: Callable[[], int | None], seconds: float = SECONDS) -> Ended:
             os.setsid()
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+            sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
             code = 70
             try:
                 code = work() or 0

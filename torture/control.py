@@ -34,7 +34,7 @@ PLACES = [
 ]  # fmt: skip
 
 
-def _conversation(place: str, text: str) -> tuple[list[Any], list[dict[str, Any]]]:
+def conversation(place: str, text: str) -> tuple[list[Any], list[dict[str, Any]]]:
     """One with ``text`` in one place."""
     from agent_r1.types import Message, ToolCall
 
@@ -103,7 +103,7 @@ def control(tally: Tally, count: int, number: int) -> None:
             controls = {tokenizer.convert_tokens_to_ids(token) for token in added}
 
             def found(place: str, text: str) -> list[int]:
-                messages, tools = _conversation(place, text)
+                messages, tools = conversation(place, text)
                 ids = renderer.prompt(messages, tools)
                 return [token for token in ids if token in controls]
 

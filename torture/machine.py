@@ -19,8 +19,8 @@ from torture.common import FAULTS, VERDICTS, Tally
 
 OUT = Path("runs") / "torture"
 COUNTS = {
-    "kills": 200, "power_cuts": 50, "recipes": 900, "environments": 330, "run_folders": 300,
-    "models": 150, "data": 400, "control": 150, "texts": 300, "servers": 40,
+    "kills": 200, "environments": 120, "servers": 60, "power_cuts": 50, "recipes": 300,
+    "run_folders": 150, "data": 200, "models": 60, "control": 250, "texts": 400,
 }  # fmt: skip
 """Cases of a round; ``control`` counts for each renderer."""
 
@@ -56,21 +56,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=[*COUNTS], action="append", help="these kinds")
     parser.add_argument("--share", type=float, default=1.0, help="of the usual number of cases")
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--parallel", type=int, default=max(1, (os.cpu_count() or 2) // 1))
     arguments = parser.parse_args()
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
+    out: Path = arguments.out.resolve()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     start, seed = time.monotonic(), arguments.seed
-    whole = Tally(OUT / "faults")
+    whole = Tally(out / "faults")
     while True:
         kinds = [kind for kind in COUNTS if kind in (arguments.only or COUNTS)]
-        with ProcessPoolExecutor(
-            arguments.parallel, get_context("spawn"), max_tasks_per_child=1
-        ) as pool:
+        with ProcessPoolExecutor(arguments.parallel, get_context("spawn")) as pool:
             jobs = {
-                kind: pool.submit(
-                    one, kind, max(1, int(COUNTS[kind] * arguments.share)), seed, OUT.resolve()
-                )
+                kind: pool.submit(one, kind, max(1, int(COUNTS[kind] * arguments.share)), seed, out)
                 for kind in kinds
             }
             for kind, job in jobs.items():
@@ -94,7 +92,7 @@ def main() -> int:
         "counts": table,
         "faults": [{k: f[k] for k in ("kind", "verdict", "case")} for f in whole.faults],
     }
-    (OUT / "counts.json").write_text(json.dumps(result, indent=1, default=repr) + "\n")
+    (out / "counts.json").write_text(json.dumps(result, indent=1, default=repr) + "\n")
     bad = sum(row[verdict] for row in table.values() for verdict in FAULTS)
-    print(f"\n{bad} faults; written to {OUT}")
+    print(f"\n{bad} faults; written to {out}")
     return 1 if bad else 0
