@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -128,15 +129,22 @@ def _files_of(recipe: Recipe) -> dict[str, str]:
     what that has imported from beside it, and the data that its environment names.
     """
     texts = [text for text in _texts(recipe.model_dump(mode="json")) if "\n" not in text]
-    code = {Path(text.rpartition(":")[0]).expanduser() for text in texts if ".py:" in text}
+    code = {_path(text.rpartition(":")[0]) for text in texts if ".py:" in text}
     named = recipe.env.model_dump(mode="json", exclude={"cassette"})  # the run itself writes that
-    data = {Path(text).expanduser() for text in _texts(named)}
+    data = {_path(text) for text in _texts(named)}
     folders = {path.resolve().parent for path in code}
     for module in [*sys.modules.values()]:
         file = getattr(module, "__file__", None)
         if file and not is_library(file) and folders & {*Path(file).parents}:
             code.add(Path(file))
     return {str(path): found for path in sorted(code | data) if (found := file_print(path))}
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # a text that begins with "~"
+        return Path(text)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -201,7 +209,9 @@ def default_run(label: str) -> Path:
 def _train(recipe: Recipe, run: RunFolder, reporter: Reporter | None) -> Result:
     reporter = reporter or Reporter(num_iterations=recipe.train.iterations, quiet=True)
     with reporter:
-        state = Trainer(recipe, run, reporter).train()
+        trainer = Trainer(recipe, run, reporter)
+        run.keep(recipe)
+        state = trainer.train()
     result = Result(run, run.metrics())
     if recipe.evaluation.test_tasks:
         reporter.say(f"testing before and after on {recipe.evaluation.test_tasks} fresh tasks")
@@ -289,5 +299,10 @@ def export(
     template = getattr(agent.rollout.renderer, "chat_template", None)
     if template and "tools" not in (policy.tokenizer.chat_template or ""):
         policy.tokenizer.chat_template = template  # the prompt that it was trained with
-    policy.save(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    policy.save(partial)
+    if folder.exists():
+        folder.rmdir()  # an empty one
+    partial.rename(folder)
     return folder

@@ -31,8 +31,16 @@ _seconds: defaultdict[str, float] = defaultdict(float)
 _longest: dict[str, float] = {}
 
 
+_raised = [0]
+"""How often an interruption came to be raised; one that waits for a call into a library has not."""
+
+
 class BlockedLoopError(RuntimeError):
     """Raised in code that has held up the event loop for ``MAX_SECONDS``."""
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*words)
+        _raised[0] += 1
 
 
 @contextmanager
@@ -74,7 +82,7 @@ def _watch(loop: asyncio.AbstractEventLoop, thread: int, stop: threading.Event) 
             return  # it was closed
         last: str | None = None
         begun = counted = 0.0
-        ignored = 0
+        ignored, raised = 0, _raised[0]
         while not beaten.wait(BEAT_SECONDS) and not stop.is_set():
             frame = sys._current_frames().get(thread)
             place = _place(frame) if frame is not None else None
@@ -87,23 +95,24 @@ def _watch(loop: asyncio.AbstractEventLoop, thread: int, stop: threading.Event) 
             _longest[place] = max(_longest.get(place, 0.0), now - begun)
             counted = now
             if now - begun > MAX_SECONDS:
+                ignored, raised = ignored + (_raised[0] - raised), _raised[0]
                 if ignored >= MAX_IGNORED and MAY_END:
-                    _end(place)
+                    _end(place, ignored)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread), ctypes.py_object(BlockedLoopError)
                 )
-                begun, ignored = now, ignored + 1
+                begun = now
         if last is not None and not stop.is_set():
             _seconds[last] += time.monotonic() - counted
             _longest[last] = max(_longest[last], time.monotonic() - begun)
 
 
-def _end(place: str) -> None:
+def _end(place: str, ignored: int) -> None:
     """Nothing else helps: all episodes and Ctrl-C wait for code that swallows every exception."""
     print(
-        f"agent-r1: {place} holds up all episodes and swallows what should interrupt it; await "
-        "what it waits for, and never 'except BaseException'. A run goes on from its last "
-        "checkpoint with --resume",
+        f"agent-r1: {place} has blocked the event loop and swallowed {ignored} interruptions; the "
+        "program was ended. Use 'await', or make it a plain 'def', and catch Exception, not "
+        "BaseException. A run goes on from its last checkpoint with --resume",
         file=sys.stderr,
         flush=True,
     )

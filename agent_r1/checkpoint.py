@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from agent_r1.config import ConfigError, RunError
-from agent_r1.durable import SEAL, seal, sync_folder, why_damaged
+from agent_r1.durable import SEAL, make_folder, seal, sync_folder, why_damaged
 from agent_r1.text import describe
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Checkpoints:
         self.keep = keep
         self.last: Path | None = None
         self.damaged: dict[Path, str] = {}
-        for _, path in sorted(_folders(folder), reverse=True):
+        for _, path in _newest_first(folder):
             reason = why_damaged(path)
             if reason is None:
                 self.last = path
@@ -82,7 +81,7 @@ class Checkpoints:
         final = self.folder / f"{state.iteration:06d}"
         partial = self.folder / f".{final.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(partial)
         extra = {"learner": learner.state_dict(), "rng": torch.get_rng_state()}
         try:
             policy.save(partial)
@@ -122,30 +121,31 @@ class Checkpoints:
             return State(**_state(self.last))
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"{self.last}: it is whole but does not belong to this recipe, or to this version "
+                f"{self.last}: the files are intact, but do not match this recipe, or this version "
                 f"of agent-r1 or PyTorch: {error}"
             ) from error
 
     def put_aside(self, folder: Path) -> None:
         """Moves what is damaged out of the way; nothing is deleted."""
         for path in self.damaged:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.rename(folder / path.name)
+            make_folder(folder)
+            shutil.move(path, folder / path.name)  # checkpoints may be on another disk
         self.damaged = {}
 
     def _settle_copies(self) -> None:
-        """Makes room for links where a copy that followed them has folders: each gets its number,
-        or goes if the folder of that number is whole.
+        """Replaces folders named best or last, left by a copy that followed links, so that links
+        can be made: each gets its number, or goes if the folder of that number is whole.
         """
         for name in LINKS:
             path = self.folder / name
             if not path.is_dir() or path.is_symlink():
                 continue
-            numbered = self.folder / f"{_state(path)['iteration']:06d}"
-            if not numbered.exists():
-                path.rename(numbered)
-            elif why_damaged(numbered) is None:
-                shutil.rmtree(path)
+            with contextlib.suppress(ConfigError):  # it is none of ours: it stays
+                numbered = self.folder / f"{_state(path)['iteration']:06d}"
+                if not numbered.exists():
+                    path.rename(numbered)
+                elif why_damaged(numbered) is None:
+                    shutil.rmtree(path)
 
     def _link(self, name: str, target: str) -> None:
         partial = self.folder / f".{name}.partial"
@@ -158,22 +158,24 @@ class Checkpoints:
     def _prune(self, state: State) -> None:
         done = sorted(path for path in self.folder.iterdir() if path.name.isdigit())
         for path in done[: -self.keep]:
-            if int(path.name) != state.best_iteration:
+            if int(path.name) not in (state.iteration, state.best_iteration):
                 shutil.rmtree(path)
 
 
-def _folders(folder: Path) -> Iterator[tuple[int, Path]]:
-    """The iteration and the folder of all that calls itself a checkpoint; a folder in place of a
-    link where the iteration's own is missing.
+def _newest_first(folder: Path) -> list[tuple[int, Path]]:
+    """The iteration and the folder of all that calls itself a checkpoint. A copy that followed
+    links has folders in their place, which come after the one of their number.
     """
+    found = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.isdigit() and path.is_dir():
-            yield int(path.name), path
-        elif path.name in LINKS and path.is_dir() and not path.is_symlink():
+        if path.is_symlink() or not path.is_dir():
+            continue
+        if path.name.isdecimal():
+            found.append((int(path.name), path))
+        elif path.name in LINKS:
             with contextlib.suppress(ConfigError):
-                iteration = _state(path)["iteration"]
-                if not (folder / f"{iteration:06d}").is_dir():
-                    yield iteration, path
+                found.append((_state(path)["iteration"], path))
+    return sorted(found, key=lambda pair: (pair[0], pair[1].name.isdecimal()), reverse=True)
 
 
 def _state(folder: Path) -> dict[str, Any]:
@@ -186,8 +188,9 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def last_state(run: Path) -> State | None:
-    """Where a run stands by its last whole checkpoint."""
-    last = Checkpoints(run / "checkpoints", keep=1).last
+    """Where a run stands by its last checkpoint that is whole by its files' sizes."""
+    folders = (path for _, path in _newest_first(run / "checkpoints"))
+    last = next((path for path in folders if why_damaged(path, thorough=False) is None), None)
     return None if last is None else State(**_state(last))
 
 
@@ -197,17 +200,19 @@ def model_folder(run: Path, which: str) -> Path:
     Raises:
         ConfigError: There is no such checkpoint, or it is not as it was written.
     """
-    there = dict(sorted(_folders(run / "checkpoints")))
-    number = int(which) if which.isdigit() else None
+    found = _newest_first(run / "checkpoints")
+    there = {number: path for number, path in reversed(found) if _is_whole(path)}
+    there = dict(found) | there
+    number = int(which) if which.isdecimal() else None
     if which in LINKS and there:
-        newest = next((p for _, p in sorted(there.items(), reverse=True) if _is_whole(p)), None)
+        newest = next((path for _, path in found if _is_whole(path)), None)
         if newest is None:
-            reasons = "; ".join(f"{path.name}: {why_damaged(path)}" for path in there.values())
+            reasons = "; ".join(f"{path.name}: {why_damaged(path)}" for _, path in found)
             raise ConfigError(f"{run} has no whole checkpoint ({reasons})")
         number = _state(newest)["iteration" if which == "last" else "best_iteration"]
     folder = None if number is None else there.get(number)
     if folder is None:
-        known = ", ".join(map(str, there)) or "none"
+        known = ", ".join(map(str, sorted(there))) or "none"
         raise ConfigError(
             f"{run} has no checkpoint {which!r}; it has those of iterations {known}: name best, "
             "last or a number"

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import sys
@@ -46,20 +47,46 @@ def main(argv: list[str] | None = None) -> int:
             if getattr(arguments, "takes_overrides", False)
             else f"unexpected arguments: {' '.join(unknown)}"
         )
-    arguments.stdout = sys.stdout
-    # With --json nothing else may stand there, whatever a tool prints.
-    printed = contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout)
+    before = None
     try:
-        with _terminable(), printed:
+        with _terminable(), _printing(arguments):
             code: int = arguments.run_command(arguments, rest)
-        arguments.stdout.flush()
+        sys.stdout.flush()
         return code
     except BaseException as error:  # an exit in code of the user's is one, too
         with contextlib.suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         if "--debug" in given:
             traceback.print_exc()
         return _told(error, arguments)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _printing(arguments: argparse.Namespace) -> Iterator[None]:
+    """Where JSON goes, ``arguments.stdout``: with ``--json`` nothing else may stand there, whatever
+    a tool or what it starts prints.
+    """
+    arguments.stdout = sys.stdout
+    if not arguments.json:
+        yield
+        return
+    arguments.stdout.flush()
+    if arguments.stdout is not sys.__stdout__:  # somebody's who called ``main``
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+        return
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(saved), "w") as arguments.stdout:
+            yield
+    finally:
+        print(end="", flush=True)
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 @contextlib.contextmanager
@@ -91,8 +118,7 @@ def _told(error: BaseException, arguments: argparse.Namespace) -> int:
     from agent_r1.env_check import EnvCheckError
     from agent_r1.text import describe, place_of
 
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError) and not _is_read():
         return 141
     if isinstance(error, KeyboardInterrupt):
         is_term = isinstance(error, _TerminatedError)
@@ -104,7 +130,7 @@ def _told(error: BaseException, arguments: argparse.Namespace) -> int:
     if isinstance(error, ConfigError | EnvCheckError | RunError):
         text = str(error)
     elif isinstance(error, SystemExit):
-        text = f"something that was called wanted to end the program: {error!r}{place_of(error)}"
+        text = f"your code ended the program: {error!r}{place_of(error)}"
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         if arguments.command in ("train", "sft", "bench"):
@@ -118,13 +144,26 @@ def _told(error: BaseException, arguments: argparse.Namespace) -> int:
     return 2 if isinstance(error, ConfigError | EnvCheckError) else 1
 
 
+def _is_read() -> bool:
+    """Whether somebody still reads what is printed; if not, nothing more goes there."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return False
+    return True
+
+
 def _goes_on(arguments: argparse.Namespace) -> str:
+    from pathlib import Path
+
     if arguments.command == "bench":
         return "the same command goes on"
-    if arguments.command in ("train", "sft"):
-        run = arguments.run or arguments.resume or "RUN"
-        return f"`agent-r1 train --resume {run}` goes on from the last checkpoint"
-    return "nothing was written"
+    run = getattr(arguments, "run", None) if arguments.command in ("train", "sft") else None
+    run = run or getattr(arguments, "resume", None)
+    if run is None or not (Path(run) / "checkpoints").exists():
+        return "nothing was begun that could go on"
+    return f"`agent-r1 train --resume {run}` goes on from the last checkpoint"
 
 
 def _parted(

@@ -176,7 +176,7 @@ def load_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no file {path}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, RecursionError, ValueError) as error:  # no UTF-8, digits without end
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -200,7 +200,7 @@ def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
             text = rest.pop(0)
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (RecursionError, ValueError):
             value = text
         pairs.append((key, value))
     return pairs

@@ -20,6 +20,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
     sync_folder(path.parent)
@@ -33,6 +34,14 @@ def append(path: Path, line: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     if new:
+        sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder, and those above it, whose names are on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
         sync_folder(path.parent)
 
 
@@ -65,10 +74,10 @@ def why_damaged(folder: Path, *, thorough: bool = True) -> str | None:
     try:
         sums = json.loads((folder / SEAL).read_text())
     except FileNotFoundError:
-        return f"it has no {SEAL}"
-    except (OSError, ValueError) as error:
+        return f"it has no {SEAL}: made by an older version, or not copied whole"
+    except (OSError, RecursionError, ValueError) as error:
         return f"its {SEAL} cannot be read ({error})"
-    if not isinstance(sums, dict):
+    if not sums or not isinstance(sums, dict):
         return f"its {SEAL} is no table"
     for name, expected in sums.items():
         path = folder / name
@@ -80,7 +89,7 @@ def why_damaged(folder: Path, *, thorough: bool = True) -> str | None:
                 return f"{name} is not as it was written"
         except FileNotFoundError:
             return f"{name} is missing"
-        except (OSError, IndexError, TypeError) as error:
+        except (OSError, LookupError, TypeError, ValueError) as error:
             return f"{name} cannot be read ({error})"
     return None
 

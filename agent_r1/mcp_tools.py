@@ -448,7 +448,7 @@ class _OneLine(logging.Handler):
         self._seen.add(said)
         error = record.exc_info[1] if record.exc_info else None
         why = f" ({_in_words(error)})" if error is not None else ""
-        print(f"mcp: {clean(said + why):.300}; said once", file=sys.stderr)
+        print(f"mcp: {clean(said + why):.300} (repeats are not shown)", file=sys.stderr)
 
 
 def _tame_log() -> None:

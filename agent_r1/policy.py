@@ -478,8 +478,9 @@ def local_path(path: str) -> str:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(folder)
-    if folder.name in LINKS and (folder.parents[1] / "recipe.json").exists():  # of a run, lost
-        return str(model_folder(folder.parents[1], folder.name))
+    run = folder.parent.parent
+    if folder.name in LINKS and (run / "recipe.json").exists():  # the link was lost
+        return str(model_folder(run, folder.name))
     close = difflib.get_close_matches(path.casefold(), [*OURS], n=1, cutoff=0.6)
     if "/" not in path and close:
         raise ConfigError(f"model.path = {path!r}: did you mean {close[0]!r}?")

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import json
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from agent_r1.config import ConfigError
-from agent_r1.durable import append, write_atomically
+from agent_r1.durable import append, make_folder, write_atomically
 from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.trust import allow, must_be_allowed
 from agent_r1.types import Group
@@ -48,7 +50,7 @@ class RunFolder:
         """A new run; a folder that holds one already is never written over."""
         cls.must_be_free(path)
         run = cls(path)
-        run.path.mkdir(parents=True, exist_ok=True)
+        make_folder(run.path)
         run._write_recipe(recipe)
         return run
 
@@ -57,7 +59,8 @@ class RunFolder:
         """Raises ``ConfigError`` if the folder holds a run."""
         if Path(path).is_file():
             raise ConfigError(f"{path} is a file; name a folder with --run")
-        if (Path(path) / "recipe.json").exists():
+        parts = ("recipe.json", "contents.json", "metrics.jsonl", "checkpoints", "trajectories")
+        if any((Path(path) / part).exists() for part in parts):
             raise ConfigError(
                 f"{path} holds a run already; continue it with --resume {path}, "
                 "or name another folder with --run"
@@ -77,7 +80,7 @@ class RunFolder:
         Raises:
             ConfigError: Somebody does.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -121,16 +124,23 @@ class RunFolder:
 
     def changed_settings(self) -> Iterator[tuple[str, Any, Any]]:
         """Keys of the recipe that somebody changed by hand: what they were, and what they are."""
-        before = dict(_flat(json.loads(self.contents().get("recipe", "{}"))))
+        try:
+            before = dict(_flat(json.loads(self.contents().get("recipe", "{}"))))
+        except ValueError as error:
+            raise ConfigError(f"{self.path / 'contents.json'}: recipe: {error}") from error
         now = dict(_flat(self.recipe_data()))
-        for key in before.keys() & now.keys():
-            if before[key] != now[key] and key != "train.iterations":
-                yield key, before[key], now[key]
+        for key in sorted(before.keys() | now.keys()) if before else ():
+            old, new = before.get(key), now.get(key)
+            if old != new and key != "train.iterations":
+                yield key, old, new
 
     def contents(self) -> dict[str, str]:
         """What the run started from; empty for a run that has not noted it."""
         file = self.path / "contents.json"
-        return dict(_read_json(file)) if file.exists() else {}
+        found = _read_json(file) if file.exists() else {}
+        if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+            raise ConfigError(f"{file} holds something else than what the run began with")
+        return found
 
     def remove_unused(self) -> None:
         """Takes away a new run that came to nothing before its first checkpoint and metrics."""
@@ -144,16 +154,18 @@ class RunFolder:
             self.path.rmdir()
 
     def lengthen(self, recipe: Recipe, iterations: int) -> Recipe:
-        """The recipe with another number of iterations, written into the run."""
-        done = max((row["iteration"] for row in self.metrics()), default=0)
-        if iterations <= done:
+        """The recipe with another number of iterations."""
+        if iterations <= (done := self._done()):
             raise ConfigError(
                 f"train.iterations = {iterations}: {self.path} has done {done} already; name more"
             )
         train = recipe.train.model_copy(update={"iterations": iterations})
-        recipe = recipe.model_copy(update={"train": train})
-        self._write_recipe(recipe)
-        return recipe
+        return recipe.model_copy(update={"train": train})
+
+    def keep(self, recipe: Recipe) -> None:
+        """Writes a recipe that was lengthened."""
+        if json.loads(recipe.model_dump_json()) != self.recipe_data():
+            self._write_recipe(recipe)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         append(self.path / "metrics.jsonl", json.dumps(row) + "\n")
@@ -188,7 +200,7 @@ class RunFolder:
 
     def write_trajectories(self, iteration: int, groups: list[Group]) -> None:
         path = self._trajectories(iteration)
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         lines = "".join(
             json.dumps(_GROUP.dump_python(group, mode="json")) + "\n" for group in groups
         )
@@ -215,8 +227,7 @@ class RunFolder:
         """
         if checkpoints.last is not None:
             return
-        done = max([0, *(row["iteration"] for row in self.metrics())])
-        done = max([done, *self.trajectory_iterations()])
+        done = self._done()
         if done or checkpoints.damaged:
             reasons = [f"{path.name}: {why}" for path, why in checkpoints.damaged.items()]
             raise ConfigError(
@@ -237,8 +248,7 @@ class RunFolder:
         Returns:
             What a user should know of it.
         """
-        iteration = state.iteration
-        done = max([0, *(row["iteration"] for row in self.metrics())])
+        iteration, done = state.iteration, self._done()
         lines = [
             f"checkpoint {path.name} is damaged ({why}): going on from that of iteration "
             f"{iteration}"
@@ -246,11 +256,11 @@ class RunFolder:
         ]
         if not lines and done - iteration > every:
             lines = [f"checkpoints after iteration {iteration} are missing: going on from there"]
-        aside = self.path / f"set-aside-{iteration}" if lines else None
-        if aside is not None:
+        aside = self._unused(f"set-aside-{iteration}") if lines else None
+        self.forget_after(iteration, aside)
+        if aside is not None:  # last: after a kill before it, all of this begins anew
             checkpoints.put_aside(aside)
             lines[-1] += f"; what came after it is kept in {aside}"
-        self.forget_after(iteration, aside)
         if self.metrics_sum(iteration) != state.metrics:
             lines.append(
                 f"{self.path / 'metrics.jsonl'} is not as it was written: rows are missing"
@@ -266,16 +276,25 @@ class RunFolder:
         rows, file = self.metrics(), self.path / "metrics.jsonl"
         later = [n for n in self.trajectory_iterations() if n > iteration]
         if aside is not None and (later or any(row["iteration"] > iteration for row in rows)):
-            aside.mkdir(parents=True, exist_ok=True)
+            make_folder(aside)
             write_atomically(aside / file.name, file.read_bytes() if file.exists() else b"")
-        kept = [row for row in rows if row["iteration"] <= iteration]
-        write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
-        for number in later:
-            path = self._trajectories(number)
+        for path in map(self._trajectories, later):
             if aside is not None:
-                path.rename(aside / path.name)
+                shutil.move(path, aside / path.name)
             else:
                 path.unlink()
+        kept = [row for row in rows if row["iteration"] <= iteration]
+        write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def _done(self) -> int:
+        """The last iteration that left anything."""
+        rows = [int(row["iteration"]) for row in self.metrics()]
+        return max([0, *rows, *self.trajectory_iterations()])
+
+    def _unused(self, name: str) -> Path:
+        """A folder in the run that is not there yet."""
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(path for n in names if not (path := self.path / n).exists())
 
     def _write_recipe(self, recipe: Recipe) -> None:
         text = recipe.model_dump_json(indent=2) + "\n"
@@ -288,7 +307,7 @@ class RunFolder:
 
 def _flat(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """The values in nested tables, by their dotted keys."""
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) or not data:
         yield key, data
         return
     for name, value in data.items():

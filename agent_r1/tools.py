@@ -307,6 +307,7 @@ async def _in_process(call: Callable[[], Any]) -> Any:
         sys.executable,
         "-m",
         "agent_r1.isolated",
+        str(os.getpid()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -326,7 +327,7 @@ async def _in_process(call: Callable[[], Any]) -> Any:
         await process.wait()
         raise _CrashError(f"ended with exit code {process.returncode}") from error
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # with what it started
         await process.wait()
     ok, value = cloudpickle.loads(output)

@@ -1,6 +1,6 @@
-"""Which runs may load code: a run folder names files, modules and commands in its recipe, and
-whoever goes on with it runs them. Those of recipes that ran here are listed in the user's state
-folder, by content; a folder from elsewhere is not, whatever it says of itself.
+"""Which run folders may be gone on with: a recipe names files, modules, commands and servers, and
+whoever goes on with a run loads and calls them. Recipes that ran on this account are listed in the
+user's state folder, by content; a folder from elsewhere is not, whatever it says of itself.
 """
 
 from __future__ import annotations
@@ -16,47 +16,68 @@ from typing import Any
 
 from agent_r1.config import ConfigError
 
-_CODE = re.compile(r"[\w./~\\ -]+(\.py)?:[A-Za-z_][\w.-]*")
-"""``file.py:Class``, ``package.module:Class``, ``module:Game-v0``."""
+_CODE = re.compile(r"[^\n:]+:[^\s/:]+\s*")
+"""``file.py:Class``, ``package.module:Class``, ``module:Game-v0``: what is shown, not what is
+refused; that is every recipe that did not run here.
+"""
+_TELLING = ("command", "url", "taskset", "headers", "cassette", "id", "path", "module")
+"""Keys whose values are shown as well."""
 
 
 def code_of(data: Any, key: str = "") -> Iterator[str]:
-    """What a recipe has loaded or started, as ``key = value``."""
-    if isinstance(data, dict):
+    """What a recipe has loaded, started, called or written to, as ``key = value``."""
+    last = key.rpartition(".")[2]
+    if isinstance(data, dict) and last not in ("headers", "cassette"):
         for name, value in data.items():
             yield from code_of(value, f"{key}.{name}".lstrip("."))
-    elif key.endswith(".command") and data:
+    elif last in _TELLING and data:
         yield f"{key} = {json.dumps(data)}"
     elif isinstance(data, list):
         for value in data:
             yield from code_of(value, key)
     elif isinstance(data, str) and _CODE.fullmatch(data):
-        yield f"{key} = {data!r}"
+        yield f"{key} = {json.dumps(data)}"
 
 
 def allow(data: dict[str, Any]) -> None:
-    """Notes that the code of a recipe may be loaded from any run folder that holds this recipe.
-    Where that cannot be noted, somebody will be asked later.
+    """Notes that run folders with this recipe may be gone on with. If the note cannot be written,
+    the next resume asks for ``--trust``.
     """
-    if any(code_of(data)):
+    with contextlib.suppress(OSError, RuntimeError):  # a read-only disk, an account without home
         file = _file_of(data)
-        with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
 
 
 def must_be_allowed(data: dict[str, Any], file: Path) -> None:
-    """Raises ``ConfigError`` for a recipe in ``file`` that names code and did not run here."""
-    named = list(code_of(data))
-    if not named or _file_of(data).exists():
-        return
+    """Raises ``ConfigError`` for a recipe in ``file`` that did not run on this account."""
+    with contextlib.suppress(OSError, RuntimeError):
+        if _file_of(data).exists():
+            return
+    named = "; ".join([*code_of(data)][:12])
     raise ConfigError(
-        f"{file} was not made here, or was changed since, and going on would run what it names: "
-        f"{'; '.join(named[:8])}; look at that, then add --trust (in Python: trust=True)"
+        f"{file}: this run was not made by this account, or its recipe was changed since. Going on "
+        f"with it would use: {named}. Look at that; if you trust it, repeat with --trust (in "
+        "Python: trust=True)"
     )
 
 
 def _file_of(data: dict[str, Any]) -> Path:
     text = json.dumps(data, sort_keys=True)
+    if any(_is_relative(value) for value in _texts(data)):
+        text += str(Path.cwd())  # another folder's files of the same names are not these
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "agent-r1" / "runs" / hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_relative(value: str) -> bool:
+    """Whether it names code that is looked for from the current folder."""
+    return _CODE.fullmatch(value) is not None and not Path(value).is_absolute()
+
+
+def _texts(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict | list):
+        for value in data.values() if isinstance(data, dict) else data:
+            yield from _texts(value)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from agent_r1.cli import main
 from tests.commands import Command
 from torture.common import ENV, cli, forked, project
 
@@ -71,6 +72,17 @@ def test_json_stands_alone_whatever_prints(tmp_path):
     assert code == 0, told
     assert json.loads(out)["last"]["iteration"] == 1
     assert "loud" in told
+    raw = "import os; os.write(1, b'raw'); os.system('echo child'); print("
+    code, out, told = run(tmp_path, "check", "--json", env=noisy.replace("print(", raw))
+    assert code == 0, told
+    assert json.loads(out)["notes"]
+    assert "child" in told
+
+
+def test_a_call_of_main_leaves_signals_as_they_were():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert main(["explain", "/nonexistent"]) == 2
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -110,7 +122,7 @@ def test_a_full_disk_is_a_line(tmp_path, kilobytes):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "File too large" in done.stderr or "is the disk full" in done.stderr
-    assert "--resume" in done.stderr
+    assert ("--resume" in done.stderr) == (tmp_path / "run" / "checkpoints").exists()
     assert "Traceback" not in done.stderr
     assert "--debug" not in done.stderr
 
@@ -128,4 +140,4 @@ def test_code_that_nothing_can_interrupt_is_named_and_ends_the_command(tmp_path)
     ended = cli("check", project(tmp_path / "p", ENV + body))
     assert ended.code == 1
     assert "Tiny.score() (tiny.py" in ended.text
-    assert "swallows what should interrupt it" in ended.text
+    assert "swallowed 3 interruptions" in ended.text

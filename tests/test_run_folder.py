@@ -17,7 +17,7 @@ from agent_r1.durable import seal, why_damaged, write_atomically
 from agent_r1.explain import explain
 from agent_r1.progress import Reporter
 from agent_r1.run import RunFolder
-from agent_r1.trust import code_of
+from agent_r1.trust import allow, code_of, must_be_allowed
 from tests.commands import Command
 from torture.common import RECIPE, numbers, project
 
@@ -119,6 +119,41 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(made, tmp_path, name):
     kept = copy / "set-aside-2"
     assert f"kept in {kept}" in heard.warnings[0]
     assert {p.name for p in kept.iterdir()} == {"000003", "metrics.jsonl", "000003.jsonl.gz"}
+    for number in ("000003", "000004"):
+        damage(copy, name, number)
+    with pytest.raises(ConfigError, match="Nothing was changed"):
+        api.resume(copy)  # keep = 2: there is none before these
+
+
+def test_a_copy_in_place_of_a_link_stands_for_a_damaged_folder(made, tmp_path):
+    run, expected = made
+    copy = copied(run, tmp_path, symlinks=False)
+    damage(copy, "model.safetensors", "000003")
+    heard = Heard()
+    api.resume(copy, iterations=4, reporter=heard)
+    assert "000003 is damaged" in heard.warnings[0]
+    assert numbers(copy) == expected
+    assert (copy / "checkpoints" / "last").resolve().name == "000004"
+
+
+def test_a_kill_while_things_are_set_aside_loses_nothing(made, tmp_path, monkeypatch):
+    run, expected = made
+    copy = copied(run, tmp_path)
+    damage(copy, "trainer.pt", "000003")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Checkpoints, "put_aside", lambda self, folder: 1 / 0)
+        api.resume(copy, iterations=4)
+    api.resume(copy, iterations=4)
+    assert numbers(copy) == expected
+    kept = {path.name for folder in copy.glob("set-aside-2*") for path in folder.iterdir()}
+    assert kept == {"000003", "metrics.jsonl", "000003.jsonl.gz"}
+
+
+def test_a_folder_without_its_recipe_is_not_taken_for_a_free_one(made, tmp_path):
+    copy = copied(made[0], tmp_path)
+    (copy / "recipe.json").unlink()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        agent_r1.train(project(tmp_path / "p"), run=copy)
 
 
 def test_nothing_is_written_over_where_no_checkpoint_is_whole(made, tmp_path):
@@ -167,14 +202,16 @@ def test_settings_changed_by_hand_are_said_by_name(made, tmp_path):
     copy = copied(made[0], tmp_path)
     recipe = json.loads((copy / "recipe.json").read_text())
     recipe["seed"], recipe["learner"]["lr"] = 5, 0.5
+    recipe["algorithm"]["entropy_coef"] = 0.25
     (copy / "recipe.json").write_text(json.dumps(recipe))
     heard = Heard()
-    with pytest.raises(ConfigError, match="was changed since"):
+    with pytest.raises(ConfigError, match="its recipe was changed since"):
         api.resume(copy, iterations=4)
     api.resume(copy, iterations=4, trust=True, reporter=heard)
     told = "\n".join(heard.warnings)
     assert "recipe.json: seed = 5 was 0" in told
     assert "recipe.json: learner.lr = 0.5 was " in told
+    assert "recipe.json: algorithm.entropy_coef = 0.25 was 0.0" in told
 
 
 def test_a_moved_environment_is_named_with_the_file_to_mend(made, tmp_path):
@@ -237,7 +274,7 @@ def test_what_was_not_made_here_wants_a_word(strangers, monkeypatch, tmp_path, c
     process = Command(*command, run, *out)
     assert process.wait() == 2
     told = process.printed[1]
-    assert "was not made here" in told
+    assert "was not made by this account" in told
     assert "tiny.py:Tiny" in told
     assert "own.py:own" in told
     assert not mark.exists()
@@ -247,23 +284,51 @@ def test_what_was_not_made_here_wants_a_word(strangers, monkeypatch, tmp_path, c
     assert RunFolder(run).recipe().seed == 0  # now it is known
 
 
-def test_what_of_a_recipe_is_code():
+def test_what_of_a_recipe_is_shown():
     recipe = {
-        "env": {"name": "a/b.py:C", "mcp": {"x": {"command": ["sh", "-c", "x"]}}, "text": "a: b"},
+        "env": {
+            "name": "a+b/b.py:C",
+            "mcp": {"x": {"command": ["sh", "-c", "x"], "headers": {"K": "$V"}}},
+            "text": "a: b", "taskset": "installed", "cassette": {"path": "~/.profile"},
+        },
         "algorithm": {"name": "grpo"},
         "search": {"url": "http://x:80/y"},
         "credit": "package.module:Credit",
-    }
+    }  # fmt: skip
     assert list(code_of(recipe)) == [
-        "env.name = 'a/b.py:C'",
+        'env.name = "a+b/b.py:C"',
         'env.mcp.x.command = ["sh", "-c", "x"]',
-        "credit = 'package.module:Credit'",
+        'env.mcp.x.headers = {"K": "$V"}',
+        'env.taskset = "installed"',
+        'env.cassette = {"path": "~/.profile"}',
+        'search.url = "http://x:80/y"',
+        'credit = "package.module:Credit"',
     ]
 
 
-def test_own_runs_and_those_without_code_want_no_word(made, monkeypatch, tmp_path):
+def test_own_recipes_want_no_word_and_all_others_do(made, monkeypatch, tmp_path):
+    """Whether or not something in it looks like code."""
     assert explain(RunFolder(made[0])).own.weights
-    assert RunFolder(copied(made[0], tmp_path)).recipe().seed == 0  # the same recipe elsewhere
+    copy = copied(made[0], tmp_path)
+    assert RunFolder(copy).recipe().seed == 0  # the same recipe elsewhere
+    data = json.loads((copy / "recipe.json").read_text())
+    (copy / "recipe.json").write_text(json.dumps(data | {"seed": 3}))
+    with pytest.raises(ConfigError, match="--trust"):
+        RunFolder(copy).recipe()
+    elsewhere(monkeypatch, tmp_path)
+    with pytest.raises(ConfigError, match="--trust"):
+        RunFolder(made[0]).recipe()
+
+
+def test_the_same_words_in_another_folder_name_other_code(tmp_path, monkeypatch):
+    recipe = {"env": {"name": "tools", "tools": ["mine.py:look"]}}
+    monkeypatch.chdir(tmp_path)
+    allow(recipe)
+    must_be_allowed(recipe, tmp_path)
+    (tmp_path / "theirs").mkdir()
+    monkeypatch.chdir(tmp_path / "theirs")
+    with pytest.raises(ConfigError, match=r"mine\.py:look"):
+        must_be_allowed(recipe, tmp_path)
 
 
 # On the disk

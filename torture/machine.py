@@ -57,11 +57,14 @@ def main() -> int:
     parser.add_argument("--only", choices=[*COUNTS], action="append", help="these kinds")
     parser.add_argument("--share", type=float, default=1.0, help="of the usual number of cases")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--parallel", type=int, default=max(1, (os.cpu_count() or 2) // 1))
+    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 2)
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
+    if out.exists() and any(out.iterdir()) and not (out / ".torture").exists():
+        parser.error(f"--out {out} holds something else")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
+    (out / ".torture").touch()
     start, seed = time.monotonic(), arguments.seed
     whole = Tally(out / "faults")
     while True:

@@ -91,6 +91,7 @@ def _run(
             mp_context=context,
             max_tasks_per_child=1,  # a run's memory is given back
             initializer=end_with_parent,
+            initargs=(dict(os.environ),),  # theirs is that of the first start
         )
         with contextlib.ExitStack() as stack:
             futures = {pool.submit(run_job, job, runs): job for job in jobs}

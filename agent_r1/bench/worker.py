@@ -51,8 +51,11 @@ def _do(job: Job, folder: Path) -> None:
             _test(job, folder, test_set, recipe)
 
 
-def end_with_parent() -> None:
-    """Ends this worker when the process that started it is gone: nobody else would."""
+def end_with_parent(environment: dict[str, str]) -> None:
+    """Ends this worker, which gets its parent's environment, when the process that started it is
+    gone: nobody else would.
+    """
+    os.environ.update(environment)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -93,7 +96,10 @@ def _train(job: Job, folder: Path) -> None:
         return
     reporter = Reporter(num_iterations=job.recipe.train.iterations)
     if (folder / "recipe.json").exists():
-        api.resume(folder, reporter=reporter)
+        # The user has given that very recipe just now, on whatever account.
+        given = json.loads(job.recipe.model_dump_json())
+        same = RunFolder(folder).recipe_data() == given
+        api.resume(folder, trust=same, reporter=reporter)
     else:
         api.train(job.recipe, run=folder, reporter=reporter)
 

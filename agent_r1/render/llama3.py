@@ -40,7 +40,7 @@ class Llama3:
         self._encoder = Encoder(tokenizer.backend_tokenizer)
         self._date = settings.date
         template = files("agent_r1.render") / "llama3.jinja"
-        self.chat_template = template.read_text().replace("DATE", settings.date)
+        self.chat_template = template.read_text().replace("DATE", json.dumps(settings.date))
         needed = (_END, "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
         if missing := [token for token in needed if self._encoder.id_of(token) is None]:
             raise ConfigError(
