@@ -31,18 +31,6 @@ class Heard(Reporter):
         self.warnings.append(text)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def state_home(tmp_path_factory):
-    """What ran here is noted apart from the user's own."""
-    before = os.environ.get("XDG_STATE_HOME")
-    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
-    yield Path(os.environ["XDG_STATE_HOME"])
-    if before is None:
-        del os.environ["XDG_STATE_HOME"]
-    else:
-        os.environ["XDG_STATE_HOME"] = before
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A run of three iterations, and the numbers of the same one of four."""
