@@ -6,7 +6,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.report import write_result
 from agent_r1.run import NOT_FILES, RunFolder
 from agent_r1.run_async import run_async
-from agent_r1.text import is_library
+from agent_r1.text import is_library, texts_in
 from agent_r1.trainer import Trainer, evaluator, make_rollout, preflight, set_threads, tasks_of
 from agent_r1.types import Task, Trajectory, derive_seed
 
@@ -128,10 +128,10 @@ def _files_of(recipe: Recipe) -> dict[str, str]:
     """The user's own files that a run depends on, by their content: the code that its recipe names,
     what that has imported from beside it, and the data that its environment names.
     """
-    texts = [text for text in _texts(recipe.model_dump(mode="json")) if "\n" not in text]
+    texts = [text for text in texts_in(recipe.model_dump(mode="json")) if "\n" not in text]
     code = {_path(text.rpartition(":")[0]) for text in texts if ".py:" in text}
     named = recipe.env.model_dump(mode="json", exclude={"cassette"})  # the run itself writes that
-    data = {_path(text) for text in _texts(named)}
+    data = {_path(text) for text in texts_in(named)}
     folders = {path.resolve().parent for path in code}
     for module in [*sys.modules.values()]:
         file = getattr(module, "__file__", None)
@@ -145,15 +145,6 @@ def _path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:  # a text that begins with "~"
         return Path(text)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
 
 
 def _must_be_the_same(recipe: Recipe, run: RunFolder) -> None:

@@ -8,7 +8,7 @@ import os
 import sysconfig
 import traceback
 from collections import deque
-from collections.abc import Generator, KeysView, Mapping, ValuesView
+from collections.abc import Generator, Iterator, KeysView, Mapping, ValuesView
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,15 @@ def clean_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {clean(str(key)): clean_json(item) for key, item in value.items()}
     return value
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, but for its names."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(item)
 
 
 def is_library(file: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_r1.config import ConfigError
+from agent_r1.text import texts_in
 
 _CODE = re.compile(r"[^\n:]+:[^\s/:]+\s*")
 """``file.py:Class``, ``package.module:Class``, ``module:Game-v0``: what is shown, not what is
@@ -64,7 +65,7 @@ def must_be_allowed(data: dict[str, Any], file: Path) -> None:
 
 def _file_of(data: dict[str, Any]) -> Path:
     text = json.dumps(data, sort_keys=True)
-    if any(_is_relative(value) for value in _texts(data)):
+    if any(_is_relative(value) for value in texts_in(data)):
         text += str(Path.cwd())  # another folder's files of the same names are not these
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "agent-r1" / "runs" / hashlib.sha256(text.encode()).hexdigest()
@@ -73,11 +74,3 @@ def _file_of(data: dict[str, Any]) -> Path:
 def _is_relative(value: str) -> bool:
     """Whether it names code that is looked for from the current folder."""
     return _CODE.fullmatch(value) is not None and not Path(value).is_absolute()
-
-
-def _texts(data: Any) -> Iterator[str]:
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, dict | list):
-        for value in data.values() if isinstance(data, dict) else data:
-            yield from _texts(value)

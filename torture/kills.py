@@ -55,17 +55,21 @@ def _killing(number: int) -> Callable[[], None]:
     return hook
 
 
+def _undisturbed(folder: Path) -> tuple[Path, Any]:
+    """A small recipe, and the numbers of a run of it that nothing happens to."""
+    recipe = project(folder / "p")
+    ended = cli("train", recipe, "--run", folder / "whole")
+    assert ended.code == 0, ended.text
+    return recipe, numbers(folder / "whole")
+
+
 def kills(tally: Tally, count: int, seed: int) -> None:
     """Chains of up to six kills, each before a random file operation or at a random moment; the
     end must be that of the run that nobody killed.
     """
     rng = random.Random(seed)
     with scratch() as folder:
-        recipe = project(folder / "p")
-        whole = folder / "whole"
-        ended = cli("train", recipe, "--run", whole)
-        assert ended.code == 0, ended.text
-        expected = numbers(whole)
+        recipe, expected = _undisturbed(folder)
         done = 0
         while done < count:
             run = folder / "run"
@@ -219,11 +223,7 @@ def power_cuts(tally: Tally, count: int, seed: int) -> None:
     """
     rng = random.Random(seed)
     with scratch() as folder:
-        recipe = project(folder / "p")
-        whole = folder / "whole"
-        ended = cli("train", recipe, "--run", whole)
-        assert ended.code == 0, ended.text
-        expected = numbers(whole)
+        recipe, expected = _undisturbed(folder)
         for case in range(count):
             run, found = folder / f"run{case}", folder / f"found{case}"
             number, chance = rng.randrange(5, 160), rng.randrange(2**31)
