@@ -19,7 +19,7 @@ from agent_r1.portable import file_print
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.report import write_result
-from agent_r1.run import NOT_FILES, RunFolder
+from agent_r1.run import Contents, RunFolder
 from agent_r1.run_async import run_async
 from agent_r1.text import is_library, texts_in
 from agent_r1.trainer import Trainer, evaluator, make_rollout, preflight, set_threads, tasks_of
@@ -32,12 +32,14 @@ class Result:
 
     Attributes:
         run: Its folder.
+        recipe: What it was trained by.
         metrics: The rows of ``metrics.jsonl``.
         report: The content of ``result.json``, or ``None`` when the recipe asks for no test.
         before, after: The test evaluations ``"sampled"`` and ``"greedy"``.
     """
 
     run: RunFolder
+    recipe: Recipe
     metrics: list[dict[str, Any]]
     report: dict[str, Any] | None = None
     before: dict[str, Evaluation] = field(default_factory=dict)
@@ -71,7 +73,7 @@ def train(
     elif overrides:
         raise ConfigError("overrides change a recipe that is yet to be loaded; this one is checked")
     preflight(recipe)
-    contents = contents_of(recipe.model) | _files_of(recipe)
+    contents = Contents(**contents_of(recipe.model), files=_files_of(recipe))
     _must_be_its_base(recipe, contents)
     recipe = _pinned(recipe)
     folder.must_be_free(folder.path)
@@ -107,8 +109,9 @@ def resume(
         recipe = folder.recipe(trust=trust)
         if iterations is not None:
             recipe = folder.lengthen(recipe, iterations)
-        _must_be_the_same(recipe, folder)
-        reporter = reporter or Reporter(num_iterations=recipe.train.iterations, quiet=True)
+        if recipe.model.lora is not None or recipe.algorithm.model_dump().get("kl") is not None:
+            _must_be_the_same(recipe, folder)
+        reporter = reporter or Reporter(quiet=True)
         _tell_changes(folder, reporter)
         return _train(recipe, folder, reporter)
 
@@ -118,8 +121,8 @@ def _tell_changes(folder: RunFolder, reporter: Reporter) -> None:
     end = "what comes now is not what would have come"
     for key, before, now in folder.changed_settings():
         reporter.warn(f"{folder.path}/recipe.json: {key} = {now!r} was {before!r}: {end}")
-    for file, before in folder.contents().items():
-        if file not in NOT_FILES and (now := file_print(Path(file))) != before:
+    for file, before in folder.contents().files.items():
+        if (now := file_print(Path(file))) != before:
             what = "is gone" if now is None else "has changed since the run began"
             reporter.warn(f"{file} {what}: {end}")
 
@@ -149,30 +152,29 @@ def _path(text: str) -> Path:
 
 def _must_be_the_same(recipe: Recipe, run: RunFolder) -> None:
     """Raises ``ConfigError`` if the model that a run builds on is not what it was."""
-    needed = recipe.model.lora is not None or recipe.algorithm.model_dump().get("kl") is not None
-    if not needed or not (before := run.contents()):
-        return
-    now = contents_of(recipe.model)
+    before, now = run.contents(), contents_of(recipe.model)
+    if before.model is None and before.adapter is None:
+        return  # a run that has not noted it
     places = {"model": f"model.path = {recipe.model.path!r}"}
     if recipe.model.lora is not None:
         places["adapter"] = f"model.lora.start = {recipe.model.lora.start!r}"
     for what, place in places.items():
-        if before.get(what) != now.get(what):
+        if getattr(before, what) != now.get(what):
             raise ConfigError(
                 f"{run.path}: {place} does not hold the weights any more that this run began with; "
                 "put them back, or begin another run (what they were is noted in contents.json)"
             )
 
 
-def _must_be_its_base(recipe: Recipe, contents: dict[str, str]) -> None:
+def _must_be_its_base(recipe: Recipe, contents: Contents) -> None:
     """Raises ``ConfigError`` for an adapter of a run that was trained on another model."""
     start = recipe.model.lora.start if recipe.model.lora else None
     if start is None:
         return
     folder = Path(start).expanduser().resolve()  # of a run, or a checkpoint in one
     run = next((f for f in (folder, *folder.parents[:2]) if (f / "contents.json").exists()), None)
-    theirs = None if run is None else RunFolder(run).contents().get("model")
-    if theirs is not None and theirs != contents.get("model"):
+    theirs = None if run is None else RunFolder(run).contents().model
+    if theirs is not None and theirs != contents.model:
         raise ConfigError(
             f"model.lora.start = {start!r}: its adapter was trained on a model with other weights "
             f"than those of model.path = {recipe.model.path!r}"
@@ -198,12 +200,12 @@ def default_run(label: str) -> Path:
 
 
 def _train(recipe: Recipe, run: RunFolder, reporter: Reporter | None) -> Result:
-    reporter = reporter or Reporter(num_iterations=recipe.train.iterations, quiet=True)
-    with reporter:
+    reporter = reporter or Reporter(quiet=True)
+    with reporter.over(recipe.train.iterations):
         trainer = Trainer(recipe, run, reporter)
         run.keep(recipe)
         state = trainer.train()
-    result = Result(run, run.metrics())
+    result = Result(run, recipe, run.metrics())
     if recipe.evaluation.test_tasks:
         reporter.say(f"testing before and after on {recipe.evaluation.test_tasks} fresh tasks")
         result.before = Agent(recipe).test()
@@ -270,9 +272,16 @@ class Agent:
 def load(run: str | Path, checkpoint: str = "best", *, trust: bool = False) -> Agent:
     """The agent that a run trained: its ``best`` checkpoint, the ``last``, or an iteration's
     number. ``trust`` as of ``resume``.
+
+    Raises:
+        ConfigError: There is no such run or checkpoint, its recipe was not made here, or its
+            adapter belongs to weights that are not at ``model.path`` any more.
     """
     folder = RunFolder.open(run)
-    return Agent(folder.recipe(trust=trust), model_folder(folder.path, checkpoint))
+    recipe = folder.recipe(trust=trust)
+    if recipe.model.lora is not None:
+        _must_be_the_same(recipe, folder)
+    return Agent(recipe, model_folder(folder.path, checkpoint))
 
 
 def export(

@@ -374,7 +374,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         iterations = _only_iterations(rest)
         if arguments.run:
             raise ConfigError("--resume goes on in the run's own folder: no --run")
-        recipe = RunFolder.open(arguments.resume).recipe(trust=arguments.trust)
+        RunFolder.open(arguments.resume)
     else:
         implied = _imitating(arguments)
         recipe = _load(arguments.recipe, rest, quiet=arguments.json, implied=implied)
@@ -383,8 +383,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     from agent_r1 import api
     from agent_r1.progress import Reporter
 
-    num = iterations or recipe.train.iterations
-    reporter = Reporter(num_iterations=num, quiet=arguments.json)
+    reporter = Reporter(quiet=arguments.json)
     if arguments.resume:
         result = api.resume(
             arguments.resume, iterations=iterations, trust=arguments.trust, reporter=reporter
@@ -398,7 +397,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         _print_json(arguments, {"run": str(result.run.path), **figures})
     else:
         path = Path(arguments.run or arguments.resume)  # as it was given
-        _print_result(result, recipe, arguments.recipe, path)
+        _print_result(result, arguments.recipe, path)
     return 0
 
 
@@ -426,7 +425,7 @@ def _imitating(arguments: argparse.Namespace) -> list[str]:
     return ["--algorithm=sft", "--credit=outcome", "--train.attempts=1", *source]
 
 
-def _print_result(result: Result, recipe: Recipe, source: str | None, path: Path) -> None:
+def _print_result(result: Result, source: str | None, path: Path) -> None:
     from agent_r1.report import contrast, draw_curve, table, transcript
 
     curve = draw_curve(result.run)
@@ -443,7 +442,7 @@ def _print_result(result: Result, recipe: Recipe, source: str | None, path: Path
         "\nWhat next\n"
         f"  {command} explain {path}   why it learned what it did, step by step\n"
         f"  {command} eval {path} --show 3   more episodes of the trained agent\n"
-        f"  {command} {_next_run(recipe, source, path)}"
+        f"  {command} {_next_run(result.recipe, source, path)}"
     )
 
 

@@ -26,7 +26,7 @@ from agent_r1.noise import Noise, NoiseSettings
 from agent_r1.text import NotTextError, as_text, clean, describe, place_of
 from agent_r1.tools import AnyTool, Tool, ToolResult
 from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
-from agent_r1.waiting import EPISODE_THREAD, OwnThread, contained
+from agent_r1.waiting import EPISODE_THREAD, OwnThread, contained, telling
 
 
 @dataclass(slots=True, frozen=True)
@@ -123,7 +123,8 @@ def tasks_of(env_class: Any, settings: NamedSection, split: str) -> Sequence[Tas
     """The tasks of a split, none but such; a ``ConfigError`` says what else is there."""
     where = f"{env_class.__name__}.tasks(settings, {split!r})"
     try:
-        tasks = contained(lambda: env_class.tasks(settings, split))
+        with telling(f"{where} has not returned yet"):
+            tasks = contained(lambda: env_class.tasks(settings, split))
         looked_at = tasks if isinstance(tasks, list | tuple) else tasks[: min(len(tasks), 1)]
         other = next((task for task in looked_at if not isinstance(task, Task)), None)
     except ConfigError:

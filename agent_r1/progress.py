@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -22,10 +21,10 @@ from rich.progress import (
 class Reporter:
     """Prints rows of metrics. With ``quiet`` nothing but warnings is shown (``--json``, Python)."""
 
-    def __init__(self, *, num_iterations: int, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=quiet, highlight=False)
         self.quiet = quiet
-        self._total = num_iterations
+        self._total = 0
         self._seen = 0
         self._spent = 0.0
         self._progress: Progress | None = None
@@ -38,21 +37,18 @@ class Reporter:
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self._task = self._progress.add_task("", total=num_iterations)
+            self._task = self._progress.add_task("", total=None)
 
-    def __enter__(self) -> Self:
-        if self._progress is not None:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+    @contextmanager
+    def over(self, num_iterations: int) -> Iterator[None]:
+        """While a run of so many iterations goes on."""
+        self._total = num_iterations
+        if self._progress is None:
+            yield
+            return
+        self._progress.update(self._task, total=num_iterations)
+        with self._progress:
+            yield
 
     def say(self, text: str) -> None:
         if not self.quiet:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Json, TypeAdapter, ValidationError
 
 from agent_r1.config import ConfigError
 from agent_r1.durable import append, make_folder, write_atomically
@@ -34,9 +34,22 @@ from agent_r1.types import Group
 if TYPE_CHECKING:
     from agent_r1.checkpoint import Checkpoints, State
 
-NOT_FILES = ("model", "adapter", "recipe")
-"""Keys of ``contents.json`` that are no files' names."""
 _GROUP = TypeAdapter(Group)
+
+
+class Contents(BaseModel):
+    """What a run began with.
+
+    Attributes:
+        model, adapter: Fingerprints of the weights; ``None`` where there are none, or unknown.
+        files: Path to fingerprint of the user's own code and data.
+        recipe: A copy of ``recipe.json``.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    files: dict[str, str] = {}
+    recipe: dict[str, Any] | Json[dict[str, Any]] = {}
 
 
 class RunFolder:
@@ -117,30 +130,29 @@ class RunFolder:
             must_be_allowed(data, file)
         return load_recipe(data, label=str(file))[0]
 
-    def write_contents(self, contents: dict[str, str]) -> None:
-        """Notes what the run starts from, by content, and a copy of its recipe."""
-        contents = contents | {"recipe": json.dumps(self.recipe_data())}
-        write_atomically(self.path / "contents.json", json.dumps(contents, indent=2) + "\n")
+    def write_contents(self, contents: Contents) -> None:
+        """Notes what the run starts from, and a copy of its recipe."""
+        contents = contents.model_copy(update={"recipe": self.recipe_data()})
+        write_atomically(self.path / "contents.json", contents.model_dump_json(indent=2) + "\n")
 
     def changed_settings(self) -> Iterator[tuple[str, Any, Any]]:
         """Keys of the recipe that somebody changed by hand: what they were, and what they are."""
-        try:
-            before = dict(_flat(json.loads(self.contents().get("recipe", "{}"))))
-        except ValueError as error:
-            raise ConfigError(f"{self.path / 'contents.json'}: recipe: {error}") from error
+        before = dict(_flat(self.contents().recipe))
         now = dict(_flat(self.recipe_data()))
         for key in sorted(before.keys() | now.keys()) if before else ():
             old, new = before.get(key), now.get(key)
             if old != new and key != "train.iterations":
                 yield key, old, new
 
-    def contents(self) -> dict[str, str]:
+    def contents(self) -> Contents:
         """What the run started from; empty for a run that has not noted it."""
         file = self.path / "contents.json"
-        found = _read_json(file) if file.exists() else {}
-        if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-            raise ConfigError(f"{file} holds something else than what the run began with")
-        return found
+        try:
+            return Contents.model_validate(_read_json(file) if file.exists() else {})
+        except ValidationError as error:
+            raise ConfigError(
+                f"{file} holds something else than what the run began with: {error!s:.300}"
+            ) from error
 
     def remove_unused(self) -> None:
         """Takes away a new run that came to nothing before its first checkpoint and metrics."""

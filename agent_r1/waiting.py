@@ -5,13 +5,15 @@ and whatever it raises.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import ctypes
+import logging
 import queue
 import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 from agent_r1.text import describe, is_library
@@ -66,6 +68,24 @@ async def within(
     if isinstance(error, Exception):
         raise error
     raise _foreign(error) from error
+
+
+@contextlib.contextmanager
+def telling(what: str, every: float = 60.0) -> Iterator[None]:
+    """Says on the log, every so many seconds, that something takes long."""
+    done = threading.Event()
+
+    def tell() -> None:
+        seconds = every
+        while not done.wait(every):
+            logging.getLogger("agent_r1").warning("%s (%.0f s)", what, seconds)
+            seconds += every
+
+    threading.Thread(target=tell, name="telling", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def contained(call: Callable[[], T]) -> T:

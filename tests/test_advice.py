@@ -37,7 +37,7 @@ SMALL = {
 
 class Heard(Reporter):
     def __init__(self):
-        super().__init__(num_iterations=2, quiet=True)
+        super().__init__(quiet=True)
         self.warnings = []
 
     def warn(self, text):

@@ -338,6 +338,13 @@ def table(path):
 def test_a_killed_experiment_goes_on_and_ends_with_all_its_tables(tmp_path):
     path, runs, out = written(tmp_path), tmp_path / "runs", tmp_path / "out"
     arguments = (path, "--runs", runs, "--out", out)
+    ended = bench(*arguments)
+    while not list(runs.glob("*/metrics.jsonl")):
+        assert ended.poll() is None, ended.communicate()
+        time.sleep(0.1)
+    ended.terminate()  # it does not wait for the runs at work
+    assert ended.wait(10) == 143
+    ended.communicate()
     killed = bench(*arguments)
     while not list(runs.glob("rloo-s0-*/metrics.jsonl")):
         assert killed.poll() is None, killed.communicate()

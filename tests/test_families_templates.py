@@ -5,6 +5,7 @@ turn by turn must be what the template makes of the whole conversation.
 import os
 from datetime import datetime
 
+import jinja2
 import pytest
 
 from agent_r1.config import ConfigError
@@ -152,6 +153,8 @@ def test_the_template_that_an_export_gets_says_what_the_renderer_says(chat, tool
         assert family.settings["date"] in text
     for messages in CONVERSATIONS.values():
         if any(len(message.tool_calls) > 1 for message in messages) and family.num_calls == 1:
+            with pytest.raises(jinja2.TemplateError, match="one tool call at a time"):
+                tokenizer.apply_chat_template(as_rows(messages), chat_template=text)
             continue
         for opening in ([], [SYSTEM]):
             shown = tokenizer.apply_chat_template(

@@ -24,7 +24,7 @@ from torture.common import RECIPE, numbers, project
 
 class Heard(Reporter):
     def __init__(self):
-        super().__init__(num_iterations=4, quiet=True)
+        super().__init__(quiet=True)
         self.warnings = []
 
     def warn(self, text):

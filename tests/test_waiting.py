@@ -14,7 +14,7 @@ from agent_r1.env import close_env
 from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.run_async import run_async
 from agent_r1.types import StopReason
-from agent_r1.waiting import ExpiredError, OwnThread, in_thread, within
+from agent_r1.waiting import ExpiredError, OwnThread, in_thread, telling, within
 
 from .fakes import CharRenderer, ScriptedEngine
 
@@ -28,6 +28,15 @@ def play(env, *lines, limits=None, attempts=1):
 
 
 # One loop ------------------------------------------------------------------------------------
+
+
+def test_what_takes_long_is_said_while_it_lasts(caplog):
+    with telling("tasks() has not returned yet", every=0.02):
+        time.sleep(0.1)
+    assert caplog.messages[:2] == ["tasks() has not returned yet (0 s)"] * 2
+    said = len(caplog.messages)
+    time.sleep(0.1)
+    assert len(caplog.messages) <= said + 1
 
 
 def test_what_belongs_to_a_loop_lives_from_call_to_call():

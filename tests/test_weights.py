@@ -208,6 +208,18 @@ def test_an_adapter_of_another_base_is_refused_and_a_changed_base_noticed(tmp_pa
         api.resume(tmp_path / "run", iterations=2)
 
 
+def test_an_adapter_is_not_evaluated_on_another_base_than_its_own(tmp_path):
+    base = copied(tmp_path / "base")
+    recipe = TINY | {"model": {"path": str(base), "lora": {"rank": 4, "alpha": 8}}}
+    run = agent_r1.train(recipe, run=tmp_path / "run").run.path
+    agent_r1.load(run)
+    other = copied(tmp_path / "other", lambda w: w["lm_head.weight"].mul_(1.5))
+    shutil.copy(other / "model.safetensors", base)
+    for use in (agent_r1.load, lambda run: agent_r1.export(run, tmp_path / "out")):
+        with pytest.raises(ConfigError, match="does not hold the weights any more that this run"):
+            use(run)
+
+
 def test_a_run_is_pinned_to_the_checkpoint_behind_a_link(tmp_path):
     first = agent_r1.train(TINY, run=tmp_path / "a").run.path
     second = agent_r1.train(
@@ -215,7 +227,7 @@ def test_a_run_is_pinned_to_the_checkpoint_behind_a_link(tmp_path):
     )
     path = json.loads((second.run.path / "recipe.json").read_text())["model"]["path"]
     assert path == str((first / "checkpoints" / "000001").resolve())
-    assert second.run.contents()["model"] == fingerprint(path)
+    assert second.run.contents().model == fingerprint(path)
 
 
 # Exports -------------------------------------------------------------------------------------

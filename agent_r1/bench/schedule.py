@@ -93,9 +93,11 @@ def _run(
             initializer=end_with_parent,
             initargs=(dict(os.environ),),  # theirs is that of the first start
         )
+        others = multiprocessing.active_children()
         with contextlib.ExitStack() as stack:
             futures = {pool.submit(run_job, job, runs): job for job in jobs}
             stack.callback(pool.shutdown, cancel_futures=True)  # whatever happens below
+            stack.push(lambda kind, *_: _end_all_but(others) if kind else None)
             for number, future in enumerate(as_completed(futures), 1):
                 job = futures[future]
                 passed = time.perf_counter() - start
@@ -111,6 +113,13 @@ def _run(
         else:
             os.environ["OMP_NUM_THREADS"] = before
     return failures
+
+
+def _end_all_but(others: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """Kills the workers, which a shut-down would wait for; their runs can be resumed."""
+    for process in multiprocessing.active_children():
+        if process not in others:
+            process.kill()
 
 
 def _line(job: Job, runs: Path) -> str:

@@ -94,7 +94,7 @@ def _train(job: Job, folder: Path) -> None:
 
     if _is_trained(job, folder):
         return
-    reporter = Reporter(num_iterations=job.recipe.train.iterations)
+    reporter = Reporter()
     if (folder / "recipe.json").exists():
         # The user has given that very recipe just now, on whatever account.
         given = json.loads(job.recipe.model_dump_json())
