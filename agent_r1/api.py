@@ -19,9 +19,9 @@ from agent_r1.portable import file_print
 from agent_r1.progress import Reporter
 from agent_r1.recipe import Recipe, load_recipe
 from agent_r1.report import write_result
-from agent_r1.run import Contents, RunFolder
+from agent_r1.run import Contents, RunFolder, must_be_sayable
 from agent_r1.run_async import run_async
-from agent_r1.text import is_library, texts_in
+from agent_r1.text import describe, is_library, texts_in
 from agent_r1.trainer import Trainer, evaluator, make_rollout, preflight, set_threads, tasks_of
 from agent_r1.types import Task, Trajectory, derive_seed
 
@@ -68,6 +68,7 @@ def train(
     label = recipe if isinstance(recipe, str | Path) else "run"
     # From here on by its own place: a tool may change the current directory.
     folder = RunFolder(Path(run or default_run(str(label))).absolute())
+    must_be_sayable(folder.path)
     if not isinstance(recipe, Recipe):
         recipe, _ = load_recipe(recipe, list((overrides or {}).items()))
     elif overrides:
@@ -78,9 +79,10 @@ def train(
     recipe = _pinned(recipe)
     folder.must_be_free(folder.path)
     with folder.locked():
-        folder = RunFolder.create(folder.path, recipe)
-        folder.write_contents(contents)
+        folder.must_be_free(folder.path)
         try:
+            folder = RunFolder.create(folder.path, recipe)
+            folder.write_contents(contents)
             return _train(recipe, folder, reporter)
         except BaseException:
             folder.remove_unused()
@@ -107,6 +109,8 @@ def resume(
     folder = RunFolder.open(Path(run).absolute())
     with folder.locked():
         recipe = folder.recipe(trust=trust)
+        if not trust:
+            folder.must_hold_its_parts()
         if iterations is not None:
             recipe = folder.lengthen(recipe, iterations)
         if recipe.model.lora is not None or recipe.algorithm.model_dump().get("kl") is not None:
@@ -119,6 +123,11 @@ def resume(
 def _tell_changes(folder: RunFolder, reporter: Reporter) -> None:
     """Warns of settings and files that are not what they were when the run began."""
     end = "what comes now is not what would have come"
+    if not folder.contents().recipe:
+        reporter.warn(
+            f"{folder.path}/contents.json is missing or old: whether settings, code, data and "
+            "weights are what they were when the run began is not known"
+        )
     for key, before, now in folder.changed_settings():
         reporter.warn(f"{folder.path}/recipe.json: {key} = {now!r} was {before!r}: {end}")
     for file, before in folder.contents().files.items():
@@ -281,7 +290,16 @@ def load(run: str | Path, checkpoint: str = "best", *, trust: bool = False) -> A
     recipe = folder.recipe(trust=trust)
     if recipe.model.lora is not None:
         _must_be_the_same(recipe, folder)
-    return Agent(recipe, model_folder(folder.path, checkpoint))
+    for tries_left in (2, 1, 0):
+        found = None
+        try:
+            found = model_folder(folder.path, checkpoint)
+            return Agent(recipe, found)
+        except (ConfigError, OSError):
+            if tries_left == 0 or (found is not None and found.exists()):
+                raise
+            time.sleep(0.1)  # training goes on there and has put a newer one in its place
+    raise AssertionError("the last try returns or raises")
 
 
 def export(
@@ -291,7 +309,10 @@ def export(
     an adapter merged into its model, the stop tokens in ``generation_config``, and where the
     tokenizer has no chat template for tools, that of the renderer.
     """
-    folder = Path(out)
+    if not str(out).strip():
+        raise ConfigError("export needs the name of a new folder")
+    folder = Path(out).absolute()
+    must_be_sayable(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already; name a new folder")
     agent = load(run, checkpoint, trust=trust)
@@ -301,8 +322,12 @@ def export(
         policy.tokenizer.chat_template = template  # the prompt that it was trained with
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    policy.save(partial)
-    if folder.exists():
-        folder.rmdir()  # an empty one
-    partial.rename(folder)
-    return folder
+    try:
+        policy.save(partial)
+        if folder.exists():
+            folder.rmdir()  # an empty one
+        partial.rename(folder)
+    except Exception as error:  # whoever writes; tokenizers and safetensors raise errors of theirs
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(f"{folder} cannot be written: {describe(error)}") from error
+    return Path(out)

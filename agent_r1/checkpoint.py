@@ -14,9 +14,8 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError
 
 from agent_r1.config import ConfigError, RunError
 from agent_r1.durable import SEAL, make_folder, seal, sync_folder, why_damaged
@@ -65,8 +64,8 @@ class Checkpoints:
         self.keep = keep
         self.last: Path | None = None
         self.damaged: dict[Path, str] = {}
-        for _, path in _newest_first(folder):
-            reason = why_damaged(path)
+        for number, path in _newest_first(folder):
+            reason = _why_unusable(number, path)
             if reason is None:
                 self.last = path
                 break
@@ -80,7 +79,7 @@ class Checkpoints:
 
         final = self.folder / f"{state.iteration:06d}"
         partial = self.folder / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         make_folder(partial)
         extra = {"learner": learner.state_dict(), "rng": torch.get_rng_state()}
         try:
@@ -88,7 +87,7 @@ class Checkpoints:
             torch.save(extra, partial / "trainer.pt")
             (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
             seal(partial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # whoever writes, the disk is one
+        except Exception as error:  # whoever writes, the disk is one; tokenizers raise just that
             raise RunError(
                 f"{partial} cannot be written ({describe(error)}): is the disk full? The run goes "
                 "on from the checkpoint before with --resume"
@@ -96,7 +95,7 @@ class Checkpoints:
         self._settle_copies()
         if final.exists():
             final.rename(old := self.folder / f".{final.name}.old")
-            shutil.rmtree(old)
+            _remove(old)
         partial.rename(final)
         sync_folder(self.folder)  # the last word: what has no name did not happen
         self.last = final
@@ -119,10 +118,10 @@ class Checkpoints:
             learner.load_state_dict(extra["learner"])
             torch.set_rng_state(extra["rng"].cpu())
             return State(**_state(self.last))
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
             raise ConfigError(
                 f"{self.last}: the files are intact, but do not match this recipe, or this version "
-                f"of agent-r1 or PyTorch: {error}"
+                f"of agent-r1 or PyTorch: {error!s:.200}"
             ) from error
 
     def put_aside(self, folder: Path) -> None:
@@ -156,41 +155,56 @@ class Checkpoints:
         partial.unlink(missing_ok=True)
 
     def _prune(self, state: State) -> None:
-        done = sorted(path for path in self.folder.iterdir() if path.name.isdigit())
+        done = sorted(
+            path for path in self.folder.iterdir() if path.name.isascii() and path.name.isdigit()
+        )
         for path in done[: -self.keep]:
             if int(path.name) not in (state.iteration, state.best_iteration):
-                shutil.rmtree(path)
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """A folder that is no longer needed; of a link, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=not path.exists())
 
 
 def _newest_first(folder: Path) -> list[tuple[int, Path]]:
     """The iteration and the folder of all that calls itself a checkpoint. A copy that followed
-    links has folders in their place, which come after the one of their number.
+    links has folders in their place, which come after the one of their number. A number may be a
+    link to where there is more room.
     """
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_symlink() or not path.is_dir():
+        if not path.is_dir():
             continue
-        if path.name.isdecimal():
+        if _is_number(path.name):
             found.append((int(path.name), path))
-        elif path.name in LINKS:
+        elif path.name in LINKS and not path.is_symlink():
             with contextlib.suppress(ConfigError):
                 found.append((_state(path)["iteration"], path))
     return sorted(found, key=lambda pair: (pair[0], pair[1].name.isdecimal()), reverse=True)
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and len(name) < 19
 
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
         state = json.loads((folder / "state.json").read_text())
         int(state["iteration"]), int(state["best_iteration"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
         raise ConfigError(f"{folder / 'state.json'} cannot be read: {error!r}") from error
     return dict(state)
 
 
 def last_state(run: Path) -> State | None:
     """Where a run stands by its last checkpoint that is whole by its files' sizes."""
-    folders = (path for _, path in _newest_first(run / "checkpoints"))
-    last = next((path for path in folders if why_damaged(path, thorough=False) is None), None)
+    found = _newest_first(run / "checkpoints")
+    last = next((p for n, p in found if _why_unusable(n, p, thorough=False) is None), None)
     return None if last is None else State(**_state(last))
 
 
@@ -201,13 +215,13 @@ def model_folder(run: Path, which: str) -> Path:
         ConfigError: There is no such checkpoint, or it is not as it was written.
     """
     found = _newest_first(run / "checkpoints")
-    there = {number: path for number, path in reversed(found) if _is_whole(path)}
+    there = {number: path for number, path in reversed(found) if _is_whole(number, path)}
     there = dict(found) | there
-    number = int(which) if which.isdecimal() else None
+    number = int(which) if _is_number(which) else None
     if which in LINKS and there:
-        newest = next((path for _, path in found if _is_whole(path)), None)
+        newest = next((path for n, path in found if _is_whole(n, path)), None)
         if newest is None:
-            reasons = "; ".join(f"{path.name}: {why_damaged(path)}" for _, path in found)
+            reasons = "; ".join(f"{path.name}: {_why_unusable(n, path)}" for n, path in found)
             raise ConfigError(f"{run} has no whole checkpoint ({reasons})")
         number = _state(newest)["iteration" if which == "last" else "best_iteration"]
     folder = None if number is None else there.get(number)
@@ -222,5 +236,17 @@ def model_folder(run: Path, which: str) -> Path:
     return folder.resolve()
 
 
-def _is_whole(folder: Path) -> bool:
-    return not (folder / SEAL).exists() or why_damaged(folder, thorough=False) is None
+def _is_whole(number: int, folder: Path) -> bool:
+    """By its files' sizes; a model without checksums is one of an older version."""
+    reason = _why_unusable(number, folder, thorough=False)
+    return reason is None or not (folder / SEAL).exists()
+
+
+def _why_unusable(number: int, folder: Path, *, thorough: bool = True) -> str | None:
+    """What is wrong with the checkpoint of an iteration, or ``None``."""
+    if (reason := why_damaged(folder, thorough=thorough)) is not None:
+        return reason
+    with contextlib.suppress(ConfigError):
+        if (other := _state(folder)["iteration"]) != number:
+            return f"it is a copy of that of iteration {other}"
+    return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import select
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             else f"unexpected arguments: {' '.join(unknown)}"
         )
     before = None
+    threading.excepthook = _tell_of_thread
     try:
         with _terminable(), _printing(arguments):
             code: int = arguments.run_command(arguments, rest)
@@ -62,6 +65,26 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         if before is not None:
             signal.signal(signal.SIGINT, before)
+
+
+def _tell_of_thread(what: threading.ExceptHookArgs) -> None:
+    """An error in a thread that code of others started: a line."""
+    from agent_r1.text import describe, place_of
+
+    if what.exc_value is not None and not isinstance(what.exc_value, SystemExit):
+        said = f"{describe(what.exc_value)}{place_of(what.exc_value)}"
+        print(f"warning: an error in a thread: {said}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals wait while libraries in C are loaded, in which nothing can be raised."""
+    signals = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -116,7 +139,7 @@ def _told(error: BaseException, arguments: argparse.Namespace) -> int:
     """Prints what went wrong in a screen at most; the exit code."""
     from agent_r1.config import ConfigError, RunError
     from agent_r1.env_check import EnvCheckError
-    from agent_r1.text import describe, place_of
+    from agent_r1.text import describe, place_of, printable
 
     if isinstance(error, BrokenPipeError) and not _is_read():
         return 141
@@ -132,11 +155,12 @@ def _told(error: BaseException, arguments: argparse.Namespace) -> int:
     elif isinstance(error, SystemExit):
         text = f"your code ended the program: {error!r}{place_of(error)}"
     elif isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        if arguments.command in ("train", "sft", "bench"):
+        text = f"{error.filename or describe(error)}: {error.strerror}{place_of(error)}"
+        if arguments.command in ("train", "sft", "bench") and error.errno == errno.ENOSPC:
             text += f"; {_goes_on(arguments)}"
     else:
         text = f"{describe(error)}{place_of(error)} (--debug shows more)"
+    text = printable(text)
     if len(text) > MAX_MESSAGE:
         cut = len(text) - MAX_MESSAGE
         text = f"{text[:MAX_MESSAGE]} ... ({cut:,} more characters)"
@@ -161,7 +185,11 @@ def _goes_on(arguments: argparse.Namespace) -> str:
         return "the same command goes on"
     run = getattr(arguments, "run", None) if arguments.command in ("train", "sft") else None
     run = run or getattr(arguments, "resume", None)
-    if run is None or not (Path(run) / "checkpoints").exists():
+    try:
+        is_begun = run is not None and (Path(run) / "checkpoints").exists()
+    except OSError:  # no name that a file can have
+        is_begun = False
+    if not is_begun:
         return "nothing was begun that could go on"
     return f"`agent-r1 train --resume {run}` goes on from the last checkpoint"
 
@@ -341,9 +369,18 @@ def _count(text: str) -> int:
 
 
 def _temperature(text: str) -> float:
-    if not 0.0 <= (number := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    if (number := float(text)) != 0.0 and not 1e-3 <= number <= 1e3:
+        raise argparse.ArgumentTypeError(f"must be 0 (greedy), or from 0.001 to 1000, not {text}")
     return number
+
+
+def _named(folder: str, option: str) -> str:
+    """Not an empty text, as of a variable of the shell's that is not set."""
+    from agent_r1.config import ConfigError
+
+    if not folder.strip():
+        raise ConfigError(f"{option} needs the name of a folder; it was given none")
+    return folder
 
 
 def _load(source: str, rest: list[str], *, quiet: bool, implied: Sequence[str] = ()) -> Recipe:
@@ -372,15 +409,18 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         )
     if arguments.resume:
         iterations = _only_iterations(rest)
-        if arguments.run:
+        if getattr(arguments, "source", None):
+            raise ConfigError("--resume goes on with what the run imitates: no --from")
+        if arguments.run is not None:
             raise ConfigError("--resume goes on in the run's own folder: no --run")
         RunFolder.open(arguments.resume)
     else:
         implied = _imitating(arguments)
         recipe = _load(arguments.recipe, rest, quiet=arguments.json, implied=implied)
-        if arguments.run:
-            RunFolder.must_be_free(arguments.run)
-    from agent_r1 import api
+        if arguments.run is not None:
+            RunFolder.must_be_free(_named(arguments.run, "--run"))
+    with undisturbed():
+        from agent_r1 import api
     from agent_r1.progress import Reporter
 
     reporter = Reporter(quiet=arguments.json)
@@ -427,11 +467,13 @@ def _imitating(arguments: argparse.Namespace) -> list[str]:
 
 def _print_result(result: Result, source: str | None, path: Path) -> None:
     from agent_r1.report import contrast, draw_curve, table, transcript
+    from agent_r1.text import printable
 
     curve = draw_curve(result.run)
     if result.report is not None:
         before, after = contrast(result.before["sampled"].groups, result.after["sampled"].groups)
-        print(f"\nBefore training\n{transcript(before)}\n\nAfter training\n{transcript(after)}\n")
+        shown = printable(f"{transcript(before)}\n\nAfter training\n{transcript(after)}")
+        print(f"\nBefore training\n{shown}\n")
         print(f"Success on tasks never seen in training, before -> after\n{table(result.report)}\n")
     command = "agent-r1" if shutil.which("agent-r1") else os.path.relpath(sys.argv[0])
     missing = "not drawn: pip install agent-r1[plot]"
@@ -467,8 +509,10 @@ def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
         from agent_r1.config import ConfigError
 
         raise ConfigError(f"a run is evaluated by its own recipe; unexpected: {' '.join(rest)}")
-    from agent_r1 import api
+    with undisturbed():
+        from agent_r1 import api
     from agent_r1.report import transcript
+    from agent_r1.text import printable
 
     agent = (
         api.Agent(recipe)
@@ -485,7 +529,7 @@ def _eval(arguments: argparse.Namespace, rest: list[str]) -> int:
         _print_json(arguments, figures)
         return 0
     for group in result.groups[: arguments.show]:
-        print(transcript(group.trajectories[0]) + "\n")
+        print(printable(transcript(group.trajectories[0])) + "\n")
     print("  category  tasks  success     95 % interval  turns faults")
     for name, scores in [*figures["categories"].items(), ("all", figures["total"])]:
         print(_score_line(name or "-", scores))
@@ -504,7 +548,8 @@ def _score_line(name: str, scores: dict[str, Any]) -> str:
 
 
 def _export(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from agent_r1 import api
+    with undisturbed():
+        from agent_r1 import api
 
     folder = api.export(arguments.run, arguments.out, arguments.checkpoint, trust=arguments.trust)
     if arguments.json:
@@ -516,15 +561,17 @@ def _export(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
     recipe = _load(arguments.recipe, rest, quiet=arguments.json)
-    from agent_r1.dry_run import dry_run
+    with undisturbed():
+        from agent_r1.dry_run import dry_run
     from agent_r1.progress import counting
+    from agent_r1.text import printable
 
     with counting("tasks", quiet=arguments.json) as tell:
         report = dry_run(recipe, tell)
     if arguments.json:
         _print_json(arguments, report.as_dict())
     else:
-        print(report.as_text())
+        print(printable(report.as_text()))
     return 0
 
 
@@ -538,7 +585,7 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     start = time.perf_counter()
     corpus = [Path(file).expanduser() for file in arguments.corpus]
-    out = Path(arguments.out).expanduser() if arguments.out else None
+    out = None if arguments.out is None else Path(_named(arguments.out, "--out")).expanduser()
     with counting("passages", quiet=arguments.json) as tell:
         folder = build_index(corpus, out, tell)
     seconds = time.perf_counter() - start
@@ -566,13 +613,14 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
 def _explain(arguments: argparse.Namespace, rest: list[str]) -> int:
     from agent_r1.explain import explain
     from agent_r1.run import RunFolder
+    from agent_r1.text import printable
 
     run = RunFolder.open(arguments.run)
     found = explain(run, arguments.trajectory, trust=arguments.trust)
     if arguments.json:
         _print_json(arguments, found.as_dict())
     else:
-        print(found.as_text(tokens=arguments.tokens))
+        print(printable(found.as_text(tokens=arguments.tokens)))
     return 0
 
 

@@ -18,23 +18,39 @@ SEAL = "checksums.json"
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Readers see the old file or the new one, never a part, after a power cut, too."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with _named(path):
+        partial.unlink(missing_ok=True)  # of a kill; or a link to elsewhere, which is not followed
+        with partial.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
     sync_folder(path.parent)
 
 
 def append(path: Path, line: str) -> None:
     """Adds a line and returns when it is on the disk."""
     new = not path.exists()
-    with path.open("a") as file:
+    with _named(path), open(path, "a", opener=_no_link) as file:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
     if new:
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error of the disk, which knows no name (it is full), gets this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def make_folder(folder: Path) -> None:

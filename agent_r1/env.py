@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, overload
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic_core import to_jsonable_python
 
 from agent_r1.cassette import Cassette, CassetteSettings
 from agent_r1.config import ConfigError, NamedSection, Registry
@@ -116,6 +116,19 @@ def make_env(env_class: Any, settings: NamedSection) -> Env:
     return wrapped
 
 
+MAX_TASKS = 10**9
+"""An order is drawn of all of them."""
+MAX_REWARD = 1e30
+"""Sums of more have no end in floating point."""
+RESERVED = frozenset(
+    {
+        *("success", "reward", "shaped", "entropy", "action_tokens", "tokens", "turns", "loss"),
+        *("resampled", "groups_used", "groups_without_signal", "grad_norm", "kl", "value_loss"),
+        *("explained_variance", "clip_fraction", "logprob_error", "updates", "updates_skipped"),
+        *("lr", "iterations_without_signal"),
+    }
+)
+"""Names of figures of a run, which an environment's own metrics cannot have."""
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -125,17 +138,69 @@ def tasks_of(env_class: Any, settings: NamedSection, split: str) -> Sequence[Tas
     try:
         with telling(f"{where} has not returned yet"):
             tasks = contained(lambda: env_class.tasks(settings, split))
-        looked_at = tasks if isinstance(tasks, list | tuple) else tasks[: min(len(tasks), 1)]
-        other = next((task for task in looked_at if not isinstance(task, Task)), None)
+        if len(tasks) > MAX_TASKS:
+            raise ConfigError(f"{where} gives {len(tasks):,} tasks; {MAX_TASKS:,} is the most")
+        if not isinstance(tasks, list | tuple):
+            _ = CheckedTasks(tasks, where)[: min(len(tasks), 1)]
+            return CheckedTasks(tasks, where)
+        wrong = next(filter(None, map(why_no_task, tasks)), None)
     except ConfigError:
         raise
     except NotImplementedError as error:
         raise ConfigError(str(error)) from error
     except Exception as error:  # its author's code
         raise ConfigError(f"{where}: {describe(error)}{place_of(error)}") from error
-    if other is not None:
-        raise ConfigError(f"{where} must give a sequence of Task, not {type(other).__name__}")
-    return tasks  # type: ignore[no-any-return]
+    if wrong is not None:
+        raise ConfigError(f"{where} must give a sequence of Task: {wrong}")
+    return tasks
+
+
+def why_no_task(task: Any) -> str | None:
+    """What is wrong with a task, which is stored with its episodes; ``None`` if nothing is."""
+    if not isinstance(task, Task):
+        return f"it has a {type(task).__name__}"
+    for name in ("id", "question", "answer", "category"):
+        if not isinstance(value := getattr(task, name), str):
+            return f"Task.{name} must be text, not {value!r:.100} (task {task.id!r:.100})"
+    if not isinstance(task.data, dict):
+        return f"Task.data must be a dictionary, not {task.data!r:.100} (task {task.id!r:.100})"
+    try:
+        to_jsonable_python(task.data)
+    except (ValueError, RecursionError) as error:
+        return f"Task.data holds what cannot be stored (task {task.id!r:.100}): {error!s:.200}"
+    return None
+
+
+class CheckedTasks(Sequence[Task]):
+    """An author's own sequence of tasks, looked at as they are asked for.
+
+    Raises:
+        ConfigError: When one is asked for that is none.
+    """
+
+    def __init__(self, tasks: Sequence[Any], where: str) -> None:
+        self._tasks, self._where = tasks, where
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        try:
+            task: Task = contained(lambda: self._tasks[index])
+            wrong = why_no_task(task)
+        except Exception as error:  # its author's code
+            wrong = f"{describe(error)}{place_of(error)}"
+        if wrong is not None:
+            raise ConfigError(f"{self._where}[{index}]: {wrong}")
+        return task
 
 
 def schemas_of(env: Any) -> list[dict[str, Any]]:
@@ -156,6 +221,9 @@ def tidy(message: Message) -> Message:
         raise TypeError(f"not a message of a role {', '.join(ROLES)}: {message!r:.200}")
     if not isinstance(message.content, str):
         raise TypeError(f"the content of a message must be text, not {message.content!r:.200}")
+    for call in message.tool_calls:
+        if not isinstance(call, ToolCall | MalformedCall):
+            raise TypeError(f"tool_calls of a message must be calls, not {call!r:.200}")
     content = clean(message.content)
     return message if content == message.content else dataclasses.replace(message, content=content)
 
@@ -166,8 +234,10 @@ def plain_outcome(outcome: Outcome) -> Outcome:
         raise TypeError(f"reward must be a number and success a truth value, not {outcome!r}")
     metrics = {str(name): float(value) for name, value in outcome.metrics.items()}
     plain = Outcome(float(outcome.reward), bool(outcome.success), metrics)
-    if not all(map(math.isfinite, [plain.reward, *metrics.values()])):
-        raise ValueError(f"not finite: {plain}")
+    if not all(abs(value) <= MAX_REWARD for value in [plain.reward, *metrics.values()]):
+        raise ValueError(f"not finite, or beyond {MAX_REWARD:g}: {plain}")
+    if taken := sorted(RESERVED & metrics.keys()):
+        raise ValueError(f"a metric cannot be called {taken[0]!r}: a figure of every run is")
     return plain
 
 
@@ -175,9 +245,17 @@ def plain_rewards(transition: Transition) -> dict[str, float]:
     """The process rewards of a transition in plain Python numbers."""
     rewards = {str(part): float(value) for part, value in transition.rewards.items()}
     for part, value in rewards.items():
-        if not math.isfinite(value):
+        if not abs(value) <= MAX_REWARD:
             raise ValueError(f"the process reward {part!r} is {value}")
     return rewards
+
+
+def must_be_plain(transition: Transition) -> None:
+    """Raises ``TypeError`` for a transition that could not be stored."""
+    if not isinstance(transition.state_key, str | None):
+        raise TypeError(f"state_key must be text, not {transition.state_key!r:.200}")
+    if not all(isinstance(event, str) for event in transition.events):
+        raise TypeError(f"events must be texts, not {transition.events!r:.200}")
 
 
 def gold_of(env: Any) -> Iterable[str]:

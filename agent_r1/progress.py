@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from agent_r1.text import clean, printable
+
 
 class Reporter:
     """Prints rows of metrics. With ``quiet`` nothing but warnings is shown (``--json``, Python)."""
@@ -52,10 +54,11 @@ class Reporter:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(printable(clean(text)), markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", markup=False, style="yellow", soft_wrap=True)
+        text = printable(clean(f"warning: {text}"))
+        self.console.print(text, markup=False, style="yellow", soft_wrap=True)
 
     def iteration(self, row: dict[str, Any]) -> None:
         """One line for an iteration's row of ``metrics.jsonl``."""

@@ -16,6 +16,7 @@ import contextlib
 import gzip
 import itertools
 import json
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from agent_r1.checkpoint import Checkpoints, State
 
 _GROUP = TypeAdapter(Group)
+MAX_JSON_BYTES = 1 << 26
+"""Of a recipe and what is noted beside it."""
+MAX_GROUP_BYTES = 1 << 29
+"""Of one group in ``trajectories``."""
 
 
 class Contents(BaseModel):
@@ -85,6 +90,15 @@ class RunFolder:
         if not (run.path / "recipe.json").exists():
             raise ConfigError(f"{run.path} holds no run: there is no recipe.json")
         return run
+
+    def must_hold_its_parts(self) -> None:
+        """Raises ``ConfigError`` where what is written would land outside of the run."""
+        for part in (self.path / "checkpoints", self.path / "trajectories"):
+            if part.is_symlink():
+                raise ConfigError(
+                    f"{part} is a link: the run would go on in {part.resolve()}; if that is what "
+                    "you want, repeat with --trust (in Python: trust=True)"
+                )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -139,7 +153,9 @@ class RunFolder:
         """Keys of the recipe that somebody changed by hand: what they were, and what they are."""
         before = dict(_flat(self.contents().recipe))
         now = dict(_flat(self.recipe_data()))
-        for key in sorted(before.keys() | now.keys()) if before else ():
+        if not self.contents().recipe:
+            return
+        for key in sorted(before.keys() | now.keys()):
             old, new = before.get(key), now.get(key)
             if old != new and key != "train.iterations":
                 yield key, old, new
@@ -160,8 +176,10 @@ class RunFolder:
             return
         if self.metrics():
             return
-        for name in ("recipe.json", "contents.json", "metrics.jsonl", ".lock"):
+        for name in ("recipe.json", "contents.json", "metrics.jsonl"):
             (self.path / name).unlink(missing_ok=True)
+            (self.path / f".{name}.partial").unlink(missing_ok=True)
+        (self.path / ".lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody else's files are in it
             self.path.rmdir()
 
@@ -197,17 +215,19 @@ class RunFolder:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         rows = []
         for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                continue
             try:
                 row = json.loads(line)
-                int(row["iteration"])
+                figures = row.get("figures", {})
+                if type(row["iteration"]) is not int or not isinstance(figures, dict):
+                    raise TypeError("iteration must be a number and figures a table")
             except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if not line.endswith(b"\n"):
+                    continue
                 raise ConfigError(
                     f"{path}, line {number}: no row of metrics ({error!r:.200}); take the line out "
                     "if the file was damaged"
                 ) from error
-            rows.append((line, row))
+            rows.append((line.removesuffix(b"\n") + b"\n", row))  # an editor may have cut it
         return rows
 
     def write_trajectories(self, iteration: int, groups: list[Group]) -> None:
@@ -221,17 +241,27 @@ class RunFolder:
     def trajectories(self, iteration: int) -> Iterator[Group]:
         """The groups of an iteration, as they were trained on."""
         path = self._trajectories(iteration)
+        must_be_file(path)
         try:
-            lines = gzip.decompress(path.read_bytes()).splitlines()
-            groups = [_GROUP.validate_python(json.loads(line)) for line in lines]
-        except (OSError, EOFError, zlib.error, ValidationError, ValueError) as error:
+            with gzip.open(path) as file:
+                while line := file.readline(MAX_GROUP_BYTES):
+                    yield _GROUP.validate_python(json.loads(line))
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            ValidationError,
+            ValueError,
+            RecursionError,
+        ) as error:
             raise ConfigError(f"{path} cannot be read: {error!r:.300}") from error
-        yield from groups
 
     def trajectory_iterations(self) -> list[int]:
         """The iterations whose trajectories are stored, in order."""
-        files = (self.path / "trajectories").glob("*.jsonl.gz")
-        return sorted(int(path.name.split(".")[0]) for path in files if path.name[0].isdigit())
+        names = (path.name for path in (self.path / "trajectories").glob("*.jsonl.gz"))
+        return sorted(
+            int(name[:6]) for name in names if re.fullmatch(r"[0-9]{6,}\.jsonl\.gz", name)
+        )
 
     def must_go_on(self, checkpoints: Checkpoints) -> None:
         """Raises ``ConfigError`` where something was done and no whole checkpoint is left of it:
@@ -275,7 +305,8 @@ class RunFolder:
             lines[-1] += f"; what came after it is kept in {aside}"
         if self.metrics_sum(iteration) != state.metrics:
             lines.append(
-                f"{self.path / 'metrics.jsonl'} is not as it was written: rows are missing"
+                f"{self.path / 'metrics.jsonl'} is not as it was written: rows are missing, or "
+                "changed, or there more than once"
             )
         if missing := {*range(1, iteration + 1)} - {*self.trajectory_iterations()}:
             lines.append(f"trajectories of {len(missing)} iterations are missing")
@@ -326,8 +357,31 @@ def _flat(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(value, f"{key}.{name}".lstrip("."))
 
 
-def _read_json(file: Path) -> Any:
+def must_be_sayable(path: Path) -> None:
+    """Raises ``ConfigError`` for a name that is no text: it could be neither stored nor printed."""
     try:
-        return json.loads(file.read_bytes())
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{str(path)!a}: the name is no UTF-8; choose another folder") from error
+
+
+def must_be_file(path: Path) -> None:
+    """Raises ``ConfigError`` for what would be waited for, or read, without end."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is no file")
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _read_json(file: Path) -> Any:
+    must_be_file(file)
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {MAX_JSON_BYTES:,} bytes")
+        return json.loads(text, parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read: {error!r:.300}") from error

@@ -8,11 +8,13 @@ import asyncio
 import atexit
 import contextvars
 import functools
+import logging
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from agent_r1.blocked import watched
+from agent_r1.text import describe, place_of
 
 T = TypeVar("T")
 _AT_WORK = threading.Lock()
@@ -60,8 +62,16 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 @functools.cache
 def _runner() -> asyncio.Runner:
     runner = asyncio.Runner()
+    runner.get_loop().set_exception_handler(_tell)
     atexit.register(_close, runner.get_loop())
     return runner
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What code of others left behind: a task whose error nobody asked for, a callback's error."""
+    error = context.get("exception")
+    why = f": {describe(error)}{place_of(error)}" if isinstance(error, BaseException) else ""
+    logging.getLogger("agent_r1").warning("%s%s", context.get("message"), why)
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:

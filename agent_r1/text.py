@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sysconfig
 import traceback
 from collections import deque
@@ -15,6 +16,8 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 _LIBRARIES = ("site-packages", sysconfig.get_paths()["stdlib"])
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def clean(text: str) -> str:
@@ -33,6 +36,11 @@ def clean(text: str) -> str:
         # A pair of surrogates is a character after all, which UTF-16 knows.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def printable(text: str) -> str:
+    """``text`` as a terminal may have it: control characters but line ends and tabs are escaped."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def clean_json(value: Any) -> Any:

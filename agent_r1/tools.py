@@ -303,10 +303,12 @@ async def _in_process(call: Callable[[], Any]) -> Any:
     """Runs ``call`` in a fresh Python process (``agent_r1.isolated``) that is killed when we stop
     waiting.
     """
+    start = f"import sys; sys.path[:] = {sys.path!r}; from agent_r1.isolated import main; main()"
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "agent_r1.isolated",
+        "-P",  # what lies in the current folder is not to be imported
+        "-c",
+        start,
         str(os.getpid()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -317,7 +319,7 @@ async def _in_process(call: Callable[[], Any]) -> Any:
     assert process.stdout is not None
     try:
         with contextlib.suppress(ConnectionError):  # it may end before it has read all
-            process.stdin.write(cloudpickle.dumps((sys.path, cloudpickle.dumps(call))))
+            process.stdin.write(cloudpickle.dumps(call))
             await process.stdin.drain()
         process.stdin.close()
         # Not to the end of the stream: what the tool leaves running may hold it open.

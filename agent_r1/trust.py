@@ -15,29 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from agent_r1.config import ConfigError
-from agent_r1.text import texts_in
+from agent_r1.text import printable, texts_in
 
-_CODE = re.compile(r"[^\n:]+:[^\s/:]+\s*")
+_CODE = re.compile(r".+:[^\s/:]+\s*", re.DOTALL)
 """``file.py:Class``, ``package.module:Class``, ``module:Game-v0``: what is shown, not what is
 refused; that is every recipe that did not run here.
 """
-_TELLING = ("command", "url", "taskset", "headers", "cassette", "id", "path", "module")
+_TELLING = ("command", "url", "taskset", "headers", "env", "cassette", "id", "path", "module")
 """Keys whose values are shown as well."""
+MAX_SHOWN = 12
 
 
-def code_of(data: Any, key: str = "") -> Iterator[str]:
-    """What a recipe has loaded, started, called or written to, as ``key = value``."""
+def code_of(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """What a recipe has loaded, started, called or written to: keys and values."""
     last = key.rpartition(".")[2]
-    if isinstance(data, dict) and last not in ("headers", "cassette"):
+    table = isinstance(data, dict) and (last not in ("headers", "cassette", "env") or key == "env")
+    if table:
         for name, value in data.items():
             yield from code_of(value, f"{key}.{name}".lstrip("."))
     elif last in _TELLING and data:
-        yield f"{key} = {json.dumps(data)}"
+        yield key, data
     elif isinstance(data, list):
         for value in data:
             yield from code_of(value, key)
     elif isinstance(data, str) and _CODE.fullmatch(data):
-        yield f"{key} = {json.dumps(data)}"
+        yield key, data
 
 
 def allow(data: dict[str, Any]) -> None:
@@ -55,22 +57,35 @@ def must_be_allowed(data: dict[str, Any], file: Path) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         if _file_of(data).exists():
             return
-    named = "; ".join([*code_of(data)][:12])
+    used = sorted(code_of(data), key=lambda pair: not _is_code(*pair))  # that comes first
+    named = [printable(f"{key} = {json.dumps(value)}") for key, value in used]
+    if (more := len(named) - MAX_SHOWN) > 0:
+        named[MAX_SHOWN:] = [f"and {more} more"]
     raise ConfigError(
         f"{file}: this run was not made by this account, or its recipe was changed since. Going on "
-        f"with it would use: {named}. Look at that; if you trust it, repeat with --trust (in "
-        "Python: trust=True)"
+        f"with it would use: {'; '.join(named)}. Look at that; if you trust it, repeat with "
+        "--trust (in Python: trust=True)"
     )
 
 
 def _file_of(data: dict[str, Any]) -> Path:
     text = json.dumps(data, sort_keys=True)
-    if any(_is_relative(value) for value in texts_in(data)):
+    if any(map(_is_relative, texts_in(data))):
         text += str(Path.cwd())  # another folder's files of the same names are not these
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "agent-r1" / "runs" / hashlib.sha256(text.encode()).hexdigest()
+    home = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not home.is_absolute():  # to be ignored, by the XDG specification
+        home = Path.home() / ".local" / "state"
+    return home / "agent-r1" / "runs" / hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_relative(value: str) -> bool:
-    """Whether it names code that is looked for from the current folder."""
-    return _CODE.fullmatch(value) is not None and not Path(value).is_absolute()
+    """Whether it names code, or a file, that is looked for from the current folder."""
+    if Path(value).is_absolute() or "://" in value:
+        return False
+    with contextlib.suppress(OSError, ValueError):  # too long a name, a NUL in it
+        return _CODE.fullmatch(value) is not None or Path(value).is_file()
+    return False
+
+
+def _is_code(key: str, value: Any) -> bool:
+    return key.endswith("command") or _CODE.fullmatch(str(value)) is not None

@@ -13,7 +13,7 @@ import agent_r1
 from agent_r1 import api
 from agent_r1.checkpoint import Checkpoints, model_folder
 from agent_r1.config import ConfigError
-from agent_r1.durable import seal, why_damaged, write_atomically
+from agent_r1.durable import append, seal, why_damaged, write_atomically
 from agent_r1.explain import explain
 from agent_r1.progress import Reporter
 from agent_r1.run import RunFolder
@@ -275,23 +275,69 @@ def test_what_was_not_made_here_wants_a_word(strangers, monkeypatch, tmp_path, c
 def test_what_of_a_recipe_is_shown():
     recipe = {
         "env": {
-            "name": "a+b/b.py:C",
-            "mcp": {"x": {"command": ["sh", "-c", "x"], "headers": {"K": "$V"}}},
+            "name": "a:b\n/b.py:C",
+            "mcp": {
+                "x": {
+                    "command": ["sh", "-c", "x"],
+                    "headers": {"K": "$V"},
+                    "env": {"LD_PRELOAD": "x.so"},
+                }
+            },
             "text": "a: b", "taskset": "installed", "cassette": {"path": "~/.profile"},
         },
         "algorithm": {"name": "grpo"},
         "search": {"url": "http://x:80/y"},
         "credit": "package.module:Credit",
     }  # fmt: skip
-    assert list(code_of(recipe)) == [
-        'env.name = "a+b/b.py:C"',
-        'env.mcp.x.command = ["sh", "-c", "x"]',
-        'env.mcp.x.headers = {"K": "$V"}',
-        'env.taskset = "installed"',
-        'env.cassette = {"path": "~/.profile"}',
-        'search.url = "http://x:80/y"',
-        'credit = "package.module:Credit"',
-    ]
+    assert dict(code_of(recipe)) == {
+        "env.name": "a:b\n/b.py:C",
+        "env.mcp.x.command": ["sh", "-c", "x"],
+        "env.mcp.x.env": {"LD_PRELOAD": "x.so"},
+        "env.mcp.x.headers": {"K": "$V"},
+        "env.taskset": "installed",
+        "env.cassette": {"path": "~/.profile"},
+        "search.url": "http://x:80/y",
+        "credit": "package.module:Credit",
+    }
+
+
+def test_what_is_loaded_cannot_hide_behind_what_is_not(tmp_path):
+    recipe = {f"x{n}": {"path": "a"} for n in range(20)} | {"env": "evil.py:Mine", "\x1b[2K": "b:c"}
+    with pytest.raises(ConfigError, match=r"would use: env = \"evil.py:Mine\"; .* and 10 more\. "):
+        must_be_allowed(recipe, tmp_path)
+    with pytest.raises(ConfigError) as error:
+        must_be_allowed(recipe, tmp_path)
+    assert "\x1b" not in str(error.value)
+
+
+def test_a_file_of_the_current_folder_is_another_in_another_folder(tmp_path, monkeypatch):
+    recipe = {"env": {"mcp": {"x": {"command": ["python", "server.py"]}}}}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "server.py").write_text("")
+    monkeypatch.chdir(tmp_path / "a")
+    allow(recipe)
+    must_be_allowed(recipe, tmp_path)
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(ConfigError, match="--trust"):
+        must_be_allowed(recipe, tmp_path)
+    monkeypatch.chdir(tmp_path / "a")
+    monkeypatch.setenv("XDG_STATE_HOME", "st")  # a folder of a stranger's could hold one
+    with pytest.raises(ConfigError, match="--trust"):
+        must_be_allowed({"env": "x.py:Y"}, tmp_path)
+    assert not (tmp_path / "a" / "st").exists()
+
+
+def test_links_are_not_written_through(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("precious")
+    (tmp_path / ".a.partial").symlink_to(theirs)
+    write_atomically(tmp_path / "a", "mine")
+    (tmp_path / "b").symlink_to(theirs)
+    with pytest.raises(OSError, match="symbolic link"):
+        append(tmp_path / "b", "mine")
+    assert theirs.read_text() == "precious"
+    assert (tmp_path / "a").read_text() == "mine"
 
 
 def test_own_recipes_want_no_word_and_all_others_do(made, monkeypatch, tmp_path):

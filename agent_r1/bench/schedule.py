@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,18 +80,18 @@ def _run(
 ) -> list[str]:
     failures: list[str] = []
     start = time.perf_counter()
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a worker's libraries are loaded
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads)}
     # Workers come from a process that has imported PyTorch, but not used it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["agent_r1.api"])
-    try:
+    # Threads are counted when libraries are loaded; nothing is loaded from the current folder.
+    with _environment(OMP_NUM_THREADS=str(threads), PYTHONSAFEPATH="1"):
         pool = ProcessPoolExecutor(
             parallel,
             mp_context=context,
             max_tasks_per_child=1,  # a run's memory is given back
             initializer=end_with_parent,
-            initargs=(dict(os.environ),),  # theirs is that of the first start
+            initargs=(environment,),  # theirs is that of the first start
         )
         others = multiprocessing.active_children()
         with contextlib.ExitStack() as stack:
@@ -107,12 +107,21 @@ def _run(
                     failures.append(f"{job.folder}: {type(error).__name__}: {error}")
                 said = failures[-1] if error else _line(job, runs)
                 say(f"{number}/{len(jobs)}  {said}  ({passed:.0f} s, about {left:.0f} s left)")
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
     return failures
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _end_all_but(others: Sequence[multiprocessing.process.BaseProcess]) -> None:

@@ -55,6 +55,7 @@ def end_with_parent(environment: dict[str, str]) -> None:
     """Ends this worker, which gets its parent's environment, when the process that started it is
     gone: nobody else would.
     """
+    os.environ.clear()
     os.environ.update(environment)
     parent = multiprocessing.parent_process()
     assert parent is not None

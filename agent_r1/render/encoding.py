@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
+from agent_r1.config import ConfigError
+
 
 class HuggingFaceTokenizer(Protocol):
     """What renderers need of a fast tokenizer of transformers."""
@@ -61,6 +63,11 @@ class Encoder:
         """Matches all that markup would read as an added token."""
         return self._pattern.pattern
 
+    @property
+    def controls(self) -> Iterable[str]:
+        """The texts of the added tokens that are no plain text."""
+        return self._added.keys()
+
     def id_of(self, control: str) -> int | None:
         """The id of an added token, or ``None`` if this tokenizer has none of that name."""
         return self._added.get(control)
@@ -90,8 +97,17 @@ class Encoder:
         if not text:
             return []
         text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no encoding
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        assert self._control_ids.isdisjoint(ids), (
-            f"a control token came out of plain text {text!r:.200}"
-        )
-        return ids
+        encoded = self._plain.encode(text, add_special_tokens=False)
+        ids: list[int] = encoded.ids
+        if self._control_ids.isdisjoint(ids):
+            return ids
+        # A vocabulary that holds the token as a piece of text, too: the text is cut within it.
+        spans = zip(ids, encoded.offsets, strict=True)
+        start, end = next(span for token, span in spans if token in self._control_ids)
+        if end - start < 2:
+            raise ConfigError(
+                f"the text {text[start:end]!r} is a control token of this tokenizer wherever it "
+                "stands; a model with such a tokenizer cannot be used"
+            )
+        middle = (start + end) // 2
+        return self._text(text[:middle]) + self._text(text[middle:])

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from pydantic import Field
+
 from agent_r1.config import ConfigError, NamedSection
 from agent_r1.render.calls import parse_llama3
 from agent_r1.render.encoding import Encoder, HuggingFaceTokenizer, Markup
@@ -34,13 +36,15 @@ class Llama3:
         """``date``: what the system message calls today."""
 
         name: str = "llama3"
-        date: str = "26 Jul 2024"
+        date: str = Field("26 Jul 2024", pattern=r"^[\w ,./-]{1,40}$")
 
     def __init__(self, settings: Settings, tokenizer: HuggingFaceTokenizer) -> None:
         self._encoder = Encoder(tokenizer.backend_tokenizer)
         self._date = settings.date
         template = files("agent_r1.render") / "llama3.jinja"
-        self.chat_template = template.read_text().replace("DATE", json.dumps(settings.date))
+        self.chat_template = template.read_text().replace(
+            "DATE", json.dumps(settings.date, ensure_ascii=False)
+        )
         needed = (_END, "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
         if missing := [token for token in needed if self._encoder.id_of(token) is None]:
             raise ConfigError(

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
-
-from jinja2 import TemplateError
 
 from agent_r1.config import ConfigError, NamedSection
 from agent_r1.render.calls import parse_hermes, parse_llama3
 from agent_r1.render.encoding import Encoder, Markup
+from agent_r1.text import describe
 from agent_r1.types import Action, Message, ToolCall
 
 _MARKER = re.compile("\ue000(\\d+)\ue001")
@@ -45,6 +45,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._encoder = Encoder(tokenizer.backend_tokenizer)
         self._control = re.compile(f"{self._encoder.control_pattern}|[\ue000\ue001]")
+        self._suspect = _suspect(self._encoder.controls)
         if not getattr(tokenizer, "chat_template", None):
             raise _refused("the tokenizer has none")
         self._strips = False
@@ -58,8 +59,11 @@ class ChatTemplate:
                         "it renders earlier turns or contents anew when a turn is added, so that "
                         "what was sampled would not stay what it was"
                     )
-        except TemplateError as error:
-            raise _refused(f"it fails on a sample conversation: {error}") from error
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a template's code raises
+            what = describe(error)
+            raise _refused(f"it fails on a sample conversation: {what:.300}") from error
         self.stop_token_ids = tuple({self._end, tokenizer.eos_token_id} - {None})
 
     def prompt(
@@ -93,7 +97,65 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], *, opening: bool
     ) -> list[str | Markup]:
-        """The conversation as the template renders it, contents apart from markup."""
+        """The conversation as the template renders it, contents apart from markup.
+
+        Raises:
+            ConfigError: What a tool is called or says of itself, or what was called, would become a
+                control token: the template puts it together from parts, or changes it.
+        """
+        pieces = self._marked(messages, tools, opening=opening)
+        written = [call for m in messages for call in m.tool_calls if isinstance(call, ToolCall)]
+        if (odd := self._odd([*tools, *({c.name: c.arguments} for c in written)])) is None:
+            return pieces
+        tame = [
+            replace(
+                message,
+                tool_calls=tuple(
+                    ToolCall(self._tame(call.name), self._tame(call.arguments))
+                    if isinstance(call, ToolCall)
+                    else call
+                    for call in message.tool_calls
+                ),
+            )
+            for message in messages
+        ]
+        expected = self._marked(tame, self._tame(list(tools)), opening=opening)
+        if self._controls(pieces) != self._controls(expected):
+            raise ConfigError(
+                f"renderer 'template': {odd!r:.200}, in a tool or a call, becomes a control token "
+                "by what this chat template does with it; name it otherwise, or use the renderer "
+                "of the model's own format (chatml, gemma3, llama3)"
+            )
+        return pieces
+
+    def _odd(self, value: Any) -> str | None:
+        """The first text in a JSON value, or name in it, of which a template could make a control
+        token; ``None`` where there is none.
+        """
+        if isinstance(value, str):
+            return value if self._suspect.search(value.casefold()) else None
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        if not isinstance(inner, list):
+            return None
+        return next(filter(None, map(self._odd, inner)), None)
+
+    def _tame(self, value: Any) -> Any:
+        """A JSON value with letters in place of all that a control token could be made of."""
+        if isinstance(value, str):
+            return "x" * len(value) if self._odd(value) else value
+        if isinstance(value, dict):
+            return {
+                f"{self._tame(key)}{n if self._odd(key) else ''}": self._tame(item)
+                for n, (key, item) in enumerate(value.items())
+            }
+        return [*map(self._tame, value)] if isinstance(value, list) else value
+
+    def _controls(self, pieces: Sequence[str | Markup]) -> list[int]:
+        return [i for i in self._encoder.encode(pieces) if self._encoder.is_control(i)]
+
+    def _marked(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], *, opening: bool
+    ) -> list[str | Markup]:
         plain: list[str] = []
 
         def marked(text: str) -> str:
@@ -197,6 +259,20 @@ class ChatTemplate:
                 if list(ids) != self._tokenizer.encode(whole, add_special_tokens=False):
                     return False
         return True
+
+
+def _suspect(controls: Iterable[str]) -> re.Pattern[str]:
+    """Matches, in lower case, the characters that control tokens begin and end with, and the words
+    between them.
+    """
+    marks: set[str] = set()
+    words: set[str] = set()
+    for control in map(str.casefold, controls):
+        if match := re.fullmatch(r"\s*([^\w\s]*)(.*?)([^\w\s]*)\s*", control, re.DOTALL):
+            marks |= {*match[1], *match[3]}
+            words |= {match[2]} - {""}
+    chosen = [re.escape(mark) for mark in marks] + [rf"\b{re.escape(word)}\b" for word in words]
+    return re.compile("|".join(sorted(chosen)) or r"(?!)")
 
 
 def _rows(messages: Sequence[Message], contents: Sequence[str]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from agent_r1.env import (
     Env,
     Transition,
     close_env,
+    must_be_plain,
     plain_outcome,
     plain_rewards,
     schemas_of,
@@ -304,6 +305,7 @@ class _Play:
             if (size := self._too_large(step.observation)) is not None:
                 step.observation = ()
                 raise ValueError(f"the messages {size}; shorten what the agent gets to see")
+            must_be_plain(transition)
             step.rewards = plain_rewards(transition)
             step.events = tuple(transition.events)
         return transition
