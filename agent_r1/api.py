@@ -11,19 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent_r1.checkpoint import model_folder
-from agent_r1.config import ConfigError, RunError
-from agent_r1.evaluate import Evaluation, evaluate
-from agent_r1.policy import contents_of, load_policy, start_folder
-from agent_r1.portable import file_print
-from agent_r1.progress import Reporter
-from agent_r1.recipe import Recipe, load_recipe
-from agent_r1.report import write_result
-from agent_r1.run import Contents, RunFolder, must_be_sayable
-from agent_r1.run_async import run_async
-from agent_r1.text import describe, is_library, texts_in
-from agent_r1.trainer import Trainer, evaluator, make_rollout, preflight, set_threads, tasks_of
+from agent_r1.analysis.report import write_result
+from agent_r1.errors import ConfigError, RunError
+from agent_r1.model.adapter import start_folder
+from agent_r1.model.checkpoint_folder import model_folder
+from agent_r1.model.load import contents_of, load_policy
+from agent_r1.model.portable import file_print
+from agent_r1.run.console import Reporter
+from agent_r1.run.folder import Contents, RunFolder, must_be_sayable
+from agent_r1.run.recipe import Recipe, load_recipe
+from agent_r1.training.build import evaluator, make_rollout, set_threads, tasks_of
+from agent_r1.training.evaluate import Evaluation, evaluate
+from agent_r1.training.preflight import preflight
+from agent_r1.training.trainer import Trainer
 from agent_r1.types import Task, Trajectory, derive_seed
+from agent_r1.utils.run_async import run_async
+from agent_r1.utils.text import describe, is_library, texts_in
 
 
 @dataclass(repr=False)

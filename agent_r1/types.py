@@ -8,10 +8,9 @@ never zero.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 
 class Kind(IntEnum):
@@ -251,57 +250,6 @@ class Group:
     def scored(self) -> list[Trajectory]:
         """The attempts that count: those with an outcome and at least one action."""
         return [t for t in self.trajectories if t.outcome is not None and t.steps]
-
-
-@dataclass(slots=True, frozen=True)
-class Sampling:
-    """How to sample one action.
-
-    Attributes:
-        max_tokens: Its length at most.
-        stop_token_ids: Tokens that end it.
-        stop_strings: Texts that end it, with the token that completes them.
-        temperature: 0 is greedy.
-        top_p, top_k: Leave out improbable tokens; for evaluation only, since the log-probabilities
-            are those before.
-    """
-
-    max_tokens: int
-    stop_token_ids: tuple[int, ...]
-    stop_strings: tuple[str, ...] = ()
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-
-
-class Session(Protocol):
-    """One episode's conversation with an engine, which may keep its cache from turn to turn."""
-
-    async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
-        """Samples the continuation of ``prefix`` (all token ids so far), with randomness from
-        ``seed`` alone.
-        """
-        ...
-
-    def close(self) -> None:
-        """Ends the conversation and frees what it holds; a second call does nothing."""
-        ...
-
-
-class Engine(Protocol):
-    """Tokens in, tokens and log-probabilities out."""
-
-    def session(self, number: int = 0) -> Session:
-        """A new conversation; where order matters, sessions are taken by their number."""
-        ...
-
-    def load(self, version: int) -> None:
-        """Takes over the policy's present weights as that version; no session may be open."""
-        ...
-
-    def report(self) -> dict[str, float]:
-        """Figures since the last report, by name; those that end in ``_seconds`` are wall time."""
-        ...
 
 
 def derive_seed(*parts: object) -> int:

@@ -18,8 +18,9 @@ import torch
 from first_light import machine
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
-from agent_r1.durable import seal, why_damaged
-from agent_r1.policy import OURS, Policy
+from agent_r1.model.places import OURS
+from agent_r1.model.policy import Policy
+from agent_r1.utils.durable import seal, why_damaged
 
 SIZES = {"hopworld-base": (128, 4), "30M": (512, 8)}
 """Width and layers."""

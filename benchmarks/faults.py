@@ -22,13 +22,14 @@ from typing import Any
 import psutil
 
 from agent_r1 import tool
-from agent_r1.env import make_env
-from agent_r1.policy import load_policy
+from agent_r1.envs.lifecycle import make_env
+from agent_r1.model.load import load_policy
+from agent_r1.model.settings import ModelSettings
 from agent_r1.render.chatml import ChatML
 from agent_r1.rollout.episode import Limits, Rollout
-from agent_r1.rollout.native import NativeEngine
-from agent_r1.sections import ModelSettings
-from agent_r1.tasks.hopworld import HopWorld, search_facts
+from agent_r1.rollout.native.engine import NativeEngine
+from agent_r1.tasks.hopworld.env import HopWorld
+from agent_r1.tasks.hopworld.world import search_facts
 from agent_r1.tree import build_tree
 from agent_r1.types import Group, Kind, StopReason, Trajectory, derive_seed
 

@@ -19,9 +19,9 @@ from typing import Any
 import psutil
 
 from agent_r1.api import Agent
-from agent_r1.mcp_tools import shared
-from agent_r1.recipe import load_recipe
-from agent_r1.run_async import run_async
+from agent_r1.run.recipe import load_recipe
+from agent_r1.tools.mcp.connection import shared
+from agent_r1.utils.run_async import run_async
 
 EXAMPLE = Path(__file__).parent.parent / "examples"
 

@@ -40,8 +40,8 @@ def clock(function: Any, *, runs: int = 3) -> float:
 
 
 def load(name: str) -> Any:
-    from agent_r1.policy import load_policy
-    from agent_r1.sections import ModelSettings
+    from agent_r1.model.load import load_policy
+    from agent_r1.model.settings import ModelSettings
 
     return load_policy(ModelSettings(path=name, device="cpu"))
 
@@ -53,7 +53,7 @@ def iteration(data: Path) -> dict[str, Any]:
     """By the command line, so that another checkout can be measured in the same way."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [sys.executable, "-m", "agent_r1.cli", "train", "multihop-smollm2"]
+        command = [sys.executable, "-m", "agent_r1.cli.boundary", "train", "multihop-smollm2"]
         options = {
             "env.path": data.resolve(),
             "train.tasks": 2,
@@ -134,10 +134,10 @@ def learner(path: str) -> dict[str, Any]:
     import torch
 
     from agent_r1.algorithms.grpo import GRPO
-    from agent_r1.learner import Learner
-    from agent_r1.pack import packs
-    from agent_r1.rows import rows
-    from agent_r1.sections import LearnerSettings
+    from agent_r1.learner.learner import Learner
+    from agent_r1.learner.packed_trees import packs
+    from agent_r1.learner.padded_rows import rows
+    from agent_r1.learner.settings import LearnerSettings
 
     policy = load(SMOLLM2)
     groups = groups_of(workload(32, policy.base.config.vocab_size))
@@ -256,8 +256,8 @@ def decode(num_episodes: int, engine: str) -> dict[str, Any]:
 
 
 def _ours(policy: Any, episodes: Any) -> int:
-    from agent_r1.rollout.native import NativeEngine
-    from agent_r1.types import Sampling
+    from agent_r1.rollout.engine import Sampling
+    from agent_r1.rollout.native.engine import NativeEngine
 
     engine = NativeEngine(NativeEngine.Settings(), policy)
 
@@ -318,8 +318,8 @@ def tick(name: str, num_episodes: int) -> dict[str, Any]:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from agent_r1.rollout.native import NativeEngine
-    from agent_r1.types import Sampling
+    from agent_r1.rollout.engine import Sampling
+    from agent_r1.rollout.native.engine import NativeEngine
 
     policy = load(name)
     num_passes = 60

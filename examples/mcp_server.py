@@ -11,7 +11,7 @@ of it but how to start it. By HTTP: `python examples/mcp_server.py streamable-ht
 import json
 import sys
 
-from agent_r1.tasks.hopworld import RELATIONS, build_world, search_facts
+from agent_r1.tasks.hopworld.world import RELATIONS, build_world, search_facts
 
 WORLD = build_world(seed=1, num_hops=1)
 

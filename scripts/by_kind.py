@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agent_r1.bench.experiment import load_experiment
 from agent_r1.bench.tables import as_markdown, result_of
-from agent_r1.tasks.qa_data import load_questions
+from agent_r1.tasks.multihop.data import load_questions
 
 
 def main(experiment: str, folder: str, runs: str = "runs/bench") -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from agent_r1.checkpoint import model_folder
-from agent_r1.run import RunFolder
+from agent_r1.model.checkpoint_folder import model_folder
+from agent_r1.run.folder import RunFolder
 
 
 def main(run: str, out: str) -> None:

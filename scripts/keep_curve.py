@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 
 from agent_r1.bench.statistics import trailing_mean
-from agent_r1.run import RunFolder
+from agent_r1.run.folder import RunFolder
 
 TRAINED = ["success", "f1", "supporting_recall", "answer_shown", "answered", "calls", "entropy"]
 HELD_OUT = ["em", "f1", "supporting_recall", "calls"]

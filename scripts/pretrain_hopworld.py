@@ -35,7 +35,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from agent_r1.render.chatml import ChatML, parse_hermes
-from agent_r1.tasks import hopworld as hw
+from agent_r1.tasks.hopworld import world as hw
 from agent_r1.types import Action, Message, derive_seed
 
 Example = tuple[list[int], list[float]]

@@ -4,16 +4,7 @@ unequal lengths, a truncated trajectory, an excluded one, a group of equal outco
 
 import random
 
-from agent_r1.types import (
-    Action,
-    Group,
-    Message,
-    Outcome,
-    Step,
-    StopReason,
-    Task,
-    Trajectory,
-)
+from agent_r1.types import Action, Group, Message, Outcome, Step, StopReason, Task, Trajectory
 
 
 def make_step(num_tokens, num_observed, rewards, key, rng):

@@ -17,12 +17,12 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from agent_r1.policy import load_tokenizer
+from agent_r1.model.load import load_tokenizer
+from agent_r1.model.settings import ModelSettings
 from agent_r1.render.chatml import ChatML
 from agent_r1.render.gemma3 import Gemma3
 from agent_r1.render.hermes import tool_section
 from agent_r1.render.llama3 import Llama3
-from agent_r1.sections import ModelSettings
 from agent_r1.types import Action, Message
 
 TEMPLATES = Path(__file__).parent / "data" / "templates"

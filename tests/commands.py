@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["agent_r1.api", "agent_r1.cli", "agent_r1.dry_run", "peft"])
+_CONTEXT.set_forkserver_preload(
+    ["agent_r1.api", "agent_r1.cli.boundary", "agent_r1.analysis.check_recipe", "peft"]
+)
 
 
 class Command:
@@ -69,7 +71,7 @@ def _work(words: list[str], cwd: str, environment: Mapping[str, str], files: lis
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = ["agent-r1", *words]
-    from agent_r1.cli import main
+    from agent_r1.cli.boundary import main
 
     code: Any = 1
     try:

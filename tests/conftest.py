@@ -5,14 +5,14 @@ import os
 
 import pytest
 
-from agent_r1.policy import load_policy
+from agent_r1.model.load import load_policy
+from agent_r1.model.settings import ModelSettings
 from agent_r1.render.chatml import ChatML
-from agent_r1.sections import ModelSettings
 
 
 @pytest.fixture(scope="session", autouse=True)
 def state_home(tmp_path_factory):
-    """What runs here is noted apart from the user's own (``agent_r1/trust.py``)."""
+    """What runs here is noted apart from the user's own (``agent_r1/run/trust.py``)."""
     before = os.environ.get("XDG_STATE_HOME")
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
     yield

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent_r1.render.calls import parse_hermes
-from agent_r1.types import Action, Message, Sampling
+from agent_r1.rollout.engine import Sampling
+from agent_r1.types import Action, Message
 
 END = 0
 """The stop token of ``CharRenderer``."""

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from agent_r1.policy import Policy, make_policy
+from agent_r1.model.policy import Policy, make_policy
 from agent_r1.types import Action, Group, Message, Outcome, Step, StopReason, Task, Trajectory
 
 VOCABULARY = 97

@@ -1,102 +1,99 @@
-"""A file imports from rows above its own only, and the upper rows do without torch."""
+"""The rooms of the package are in order: each imports only from rooms listed before it, no modules
+import one another in a circle, and the rooms that need no torch do without it.
+"""
 
 import ast
+import graphlib
 import subprocess
 import sys
-from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "agent_r1"
-ROWS = [
-    {"types", "tree", "isolated", "run_async", "blocked", "text", "waiting",
-     "durable"},
-    {"config", "sections", "portable"},
-    {"cached", "checkpoint", "trust"},
-    {"failure", "noise"},
-    {"tools", "cassette", "dispatch", "mcp_tools", "render",
-     "render.encoding", "render.calls", "render.hermes", "render.chatml", "render.gemma3",
-     "render.llama3", "render.template"},
-    {"env", "recall", "users", "search", "search.corpus", "search.store",
-     "search.batching", "search.bm25", "search.dense", "search.http"},
-    {"env_check", "tasks", "tasks.hopworld", "tasks.hopworld_user", "tasks.shops",
-     "tasks.lazy", "tasks.answers", "tasks.splits", "tasks.qa_data", "tasks.qa_convert",
-     "tasks.qa_scores", "tasks.rows",
-     "tasks.database", "tasks.gym", "tasks.openenv", "tasks.verifiers",
-     "tasks.multihop", "tasks.naive_rag", "tasks.tools"},
-    {"kernels", "attention", "logprobs"},
-    {"policy"},
-    {"memory"},
-    {"rollout", "rollout.native", "rollout.batch", "rollout.cache", "rollout.tick",
-     "rollout.sampling", "rollout.padded", "rollout.episode", "rollout.episodes"},
-    {"model_user"},
-    {"algorithms", "algorithms.base", "algorithms.advantages", "algorithms.losses",
-     "algorithms.kl", "algorithms.credit", "algorithms.grpo", "algorithms.dr_grpo",
-     "algorithms.dapo", "algorithms.gspo", "algorithms.cispo", "algorithms.rloo",
-     "algorithms.reinforce_pp", "algorithms.gigpo", "algorithms.ppo", "algorithms.step_gae",
-     "algorithms.sft"},
-    {"assign", "masks"},
-    {"batch", "pack", "rows", "optimizer", "learner"},
-    {"recipe", "run"},
-    {"advice", "evaluate", "progress", "explain", "metrics", "demonstrations"},
-    {"trainer", "report"},
-    {"api", "dry_run"},
-    {"bench", "bench.experiment", "bench.worker", "bench.statistics", "bench.tables",
-     "bench.figures", "bench.schedule"},
-    {"cli"},
-]  # fmt: skip
-ALGORITHMS = {module for row in ROWS for module in row if module.startswith("algorithms")}
-WITHOUT_TORCH = (
-    {module for row in ROWS[:7] for module in row}
-    | ALGORITHMS - {"algorithms.losses"}
-    | {
-        "rollout",
-        "rollout.native",
-        "rollout.padded",
-        "rollout.episode",
-        "rollout.episodes",
-        "assign",
-        "masks",
-        "recipe",
-        "run",
-        "explain",
-        "bench",
-        "bench.experiment",
-        "bench.worker",
-        "bench.statistics",
-        "bench.tables",
-        "bench.figures",
-        "bench.schedule",
-        "cli",
-    }
+import pytest
+
+from tests import ROOT
+
+PACKAGE = ROOT / "agent_r1"
+ROOMS = (
+    "errors", "types", "tree", "utils", "config", "tools", "search", "render", "model",
+    "algorithms", "envs", "learner", "rollout", "tasks", "run", "training", "analysis", "api",
+    "bench", "cli",
+)  # fmt: skip
+"""From the ground up."""
+WITH_TORCH = (
+    "algorithms.losses",
+    "analysis.check_recipe",
+    "api",
+    "learner.learner",
+    "learner.memory_plan",
+    "learner.micro_batch",
+    "learner.optimizer",
+    "learner.packed_trees",
+    "learner.padded_rows",
+    "model.adapter",
+    "model.attention_kernels",
+    "model.load",
+    "model.logprobs",
+    "model.places",
+    "model.policy",
+    "model.tree_attention",
+    "rollout.model_user",
+    "rollout.native.forward_pass",
+    "rollout.native.kv_cache",
+    "rollout.native.scheduler",
+    "rollout.sampling",
+    "training.build",
+    "training.metrics",
+    "training.preflight",
+    "training.trainer",
 )
+"""Modules that import torch; all others are light, so that a recipe is checked in a moment."""
 
 
-def modules():
-    for path in PACKAGE.rglob("*.py"):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        yield name.removesuffix(".__init__"), ast.parse(path.read_text())
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts).removesuffix("__init__").removesuffix(".")
 
 
-def imports(tree):
-    """Modules of ours imported on load; not those under TYPE_CHECKING or in functions."""
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agent_r1."):
-            yield node.module.removeprefix("agent_r1.")
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
 
 
-def test_every_file_has_a_row_and_imports_from_above():
-    row_of = {module: index for index, row in enumerate(ROWS) for module in row}
-    for name, tree in modules():
-        if name == "__init__":
+def imports_of(module):
+    """Modules of ours that a module imports, inside functions too; not those for types alone."""
+    todo = [ast.parse(MODULES[module].read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
-        assert name in row_of, f"{name} has no row"
-        for imported in imports(tree):
-            assert row_of[imported] <= row_of[name], f"{name} imports {imported} from below"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agent_r1"):
+            home = node.module.removeprefix("agent_r1").removeprefix(".")
+            for alias in node.names:
+                inner = f"{home}.{alias.name}".removeprefix(".")
+                yield inner if inner in MODULES else home
+        todo.extend(ast.iter_child_nodes(node))
 
 
-def test_upper_rows_import_without_torch():
-    names = ", ".join(f"agent_r1.{name}" for name in sorted(WITHOUT_TORCH))
-    code = f"import agent_r1, {names}, sys; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {""}))
+def test_a_room_imports_from_rooms_before_it(module):
+    room = module.partition(".")[0]
+    for imported in imports_of(module):
+        if imported:  # the version stands in the package itself
+            below = ROOMS.index(imported.partition(".")[0])
+            assert below <= ROOMS.index(room), f"{module} imports {imported}"
+
+
+def test_no_circle():
+    graph = {m: {i for i in imports_of(m) if i and i != m} for m in MODULES}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names it
+
+
+def test_what_needs_no_torch_imports_without_it():
+    light = [f"agent_r1.{name}" for name in sorted(MODULES) if name and name not in WITH_TORCH]
+    code = f"import agent_r1, {', '.join(light)}, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("module", WITH_TORCH)
+def test_what_is_said_to_need_torch_is_there(module):
+    assert module in MODULES
 
 
 def test_the_public_names_exist():

@@ -121,8 +121,8 @@ def cli(*arguments: Any, seconds: float = SECONDS, cwd: Path | None = None) -> E
     """An ``agent-r1`` command."""
 
     def work() -> int:
-        from agent_r1 import blocked
-        from agent_r1.cli import main
+        from agent_r1.cli.boundary import main
+        from agent_r1.utils import blocked
 
         blocked.MAX_SECONDS = 2.0  # two minutes are for people
         if cwd is not None:
@@ -209,7 +209,7 @@ def tiny_model(folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
-    from agent_r1.policy import OURS
+    from agent_r1.model.places import OURS
 
     base = OURS["hopworld-base"]()
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -241,8 +241,8 @@ def numbers(run: Path) -> Any:
     """
     import dataclasses
 
-    from agent_r1.checkpoint import model_folder
-    from agent_r1.run import RunFolder
+    from agent_r1.model.checkpoint_folder import model_folder
+    from agent_r1.run.folder import RunFolder
 
     def untimed(data: Any) -> Any:
         if isinstance(data, dict):

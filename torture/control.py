@@ -71,7 +71,7 @@ def conversation(place: str, text: str) -> tuple[list[Any], list[dict[str, Any]]
 
 def _renderers() -> Iterator[tuple[str, Any, Any]]:
     """Each family's own and the fall-back over its template, with a small tokenizer."""
-    from agent_r1.config import ConfigError
+    from agent_r1.errors import ConfigError
     from agent_r1.render.gemma3 import Gemma3
     from agent_r1.render.template import ChatTemplate
     from tests.chat_formats import FAMILIES, small_gemma_tokenizer, small_tokenizer, template

@@ -33,8 +33,6 @@ def one(kind: str, count: int, seed: int, out: Path) -> Tally:
     import peft  # noqa: F401  # loaded once, for all children
     import transformers  # noqa: F401
 
-    import agent_r1.api
-    import agent_r1.dry_run  # noqa: F401
     from torture import control, inputs, kills, servers
 
     os.environ["XDG_STATE_HOME"] = str(out / "state")

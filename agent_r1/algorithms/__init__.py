@@ -1,6 +1,6 @@
 """Credit assignment and losses. An algorithm is one file; its name stands in this table."""
 
-from agent_r1.config import Registry
+from agent_r1.config.registry import Registry
 
 ALGORITHMS = Registry(
     "algorithm",

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from agent_r1.algorithms.advantages import ZERO_STD
 from agent_r1.algorithms.credit import Credit, PerToken
 from agent_r1.algorithms.kl import ESTIMATORS, KLSettings
-from agent_r1.config import NamedSection
+from agent_r1.config.section import NamedSection
 from agent_r1.types import Group, Trajectory
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from agent_r1.algorithms.advantages import returns_to_go
-from agent_r1.config import NamedSection
+from agent_r1.config.section import NamedSection
 from agent_r1.types import Group, Step, Trajectory
 
 PerToken = list[list[float]]

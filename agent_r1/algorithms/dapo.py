@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from agent_r1.algorithms.advantages import ZERO_STD
 from agent_r1.algorithms.grpo import GRPO
-from agent_r1.config import Section
+from agent_r1.config.section import Section
 from agent_r1.types import Group, StopReason, Trajectory
 
 

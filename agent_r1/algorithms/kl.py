@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field
 
-from agent_r1.config import Section
+from agent_r1.config.section import Section
 
 if TYPE_CHECKING:
     from torch import Tensor

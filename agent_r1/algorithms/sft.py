@@ -11,7 +11,7 @@ from pydantic import Field
 
 from agent_r1.algorithms.base import Algorithm
 from agent_r1.algorithms.credit import Credit, PerToken
-from agent_r1.config import NamedSection
+from agent_r1.config.section import NamedSection
 from agent_r1.types import Group
 
 if TYPE_CHECKING:

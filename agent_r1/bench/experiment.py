@@ -33,9 +33,11 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from agent_r1.config import ConfigError, Section, explain, keys_at, load_toml, nearest
-from agent_r1.config import override as put
-from agent_r1.recipe import REGISTRIES, Recipe, load_recipe
+from agent_r1.config.overrides import load_toml
+from agent_r1.config.overrides import override as put
+from agent_r1.config.section import Section, explain, keys_at, nearest
+from agent_r1.errors import ConfigError
+from agent_r1.run.recipe import REGISTRIES, Recipe, load_recipe
 
 Override = dict[str, Any]
 """Nested sections and keys, as in a recipe."""

@@ -18,7 +18,7 @@ from agent_r1.bench.experiment import Experiment, Job
 from agent_r1.bench.figures import draw_figures
 from agent_r1.bench.tables import name_of, result_of, success_curve, write_tables
 from agent_r1.bench.worker import end_with_parent, is_done, run_job
-from agent_r1.config import ConfigError
+from agent_r1.errors import ConfigError
 
 
 @dataclass(frozen=True)

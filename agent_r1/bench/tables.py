@@ -22,9 +22,9 @@ from agent_r1.bench.statistics import (
     two_level_bootstrap,
 )
 from agent_r1.bench.worker import set_file
-from agent_r1.config import ConfigError
-from agent_r1.durable import write_atomically
-from agent_r1.run import RunFolder
+from agent_r1.errors import ConfigError
+from agent_r1.run.folder import RunFolder
+from agent_r1.utils.durable import write_atomically
 
 Rows = list[dict[str, Any]]
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TextIO
 
 from agent_r1.bench.experiment import Job, TaskSet, digest
-from agent_r1.checkpoint import last_state, model_folder
-from agent_r1.durable import write_atomically
-from agent_r1.recipe import Recipe
-from agent_r1.run import RunFolder
+from agent_r1.model.checkpoint_folder import model_folder
+from agent_r1.run.checkpoint import last_state
+from agent_r1.run.folder import RunFolder
+from agent_r1.run.recipe import Recipe
+from agent_r1.utils.durable import write_atomically
 
 
 def run_job(job: Job, runs: Path) -> None:
@@ -91,7 +92,7 @@ def _is_trained(job: Job, folder: Path) -> bool:
 
 def _train(job: Job, folder: Path) -> None:
     from agent_r1 import api
-    from agent_r1.progress import Reporter
+    from agent_r1.run.console import Reporter
 
     if _is_trained(job, folder):
         return

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from agent_r1.config import Registry
+from agent_r1.config.registry import Registry
 from agent_r1.types import Action, Message
 
 RENDERERS = Registry(

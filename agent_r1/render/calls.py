@@ -9,8 +9,8 @@ import json
 import re
 from typing import Any
 
-from agent_r1.text import clean, clean_json
 from agent_r1.types import MalformedCall, Message, ToolCall
+from agent_r1.utils.text import clean, clean_json
 
 MAX_DEPTH = 64
 """Of a call's arguments: what is deeper cannot be written down again."""

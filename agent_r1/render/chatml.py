@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from agent_r1.config import ConfigError, NamedSection
+from agent_r1.config.section import NamedSection
+from agent_r1.errors import ConfigError
 from agent_r1.render.calls import parse_hermes
 from agent_r1.render.encoding import Encoder, HuggingFaceTokenizer, Markup
 from agent_r1.render.hermes import said, tool_result, tool_section

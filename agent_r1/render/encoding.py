@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
-from agent_r1.config import ConfigError
+from agent_r1.errors import ConfigError
 
 
 class HuggingFaceTokenizer(Protocol):

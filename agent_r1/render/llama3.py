@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import Field
 
-from agent_r1.config import ConfigError, NamedSection
+from agent_r1.config.section import NamedSection
+from agent_r1.errors import ConfigError
 from agent_r1.render.calls import parse_llama3
 from agent_r1.render.encoding import Encoder, HuggingFaceTokenizer, Markup
 from agent_r1.types import Action, Message, ToolCall

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agent_r1.config import ConfigError, NamedSection
+from agent_r1.config.section import NamedSection
+from agent_r1.errors import ConfigError
 from agent_r1.render.calls import parse_hermes, parse_llama3
 from agent_r1.render.encoding import Encoder, Markup
-from agent_r1.text import describe
 from agent_r1.types import Action, Message, ToolCall
+from agent_r1.utils.text import describe
 
 _MARKER = re.compile("\ue000(\\d+)\ue001")
 _SAMPLES = ("What now?", ' Two "quoted"\nlines, {"a": [1]} & <b>.\n')

@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from agent_r1.config import ConfigError, Section
-from agent_r1.env import (
-    Env,
-    Transition,
+from agent_r1.config.section import Section
+from agent_r1.envs.base import Env, Transition
+from agent_r1.envs.lifecycle import (
     close_env,
     must_be_plain,
     plain_outcome,
@@ -27,18 +26,15 @@ from agent_r1.env import (
     schemas_of,
     tidy,
 )
-from agent_r1.failure import ToolFailureError
+from agent_r1.errors import ConfigError, ExpiredError, ToolFailureError
 from agent_r1.render import Renderer
-from agent_r1.rollout.episodes import Episodes
-from agent_r1.text import describe
+from agent_r1.rollout.engine import Engine, Sampling, Session
+from agent_r1.rollout.runner import Episodes
 from agent_r1.types import (
     Action,
-    Engine,
     Group,
     Message,
     Outcome,
-    Sampling,
-    Session,
     Step,
     StopReason,
     Task,
@@ -46,7 +42,8 @@ from agent_r1.types import (
     Trajectory,
     derive_seed,
 )
-from agent_r1.waiting import ExpiredError, within
+from agent_r1.utils.text import describe
+from agent_r1.utils.waiting import within
 
 T = TypeVar("T")
 MAX_CHARS_PER_TOKEN = 128

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agent_r1.config import NamedSection
-from agent_r1.types import Action, Sampling
+from agent_r1.config.section import NamedSection
+from agent_r1.rollout.engine import Sampling
+from agent_r1.rollout.native.request import Request, Stop
+from agent_r1.types import Action
 
 if TYPE_CHECKING:
-    from agent_r1.policy import Policy
-    from agent_r1.rollout.native import Request, Stop
+    from agent_r1.model.policy import Policy
 
 
 class PaddedSession:
@@ -28,8 +29,6 @@ class PaddedSession:
         self.number = number
 
     async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
-        from agent_r1.rollout.native import Request
-
         future: asyncio.Future[Action] = asyncio.get_running_loop().create_future()
         self._engine.waiting[self] = Request(list(prefix), sampling, seed, future)
         self._engine.wake()

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from agent_r1.config import RunError
-from agent_r1.types import Sampling
+from agent_r1.errors import RunError
+from agent_r1.rollout.engine import Sampling
 
 BLOCK = 256
 """Tokens are drawn in two steps, a block and a token in it: one pass over the vocabulary, and sums

@@ -14,7 +14,8 @@ from typing import Annotated, Protocol
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from agent_r1.config import NamedSection, Registry
+from agent_r1.config.registry import Registry
+from agent_r1.config.section import NamedSection
 
 SEARCHES = Registry(
     "search",

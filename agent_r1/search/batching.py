@@ -13,7 +13,7 @@ from typing import ClassVar, TypeAlias
 import numpy as np
 
 from agent_r1.search import Passage
-from agent_r1.text import clean
+from agent_r1.utils.text import clean
 
 Query: TypeAlias = tuple[str, int]
 """The words, and how many passages."""

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from agent_r1.cached import cache_folder, make_folder
-from agent_r1.config import ConfigError, NamedSection
+from agent_r1.config.section import NamedSection
+from agent_r1.errors import ConfigError
 from agent_r1.search import Passage
 from agent_r1.search.batching import BatchedSearcher, Query
 from agent_r1.search.corpus import read_corpus
 from agent_r1.search.store import PassageStore, store
+from agent_r1.utils.cache_folder import cache_folder, make_folder
 
 FORMAT = 1
 """Of the index folder; to be counted up when it or the tokens change."""

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from agent_r1.config import ConfigError
+from agent_r1.errors import ConfigError
 from agent_r1.search import Passage
 
 FIELDS = ("id", "_id", "title", "text", "contents")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from agent_r1.config import ConfigError, NamedSection
+from agent_r1.config.section import NamedSection
+from agent_r1.errors import ConfigError
 from agent_r1.search import Passage
 from agent_r1.search.batching import Answer, BatchedSearcher, Query
 from agent_r1.search.corpus import split_contents

@@ -1,21 +1,21 @@
 """The environments that ship, by name. Your own: ``name = "my_env.py:MyEnv"``, or an entry point
-``agent_r1.env``.
+``agent_r1.envs.lifecycle``.
 """
 
-from agent_r1.config import Registry
+from agent_r1.config.registry import Registry
 
 ENVS = Registry(
     "env",
     {
-        "database": "agent_r1.tasks.database:DatabaseEnv",
-        "gymnasium": "agent_r1.tasks.gym:GymEnv",
-        "hopworld": "agent_r1.tasks.hopworld:HopWorld",
-        "hopworld-user": "agent_r1.tasks.hopworld_user:HopWorldUser",
+        "database": "agent_r1.tasks.database.env:DatabaseEnv",
+        "gymnasium": "agent_r1.tasks.adapters.gymnasium:GymEnv",
+        "hopworld": "agent_r1.tasks.hopworld.env:HopWorld",
+        "hopworld-user": "agent_r1.tasks.hopworld.user:HopWorldUser",
         "hopworld-rag": "agent_r1.tasks.naive_rag:HopWorldRAG",
-        "multihop": "agent_r1.tasks.multihop:MultiHop",
+        "multihop": "agent_r1.tasks.multihop.env:MultiHop",
         "multihop-rag": "agent_r1.tasks.naive_rag:MultiHopRAG",
-        "openenv": "agent_r1.tasks.openenv:OpenEnv",
-        "tools": "agent_r1.tasks.tools:Tools",
-        "verifiers": "agent_r1.tasks.verifiers:VerifiersEnv",
+        "openenv": "agent_r1.tasks.adapters.openenv:OpenEnv",
+        "tools": "agent_r1.tasks.from_files:Tools",
+        "verifiers": "agent_r1.tasks.adapters.verifiers:VerifiersEnv",
     },
 )

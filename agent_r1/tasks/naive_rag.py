@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from agent_r1.env import ToolEnv, Transition
-from agent_r1.tasks.hopworld import HopWorld
-from agent_r1.tasks.multihop import EXAMPLE, MultiHop
+from agent_r1.envs.base import Transition
+from agent_r1.envs.tool_env import ToolEnv
+from agent_r1.tasks.hopworld.env import HopWorld
+from agent_r1.tasks.multihop.env import EXAMPLE, MultiHop
 from agent_r1.types import Message, Task, ToolCall
 
 

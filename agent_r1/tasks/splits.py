@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent_r1.config import ConfigError
+from agent_r1.errors import ConfigError
 from agent_r1.types import Task, derive_seed
 
 

@@ -1,0 +1,1 @@
+"""What came of a run, and what would: ``explain``, the report, ``check``."""

@@ -1,0 +1,52 @@
+"""What several commands do."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+    from collections.abc import Iterator, Sequence
+
+    from agent_r1.run.recipe import Recipe
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals wait while libraries in C are loaded, in which nothing can be raised."""
+    signals = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def print_json(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
+    print(json.dumps(figures), file=arguments.stdout)
+
+
+def named(folder: str, option: str) -> str:
+    """Not an empty text, as of a variable of the shell's that is not set."""
+    from agent_r1.errors import ConfigError
+
+    if not folder.strip():
+        raise ConfigError(f"{option} needs the name of a folder; it was given none")
+    return folder
+
+
+def load(source: str, rest: list[str], *, quiet: bool, implied: Sequence[str] = ()) -> Recipe:
+    """``implied``: overrides that a command stands for; nobody needs to be told what they drop."""
+    from agent_r1.config.overrides import parse_overrides
+    from agent_r1.run.recipe import load_recipe
+
+    recipe, notes = load_recipe(source, parse_overrides([*implied, *rest]))
+    for note in notes if not implied else ():
+        print(note, file=sys.stderr if quiet else sys.stdout)
+    return recipe

@@ -1,0 +1,169 @@
+"""The words of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from agent_r1.cli.evaluation import run_bench, run_eval, run_export
+from agent_r1.cli.inspection import run_check, run_explain, run_index
+from agent_r1.cli.training import run_train
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+EXIT_CODES = """exit codes: 0 done; 1 a run, or a part of it, came to nothing; 2 the input cannot be
+used; 130 interrupted, 143 terminated (the run can be resumed); 141 nobody reads the output any
+more. --debug shows where an error came from."""
+
+
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    from agent_r1 import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="agent-r1",
+        description="Train language-model agents on their own tools by reinforcement learning.",
+        epilog="train, sft, eval, check, bench take any recipe key: --train.iterations 5. "
+        + EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"agent-r1 {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    training = _add_training(commands)
+    evaluate = commands.add_parser("eval", help="success on held-out tasks", allow_abbrev=False)
+    evaluate.add_argument(
+        "source", metavar="RUN|RECIPE", help="a run folder, or a recipe for its model as it comes"
+    )
+    evaluate.add_argument(
+        "--checkpoint", default="best", help="best, last or an iteration (default: best)"
+    )
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    evaluate.add_argument(
+        "--tasks", type=_count, default=None, help="how many (default: the recipe's)"
+    )
+    evaluate.add_argument(
+        "--temperature", type=_temperature, default=0.0, help="0 is greedy (default)"
+    )
+    evaluate.add_argument("--show", type=int, default=0, metavar="N", help="print N episodes")
+    evaluate.set_defaults(run_command=run_eval, takes_overrides=True)
+
+    export = commands.add_parser(
+        "export",
+        help="write a run's model as a plain folder, its adapter merged",
+        allow_abbrev=False,
+    )
+    export.add_argument("run", metavar="RUN", help="a run folder")
+    export.add_argument("out", metavar="FOLDER", help="a new folder")
+    export.add_argument(
+        "--checkpoint", default="best", help="best, last or an iteration (default: best)"
+    )
+    export.set_defaults(run_command=run_export)
+
+    check = commands.add_parser(
+        "check", help="dry-run a recipe in seconds, without training", allow_abbrev=False
+    )
+    check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
+    check.set_defaults(run_command=run_check, takes_overrides=True)
+
+    more = (*training, _add_index(commands), *_add_comparisons(commands))
+    explain = commands.choices["explain"]
+    for command in (*training, evaluate, export, explain):
+        command.add_argument(
+            "--trust",
+            action="store_true",
+            help="run the code that a run names which was not made here",
+        )
+    for command in (evaluate, export, check, *more):
+        command.add_argument(
+            "--json", action="store_true", help="print figures as JSON, nothing else"
+        )
+    return parser, commands.choices
+
+
+def _add_training(commands: _Commands) -> list[argparse.ArgumentParser]:
+    """The commands that make a run."""
+    train = commands.add_parser(
+        "train", help="train by a recipe, or go on with a run", allow_abbrev=False
+    )
+    sft = commands.add_parser(
+        "sft",
+        help="warm start: imitate the environment's gold actions, or successes of past runs",
+        allow_abbrev=False,
+    )
+    for command in (train, sft):
+        command.add_argument(
+            "recipe", nargs="?", help="a TOML file, or the name of a recipe that ships"
+        )
+        command.add_argument(
+            "--resume", metavar="RUN", help="go on with a run after its last checkpoint"
+        )
+        command.add_argument("--run", help="the run folder (default: runs/RECIPE-TIME)")
+        command.set_defaults(run_command=run_train, takes_overrides=True)
+    sft.add_argument(
+        "--from",
+        dest="source",
+        action="append",
+        metavar="RUN",
+        help="imitate this run's successful episodes (more than once: several runs')",
+    )
+    return [train, sft]
+
+
+def _add_index(commands: _Commands) -> argparse.ArgumentParser:
+    index = commands.add_parser(
+        "index", help="make a search index of passages (BM25)", allow_abbrev=False
+    )
+    index.add_argument(
+        "corpus", nargs="+", metavar="CORPUS", help="a .jsonl, .jsonl.gz or .parquet file"
+    )
+    index.add_argument(
+        "--out", metavar="FOLDER", help="a new folder (default: the cache, where runs look for it)"
+    )
+    index.add_argument("--try", dest="query", metavar="QUERY", help="print what it finds")
+    index.set_defaults(run_command=run_index)
+    return index
+
+
+def _add_comparisons(commands: _Commands) -> list[argparse.ArgumentParser]:
+    """The commands that look at runs and put them side by side."""
+    explain = commands.add_parser(
+        "explain",
+        help="why a stored trajectory was learned from as it was",
+        allow_abbrev=False,
+    )
+    explain.add_argument("run", metavar="RUN", help="a run folder")
+    explain.add_argument(
+        "trajectory",
+        nargs="?",
+        metavar="ITERATION/GROUP/ATTEMPT",
+        help="by default the last iteration's first group with a signal",
+    )
+    explain.add_argument("--tokens", action="store_true", help="a line for each token, too")
+    explain.set_defaults(run_command=run_explain)
+
+    bench = commands.add_parser(
+        "bench", help="compare algorithms and baselines over seeds", allow_abbrev=False
+    )
+    bench.add_argument("experiment", help="a TOML file")
+    bench.add_argument("--quick", action="store_true", help="the short form that the file gives")
+    bench.add_argument(
+        "--out", metavar="FOLDER", help="tables and figures (default: runs/bench/NAME)"
+    )
+    bench.add_argument(
+        "--runs", metavar="FOLDER", help="run folders, shared by experiments (default: runs/bench)"
+    )
+    bench.add_argument("--parallel", type=_count, help="runs at once (default: by the cores)")
+    bench.set_defaults(run_command=run_bench, takes_overrides=True)
+    return [explain, bench]
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
+
+
+def _temperature(text: str) -> float:
+    if (number := float(text)) != 0.0 and not 1e-3 <= number <= 1e3:
+        raise argparse.ArgumentTypeError(f"must be 0 (greedy), or from 0.001 to 1000, not {text}")
+    return number

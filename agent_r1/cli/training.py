@@ -1,0 +1,127 @@
+"""``agent-r1 train`` and ``sft``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+    from pathlib import Path
+
+    from agent_r1.api import Result
+    from agent_r1.run.recipe import Recipe
+
+from agent_r1.cli.common import load, named, print_json, undisturbed
+
+
+def run_train(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from pathlib import Path
+
+    from agent_r1.errors import ConfigError
+    from agent_r1.run.folder import RunFolder
+    from agent_r1.run.recipe import shipped_recipes
+
+    iterations = None
+    if (arguments.resume is None) == (arguments.recipe is None):
+        raise ConfigError(
+            f"{arguments.command} needs a recipe (of ours: {', '.join(shipped_recipes())}) or "
+            "--resume RUN"
+        )
+    if arguments.resume:
+        iterations = _only_iterations(rest)
+        if getattr(arguments, "source", None):
+            raise ConfigError("--resume goes on with what the run imitates: no --from")
+        if arguments.run is not None:
+            raise ConfigError("--resume goes on in the run's own folder: no --run")
+        RunFolder.open(arguments.resume)
+    else:
+        implied = _imitating(arguments)
+        recipe = load(arguments.recipe, rest, quiet=arguments.json, implied=implied)
+        if arguments.run is not None:
+            RunFolder.must_be_free(named(arguments.run, "--run"))
+    with undisturbed():
+        from agent_r1 import api
+    from agent_r1.run.console import Reporter
+
+    reporter = Reporter(quiet=arguments.json)
+    if arguments.resume:
+        result = api.resume(
+            arguments.resume, iterations=iterations, trust=arguments.trust, reporter=reporter
+        )
+    else:
+        folder = arguments.run = arguments.run or api.default_run(arguments.recipe)
+        reporter.say(f"run folder: {folder}")
+        result = api.train(recipe, run=folder, reporter=reporter)
+    if arguments.json:
+        figures = {"last": result.metrics[-1], "report": result.report}
+        print_json(arguments, {"run": str(result.run.path), **figures})
+    else:
+        path = Path(arguments.run or arguments.resume)  # as it was given
+        _print_result(result, arguments.recipe, path)
+    return 0
+
+
+def _only_iterations(rest: list[str]) -> int | None:
+    """The one setting of a run that may change when it goes on."""
+    from agent_r1.config.overrides import parse_overrides
+    from agent_r1.errors import ConfigError
+
+    changes = dict(parse_overrides(rest))
+    iterations = changes.pop("train.iterations", None)
+    if changes:
+        raise ConfigError(
+            "--resume takes the run's own recipe; only --train.iterations may be raised, not "
+            f"{', '.join(changes)}"
+        )
+    if iterations is not None and not isinstance(iterations, int):
+        raise ConfigError(f"train.iterations = {iterations!r}: needs a whole number")
+    return iterations
+
+
+def _imitating(arguments: argparse.Namespace) -> list[str]:
+    """The overrides that make ``sft`` of a recipe for reinforcement learning."""
+    if arguments.command != "sft":
+        return []
+    source = [f"--algorithm.source={json.dumps(arguments.source)}"] if arguments.source else []
+    return ["--algorithm=sft", "--credit=outcome", "--train.attempts=1", *source]
+
+
+def _print_result(result: Result, source: str | None, path: Path) -> None:
+    from agent_r1.analysis.report import contrast, draw_curve, table, transcript
+    from agent_r1.utils.text import printable
+
+    curve = draw_curve(result.run)
+    if result.report is not None:
+        before, after = contrast(result.before["sampled"].groups, result.after["sampled"].groups)
+        shown = printable(f"{transcript(before)}\n\nAfter training\n{transcript(after)}")
+        print(f"\nBefore training\n{shown}\n")
+        print(f"Success on tasks never seen in training, before -> after\n{table(result.report)}\n")
+    command = "agent-r1" if shutil.which("agent-r1") else os.path.relpath(sys.argv[0])
+    missing = "not drawn: pip install agent-r1[plot]"
+    print(f"curve:        {path / curve.name if curve else missing}")
+    print(f"best model:   {path / 'checkpoints' / 'best'}")
+    print(f"run folder:   {path}")
+    print(
+        "\nWhat next\n"
+        f"  {command} explain {path}   why it learned what it did, step by step\n"
+        f"  {command} eval {path} --show 3   more episodes of the trained agent\n"
+        f"  {command} {_next_run(result.recipe, source, path)}"
+    )
+
+
+def _next_run(recipe: Recipe, source: str | None, run: Path) -> str:
+    """The command that most would go on with."""
+    if source is None:
+        more = 2 * recipe.train.iterations
+        return f"train --resume {run} --train.iterations {more}   the same for longer"
+    if recipe.algorithm.name != "sft":
+        return f"train {source} --seed {recipe.seed + 1}   the same with another seed"
+    if recipe.model.lora:
+        return f"train {source} --model.lora.start {run}   reinforcement learning from here"
+    return f"train {source} --model.path {run}/checkpoints/best   reinforcement learning from here"

@@ -1,0 +1,107 @@
+"""Environments: what an agent's actions lead to, and what that is worth. ``Env`` is the small
+protocol that the rollout needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from agent_r1.config.registry import Registry
+from agent_r1.config.section import NamedSection
+from agent_r1.types import Message, Outcome, Task
+from agent_r1.utils.waiting import OwnThread
+
+
+@dataclass(slots=True, frozen=True)
+class Transition:
+    """What an environment answers to one action.
+
+    Attributes:
+        messages: What the agent gets to see.
+        rewards: Process rewards by part.
+        done: Whether the task has ended; ``truncated``: by a limit of the environment's own, and
+            not of itself.
+        state_key: A name for the state now reached, equal where two states count as the same.
+        events: What went wrong with tools, as ``"fault/timeout:search"``, ``"mistake/..."`` (the
+            agent's own), ``"noise/..."`` (injected); counted, never scored by themselves.
+        history: All messages, the opening ones included, that the agent has before it from now on
+            instead of what it had and ``messages``: a summary, a truncation, another agent's task.
+            It ends with a message to the agent. A message of the agent that ``step`` was given
+            stays token for token as it was sampled; whatever is used again is not trained on again.
+    """
+
+    messages: tuple[Message, ...] = ()
+    rewards: dict[str, float] = field(default_factory=dict)
+    done: bool = False
+    truncated: bool = False
+    state_key: str | None = None
+    events: tuple[str, ...] = ()
+    history: Sequence[Message] | None = None
+
+
+class Env(Protocol):
+    """One episode at a time: ``reset``, then ``step`` per action, then ``outcome`` once, then
+    ``close``.
+    """
+
+    @property
+    def schemas(self) -> Sequence[dict[str, Any]]:
+        """JSON schemas of the tools, for the prompt."""
+        ...
+
+    async def reset(self, task: Task, seed: int) -> Sequence[Message]:
+        """Starts the task; all randomness of the episode comes from ``seed``. Returns the opening
+        messages.
+        """
+        ...
+
+    async def step(self, message: Message) -> Transition:
+        """Takes the agent's message to the next state."""
+        ...
+
+    async def outcome(self) -> Outcome:
+        """The outcome reward, whether the environment ended the episode or a limit did."""
+        ...
+
+    async def close(self) -> None:
+        """Frees what the episode held."""
+        ...
+
+
+MEMORIES = Registry(
+    "memory", {"recent": "agent_r1.envs.history:Recent", "summary": "agent_r1.envs.history:Summary"}
+)
+
+
+MemorySection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(MEMORIES.section)]
+
+
+class EnvSettings(NamedSection):
+    """What every environment's section has.
+
+    Attributes:
+        memory: What stays before the agent when not all of the history does, see ``history.py``.
+    """
+
+    memory: MemorySection | None = None
+
+
+async def run_plain(thread: OwnThread | None, function: Callable[..., Any], *args: Any) -> Any:
+    """What a method of the author's gives, which may be asynchronous or plain."""
+    call = functools.partial(function, *args)
+    if thread is None or inspect.iscoroutinefunction(function):
+        value = call()
+    else:
+        try:
+            value = await thread.run(call)
+        except ValueError as error:
+            if "main thread" not in str(error):
+                raise
+            value = call()  # signals, as math-verify uses them, are for the main thread alone
+    return await value if inspect.isawaitable(value) else value

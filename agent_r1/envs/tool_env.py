@@ -1,0 +1,314 @@
+"""``ToolEnv`` is an environment for sets of tools; most users subclass it and write two or three
+methods. Authors work with messages; tokens, limits of length and time, and stop reasons belong to
+``rollout.episode``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from agent_r1.config.section import NamedSection
+from agent_r1.envs.base import EnvSettings, Transition, run_plain
+from agent_r1.errors import ConfigError, NotTextError, ToolFailureError
+from agent_r1.tools.base import AnyTool, ToolResult
+from agent_r1.tools.cassette import Cassette, CassetteSettings
+from agent_r1.tools.dispatcher import Dispatcher
+from agent_r1.tools.failure_policy import FailurePolicy
+from agent_r1.tools.function_tool import Tool
+from agent_r1.tools.mcp.connection import Connection, connect
+from agent_r1.tools.mcp.settings import McpServer
+from agent_r1.tools.noise import Noise, NoiseSettings
+from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
+from agent_r1.utils.text import as_text
+from agent_r1.utils.waiting import EPISODE_THREAD, OwnThread
+
+
+class ToolEnv:
+    """Tools, the state of one task, and what results mean. Subclass it; every method has a
+    sensible default except ``tasks`` and ``score``. ``start``, ``interpret``, ``reply``, ``score``
+    and ``close`` may be ``async``.
+
+    Where some tool is a plain function, all plain methods of an episode and the constructor run in
+    one thread of its own, so that what ``start`` opens there (a SQLite connection) can be used by
+    the tools; what is ``async`` runs in the event loop. Where all tools are ``async``,
+    everything does: then a method that waits should be ``async``, too, or it holds up all episodes.
+
+        class Arithmetic(ToolEnv):
+            system = "Use the tool, then give the number alone."
+
+            @tool
+            def add(self, a: int, b: int) -> int:
+                '''Add two numbers.'''
+                return a + b
+
+            @classmethod
+            def tasks(cls, settings, split):
+                start = {"train": 0, "validation": 500, "test": 600}[split]
+                return [Task(f"{n}", f"{n} + {n} = ?", f"{2 * n}") for n in range(start, start + 9)]
+
+            def score(self, answer):
+                return float(answer == self.task.answer)
+    """
+
+    class Settings(EnvSettings):
+        """The keys of ``[env]``; subclass it to add some.
+
+        Attributes:
+            noise: Make the tools messy on purpose, see ``noise.py``.
+            cassette: Record what tools return, or play it back, see ``cassette.py``.
+            failure: What a failure of each tool leads to, by its name, see ``failure.py``.
+            mcp: MCP servers whose tools the agent gets besides, see ``tools/mcp.py``.
+        """
+
+        noise: NoiseSettings | None = None
+        cassette: CassetteSettings | None = None
+        failure: dict[str, FailurePolicy] = Field(default_factory=dict)
+        mcp: dict[str, McpServer] = Field(default_factory=dict)
+
+    system: ClassVar[str] = ""
+    """System message; empty for none."""
+    tools: ClassVar[Sequence[Tool]] = ()
+    """Tools that are plain functions; those defined in the class body are found by themselves."""
+    reward_parts: ClassVar[tuple[str, ...]] = ()
+    """Names of the process rewards that ``interpret`` and ``reply`` may give."""
+    max_result_chars: ClassVar[int] = 8000
+    """A longer tool result is cut, and says so."""
+
+    task: Task
+    seed: int
+    answer: str | None
+    """The agent's final message; ``None`` while there is none, and where a limit cut it off."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name, value in vars(cls).items():
+            if isinstance(getattr(value, "__func__", None), Tool):
+                raise ValueError(
+                    f"{cls.__name__}.{name}: @tool goes on a plain method, not on a static or "
+                    "class method"
+                )
+            if isinstance(value, Tool) and (
+                hasattr(ToolEnv, name) or name in ("task", "seed", "answer")
+            ):
+                raise ValueError(
+                    f"{cls.__name__}: a tool cannot be named {name!r}, ToolEnv uses that"
+                )
+            above = next((vars(c)[name] for c in cls.__mro__[1:] if name in vars(c)), None)
+            if isinstance(above, Tool) and value is not None and not isinstance(value, Tool):
+                raise ValueError(
+                    f"{cls.__name__}.{name} takes the place of a tool and is none: decorate it "
+                    f"with @tool, or write `{name} = None` to take the tool away"
+                )
+
+    def __init__(self, settings: NamedSection | None = None) -> None:
+        self.settings: Any = settings
+        self.episode_thread: OwnThread | None = None
+        self._tools: dict[str, AnyTool] = {}
+        own = dict.fromkeys(
+            name
+            for owner in reversed(type(self).__mro__)
+            for name, value in vars(owner).items()
+            if isinstance(value, Tool)
+        )
+        methods = [tool for name in own if (tool := getattr(self, name)) is not None]
+        for tool in [*self.tools, *methods]:
+            self.add_tool(tool)
+        servers = settings.mcp if isinstance(settings, ToolEnv.Settings) else {}
+        self._connections: list[Connection] = connect(servers)
+
+    def add_tool(self, tool: AnyTool) -> None:
+        """Offers a tool to the agent.
+
+        Raises:
+            ConfigError: It is none, or there is one of that name already.
+        """
+        if not hasattr(tool, "schema"):
+            raise ConfigError(f"{type(self).__name__}: {tool!r} is no tool; decorate it with @tool")
+        if self._tools.setdefault(tool.name, tool) is not tool:
+            raise ConfigError(
+                f"{type(self).__name__}: there are two tools named {tool.name!r}; the agent could "
+                "not tell them apart: rename one"
+            )
+
+    @classmethod
+    def is_plain(cls) -> bool:
+        """Whether some tool of the class is plain code, so that episodes have a thread."""
+        return any(
+            map(is_plain_tool, [*cls.tools, *(getattr(cls, name, None) for name in dir(cls))])
+        )
+
+    # What a subclass writes
+    # ---------------------------------------------------------------------------
+
+    @classmethod
+    def tasks(cls, settings: Any, split: str) -> Sequence[Task]:
+        """The tasks of a split: ``"train"``, ``"validation"`` or ``"test"``. May be a lazy
+        sequence.
+        """
+        raise NotImplementedError(
+            f"{cls.__name__} has no tasks: write the classmethod tasks(settings, split)"
+        )
+
+    @classmethod
+    def check_data(cls, settings: Any) -> Iterable[str]:
+        """What is odd about the data as a whole, a line each, for ``agent-r1 check`` and before a
+        run; what no run can do with, ``tasks`` raises as a ``ConfigError``. Default: nothing.
+        """
+        return ()
+
+    def start(self) -> Any:
+        """Called by ``reset`` once ``self.task`` and ``self.seed`` are set: prepare the episode's
+        state.
+        """
+
+    def prompt(self) -> Sequence[Message]:
+        """The opening messages."""
+        system = [Message("system", self.system)] if self.system else []
+        return [*system, Message("user", self.task.question)]
+
+    def interpret(self, results: Sequence[ToolResult]) -> Any:
+        """What the results of one action mean, as a ``Transition``. Default: the agent sees
+        them.
+        """
+        return self.show(results)
+
+    def reply(self, message: Message) -> Any:
+        """The answer to an action without tool calls, as a ``Transition``. Default: it is the
+        final answer.
+        """
+        return Transition(done=True)
+
+    def score(self, answer: str | None) -> Any:
+        """The outcome reward of the final answer (``None``: a limit came first), a number or an
+        ``Outcome``.
+
+        A plain number counts as success from 1 on. An exception is a fault of the infrastructure:
+        the episode is excluded, it does not score 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no score(answer)")
+
+    def gold(self) -> Iterable[str]:
+        """Texts of actions that solve ``self.task``, for ``check_env`` and as demonstrations for
+        ``agent-r1 sft``. Each is played before the next is asked for, so a generator may go by what
+        the last one led to. Default: the gold answer alone.
+        """
+        return [self.task.answer] if self.task.answer else []
+
+    # What they build on
+    # -------------------------------------------------------------------------------
+
+    def show(self, results: Sequence[ToolResult], **rewards: float) -> Transition:
+        """A transition that shows each result, or its failure in words, to the agent."""
+        return Transition(tuple(Message("tool", self.as_text(r)) for r in results), rewards)
+
+    def as_text(self, result: ToolResult) -> str:
+        """The text that the agent sees of a result; override it to format values of your own
+        types.
+        """
+        text = f"Error: {result.detail}"
+        if result.error is None:
+            try:
+                text = as_text(result.value)
+            except NotTextError as error:
+                text = f"[not text: {error}]"
+                name = result.call.name if isinstance(result.call, ToolCall) else ""
+                self._unshown.append(f"fault/not_text:{name}")
+        if len(text) > (limit := self.max_result_chars):
+            cut = f"[cut: the result has {len(text):,} characters, {limit:,} are shown]"
+            return f"{text[:limit]}\n{cut}"
+        return text
+
+    # The protocol
+    # -------------------------------------------------------------------------------------
+
+    @property
+    def schemas(self) -> list[dict[str, Any]]:
+        return [tool.schema for tool in self._tools.values()]
+
+    async def reset(self, task: Task, seed: int) -> Sequence[Message]:
+        self.task, self.seed, self.answer = task, seed, None
+        self._unshown: list[str] = []
+        for connection in self._connections:
+            for tool in await connection.tools():
+                if self._tools.setdefault(tool.name, tool) is not tool:
+                    raise ConfigError(
+                        f"env.mcp.{connection.name}: there is a tool {tool.name!r} already; "
+                        f"env.mcp.{connection.name}.tools chooses which the agent gets"
+                    )
+        self._dispatcher = self._make_dispatcher()
+        if self.episode_thread is None and any(map(is_plain_tool, self._tools.values())):
+            self.episode_thread = OwnThread(f"episode-{type(self).__name__}")
+        await run_plain(self.episode_thread, self.start)
+        messages: Sequence[Message] = await run_plain(self.episode_thread, self.prompt)
+        return messages
+
+    def _make_dispatcher(self) -> Dispatcher:
+        if not isinstance(self.settings, ToolEnv.Settings):  # a section that has no such keys
+            return Dispatcher(self._tools)
+        noise, cassette = self.settings.noise, self.settings.cassette
+        return Dispatcher(
+            self._tools,
+            self.settings.failure,
+            Noise(noise, self.seed) if noise else None,
+            Cassette(cassette, self.task.id, self.seed) if cassette else None,
+        )
+
+    async def run_tools(self, calls: Sequence[ToolCall | MalformedCall]) -> list[ToolResult]:
+        """Runs calls under the recipe's noise, cassette and policies."""
+        EPISODE_THREAD.set(self.episode_thread)
+        results = await self._dispatcher.run(calls)
+        if self.episode_thread is None or not self.episode_thread.num_lost:
+            return results
+        for result in results:
+            name = result.call.name if isinstance(result.call, ToolCall) else ""
+            if result.error == "exception" and is_plain_tool(self._tools.get(name)):
+                raise ToolFailureError(
+                    f"{name}: {result.detail} (a call hung; it was given up with its thread and "
+                    "the state that was bound to it)",
+                    resample=False,
+                    events=tuple(event for r in results for event in r.events),
+                )
+        return results
+
+    async def step(self, message: Message) -> Transition:
+        events: tuple[str, ...] = ()
+        if message.tool_calls:
+            results = await self.run_tools(message.tool_calls)
+            events = tuple(event for result in results for event in result.events)
+            transition = await run_plain(self.episode_thread, self.interpret, results)
+        else:
+            self.answer = None if message.cut else message.content
+            transition = await run_plain(self.episode_thread, self.reply, message)
+        if not isinstance(transition, Transition):
+            raise TypeError(
+                f"{type(self).__name__} must return a Transition, got {transition!r:.200}"
+            )
+        if not transition.done:
+            self.answer = None
+        events, self._unshown = (*events, *self._unshown), []
+        return dataclasses.replace(transition, events=(*events, *transition.events))
+
+    async def outcome(self) -> Outcome:
+        score = await run_plain(self.episode_thread, self.score, self.answer)
+        if isinstance(score, Outcome):
+            return score
+        try:
+            if isinstance(score, str):
+                raise TypeError(score)
+            return Outcome(float(score), success=float(score) >= 1.0)
+        except (TypeError, ValueError) as error:
+            what = f"{type(self).__name__}.score must return a number or an Outcome"
+            raise TypeError(f"{what}, got {score!r:.200}") from error
+
+    async def close(self) -> None:
+        for connection in self._connections:
+            if connection.server.per == "episode":
+                await connection.close()
+
+
+def is_plain_tool(tool: Any) -> bool:
+    return isinstance(tool, Tool) and tool.needs_thread

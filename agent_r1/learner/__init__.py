@@ -1,0 +1,1 @@
+"""From scored trajectories to one optimiser step a mini-batch."""

@@ -1,0 +1,377 @@
+"""The learner: one optimiser step a mini-batch, its gradient accumulated over micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agent_r1.algorithms.base import Algorithm
+from agent_r1.algorithms.kl import ESTIMATORS, KLSettings
+from agent_r1.algorithms.losses import truncated_importance
+from agent_r1.learner.credit_assignment import Shares, minibatches, shares, trained_on
+from agent_r1.learner.micro_batch import Actions, Cut, Forward, MicroBatch
+from agent_r1.learner.optimizer import Optimizer
+from agent_r1.learner.packed_trees import packs
+from agent_r1.learner.padded_rows import rows
+from agent_r1.learner.settings import LearnerSettings
+from agent_r1.model.policy import Policy
+from agent_r1.types import Group, Step, derive_seed
+
+
+@dataclass
+class Update:
+    """What the updates of one iteration did.
+
+    Attributes:
+        loss, grad_norm: Means over the optimiser steps.
+        kl: To the reference, if there is one, by its estimator: of the loss's tokens, as weighed
+            there, or with the term in the reward the mean of all tokens before the update.
+        value_loss: Mean over the optimiser steps of the critic's part of the loss.
+        explained_variance: Of the value targets, by the critic's values before the update: 1 is
+            perfect, 0 no better than their mean; ``None`` without a critic.
+        clip_fraction: Share of action tokens whose ratio was outside the clip range.
+        logprob_error: Largest difference between log-probabilities of engine and learner, before
+            any step.
+        num_tokens: Tokens run forward and backward, padding not counted.
+        num_steps: Optimiser steps made.
+        skipped: Why optimiser steps were skipped, one line each.
+        notes: What else the user should know, e.g. that memory ran out and was made do with.
+    """
+
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    kl: float = 0.0
+    value_loss: float = 0.0
+    explained_variance: float | None = None
+    clip_fraction: float = 0.0
+    logprob_error: float = 0.0
+    num_tokens: int = 0
+    num_steps: int = 0
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Sums:
+    """What the micro-batches of one optimiser step add up to."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    value_loss: float = 0.0
+    num_clipped: int = 0
+    num_counted: int = 0
+    logprob_error: float = 0.0
+    num_tokens: int = 0
+    ratios: list[tuple[Step, tuple[float, ...]]] = field(default_factory=list)
+
+
+class Learner:
+    """Owns the optimiser, and the critic's value head if the algorithm has one.
+
+    Trees of tokens are packed, each node once; a model whose trees cannot be packed is trained on
+    padded rows. ``reference`` is the frozen policy that the KL term, if any, pulls towards; with an
+    adapter it is the policy itself, the adapter switched off.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        settings: LearnerSettings,
+        *,
+        temperature: float,
+        reference: Policy | None = None,
+        micro_batch_tokens: int = 4096,
+    ) -> None:
+        self.policy = policy
+        self.algorithm = algorithm
+        self.settings = settings
+        self.temperature = temperature
+        self.critic = value_head(policy) if algorithm.critic else None
+        self.optimizer = Optimizer(
+            policy.model.parameters(),
+            settings,
+            head=() if self.critic is None else self.critic.parameters(),
+            head_lr=algorithm.settings.value_lr if algorithm.critic else 0.0,
+        )
+        self.cut: Cut = rows if policy.unpackable else packs
+        self.micro_batch_tokens = micro_batch_tokens
+        self.kl: KLSettings | None = algorithm.settings.kl
+        if self.kl and reference is None and not policy.has_adapter:
+            raise ValueError(f"kl = {self.kl!r} needs a reference policy")
+        self.reference = reference
+        if settings.checkpointing:
+            policy.base.activation_checkpointing_enable({"use_reentrant": False})
+
+    @torch.no_grad()
+    def prepare(self, groups: list[Group], *, old: bool = False) -> None:
+        """Fills in what must be known of the policy before credit is assigned: the critic's values,
+        log-probabilities of the reference for a KL term in the reward, and with ``old`` or an
+        importance cap those of the policy itself. Costs nothing where none is asked for.
+        """
+        old = old or self.algorithm.settings.importance_cap is not None
+        if self.critic is not None or old:
+            with self._packed(self.policy):
+                for micro in self._micro_batches(groups, ends=self.critic is not None):
+                    self._look(micro, micro.forward(self.policy, self.temperature), old=old)
+        if self.kl is not None and self.kl.place == "reward":
+            self._refer(groups)
+
+    def _look(self, micro: MicroBatch, found: Forward, *, old: bool) -> None:
+        if old:
+            for step, logprobs in _by_step(micro.steps, found.logprobs):
+                step.old_logprobs = logprobs
+        if self.critic is not None:
+            assert found.after is not None
+            after = self._values(found.after).tolist()
+            of_steps = _by_step(micro.steps, self._values(found.before))
+            for (step, values), last in zip(of_steps, after, strict=True):
+                step.values = (*values, last)
+
+    def _values(self, hidden: Tensor) -> Tensor:
+        assert self.critic is not None
+        values: Tensor = self.critic(hidden.float()).squeeze(-1)
+        return values
+
+    @torch.no_grad()
+    def _refer(self, groups: list[Group]) -> None:
+        """Fills in ``Step.reference_logprobs``."""
+        policy = self.reference or self.policy
+        with (
+            nullcontext() if self.reference else self.policy.without_adapter(),
+            self._packed(policy),
+        ):
+            for micro in self._micro_batches(groups):
+                found = micro.forward(policy, self.temperature)
+                for step, logprobs in _by_step(micro.steps, found.logprobs):
+                    step.reference_logprobs = logprobs
+
+    def _micro_batches(self, groups: list[Group], *, ends: bool = False) -> Iterator[MicroBatch]:
+        return self.cut(
+            groups,
+            max_tokens=self.micro_batch_tokens,
+            device=self.policy.device,
+            whole=self.algorithm.whole_trajectories,
+            ends=ends,
+        )
+
+    def _packed(self, policy: Policy) -> Any:
+        return nullcontext() if policy.unpackable else policy.packed()
+
+    def update(
+        self, groups: list[Group], *, lr: float, seed: int, critic_only: bool = False
+    ) -> Update:
+        """Trains on a batch's action tokens; credit must be assigned. No groups, no update.
+
+        The loss is a mean over the whole batch, whether or not a group has anything to train and is
+        run. ``critic_only``: the value head alone is trained.
+        """
+        result = Update(explained_variance=explained_variance(groups) if self.critic else None)
+        num_batches = 0
+        if self.kl is not None and self.kl.place == "loss":
+            self._refer(groups)
+        with self._mode():
+            for epoch in range(self.settings.epochs if groups else 0):
+                parts = minibatches(groups, self.settings.minibatches, derive_seed(seed, epoch))
+                for index, part in enumerate(parts):
+                    where = f"epoch {epoch + 1}, mini-batch {index + 1}"
+                    num_batches += self._step(
+                        part, result, lr=lr, critic_only=critic_only, where=where
+                    )
+        if num_batches:
+            result.clip_fraction /= num_batches
+        for name in ("loss", "grad_norm", "kl", "value_loss"):
+            setattr(result, name, getattr(result, name) / max(1, result.num_steps))
+        if self.kl is not None and self.kl.place == "reward":
+            result.kl = _mean_kl(groups, self.kl)
+        return result
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        """Layers recompute their activations in training mode only; there is no dropout anyway."""
+        self.policy.model.train(self.settings.checkpointing)
+        try:
+            with self._packed(self.policy):
+                yield
+        finally:
+            self.policy.model.eval()
+
+    def _step(
+        self, groups: list[Group], result: Update, *, lr: float, critic_only: bool, where: str
+    ) -> bool:
+        """One optimiser step on one mini-batch; whether there was anything to train."""
+        weights = shares(groups, self.algorithm)
+        groups = trained_on(groups, self.algorithm)
+        steps = (step for group in groups for t in group.scored for step in t.steps)
+        if not any(weights[id(step)].weight for step in steps):
+            return False  # no signal, or all of it masked
+        sums = self._accumulate(groups, weights, result, critic_only=critic_only)
+        if result.num_steps == 0:
+            result.logprob_error = max(result.logprob_error, sums.logprob_error)
+        result.clip_fraction += sums.num_clipped / sums.num_counted
+        result.num_tokens += sums.num_tokens
+        for step, ratios in sums.ratios:
+            step.ratios = step.ratios or ratios
+        norm = self.optimizer.clip_grad(self.settings.max_grad_norm)
+        if not (math.isfinite(sums.loss) and math.isfinite(norm)):
+            culprit = self._culprit()
+            result.skipped.append(f"{where}: loss {sums.loss}, gradient norm {norm}{culprit}")
+            self.optimizer.zero_grad()
+            return True
+        self.optimizer.step(lr)
+        self.optimizer.zero_grad()
+        result.num_steps += 1
+        result.loss += sums.loss
+        result.grad_norm += norm
+        result.kl += sums.kl
+        result.value_loss += sums.value_loss
+        return True
+
+    def _accumulate(
+        self, groups: list[Group], weights: Shares, result: Update, *, critic_only: bool
+    ) -> _Sums:
+        """The gradient of a mini-batch; begun again in smaller cuts when the device's memory runs
+        out.
+        """
+        while True:
+            self.optimizer.zero_grad()
+            sums = _Sums()
+            try:
+                for micro in self._micro_batches(groups):
+                    self._backward(micro, weights, sums, critic_only=critic_only)
+                return sums
+            except torch.OutOfMemoryError:
+                if self.micro_batch_tokens < MIN_MICRO_BATCH:
+                    raise
+            # Outside the handler, whose traceback would hold on to the tensors.
+            self.micro_batch_tokens //= 2
+            result.notes.append(
+                "the device's memory ran out; the iteration goes on with "
+                f"learner.micro_batch_tokens = {self.micro_batch_tokens}"
+            )
+            torch.cuda.empty_cache()
+
+    def _backward(
+        self, micro: MicroBatch, weights: Shares, sums: _Sums, *, critic_only: bool = False
+    ) -> None:
+        """Adds the gradient of one micro-batch, and its share of what is reported."""
+        actions = Actions.of(micro.steps, weights, self.policy.device)
+        found = micro.forward(self.policy, self.temperature)
+        if critic_only:
+            loss = torch.zeros_like(found.logprobs)
+        else:
+            loss = self._policy_loss(found, actions, sums)
+        if self.critic is not None:
+            through = self.algorithm.settings.value_gradient and not critic_only
+            values = self._values(found.before if through else found.before.detach())
+            assert actions.old_values is not None and actions.value_targets is not None
+            value_loss = self.algorithm.value_loss(
+                values, actions.old_values, actions.value_targets
+            )
+            sums.value_loss += (actions.weights * value_loss.detach()).sum().item()
+            loss = loss + value_loss
+        total = (actions.weights * loss).sum()
+        total.backward()
+        sums.loss += total.item()
+        sums.num_tokens += micro.num_tokens
+        self._note(micro, actions, found.logprobs.detach(), sums)
+
+    def _policy_loss(self, found: Forward, actions: Actions, sums: _Sums) -> Tensor:
+        """(A,): the algorithm's loss, importance weights, KL and entropy terms."""
+        settings = self.algorithm.settings
+        loss = self.algorithm.policy_loss(
+            found.logprobs, actions.old_logprobs, actions.advantages, actions.sequences
+        )
+        if (cap := settings.importance_cap) is not None:
+            loss = loss * truncated_importance(
+                actions.old_logprobs, actions.sampling_logprobs, cap=cap
+            )
+        if self.kl is not None and self.kl.place == "loss":
+            assert actions.reference_logprobs is not None
+            estimate: Callable[[Tensor, Tensor], Tensor] = ESTIMATORS[self.kl.estimator]
+            penalty = estimate(found.logprobs, actions.reference_logprobs)
+            sums.kl += (actions.weights * penalty.detach()).sum().item()
+            loss = loss + self.kl.coef * penalty
+        if settings.entropy_coef:
+            loss = loss - settings.entropy_coef * found.entropies
+        return loss
+
+    def _note(self, micro: MicroBatch, actions: Actions, logprobs: Tensor, sums: _Sums) -> None:
+        """The ratios of each token, and what they say about the update."""
+        if actions.sampling_logprobs.numel():
+            error = (logprobs - actions.sampling_logprobs).abs().max().item()
+            sums.logprob_error = max(sums.logprob_error, error)
+        ratios = self.algorithm.ratio(logprobs, actions.old_logprobs, actions.sequences)
+        low, high = self.algorithm.clip_bounds()
+        counted = actions.weights > 0
+        sums.num_clipped += int((((ratios < low) | (ratios > high)) & counted).sum())
+        sums.num_counted += int(counted.sum())
+        sums.ratios += _by_step(micro.steps, ratios)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next update depends on, besides the policy."""
+        critic = None if self.critic is None else self.critic.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "critic": critic}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
+
+    def _culprit(self) -> str:
+        trained = (n for n, p in self.policy.model.named_parameters() if p.requires_grad)
+        for name, master in zip(trained, self.optimizer.masters, strict=True):
+            if master.grad is not None and not master.grad.isfinite().all():
+                return f"; first in the gradient of {name}"
+        return ""
+
+
+MIN_MICRO_BATCH = 64
+"""Smaller cuts would not help: what remains is a single branch."""
+
+
+def value_head(policy: Policy) -> torch.nn.Linear:
+    """From a last hidden state to its value, which is 0 before any training."""
+    width = policy.base.get_output_embeddings().weight.shape[1]
+    head = torch.nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return head
+
+
+def explained_variance(groups: list[Group]) -> float:
+    """``1 - var(target - value) / var(target)`` over the action tokens; 0 if all targets are
+    equal.
+    """
+    steps = [step for group in groups for t in group.scored for step in t.steps]
+    targets = torch.tensor([x for step in steps for x in step.value_targets or ()])
+    values = torch.tensor([x for step in steps for x in (step.values or ())[:-1]])
+    if len(targets) < 2 or (variance := targets.var().item()) == 0.0:
+        return 0.0
+    return 1.0 - (targets - values).var().item() / variance
+
+
+def _mean_kl(groups: list[Group], kl: KLSettings) -> float:
+    """The estimate at sampling, over all action tokens; the learner has prepared."""
+    steps = [step for group in groups for t in group.scored for step in t.steps]
+    estimates = [
+        ESTIMATORS[kl.estimator](logprob, reference)
+        for step in steps
+        for logprob, reference in zip(
+            step.action.logprobs, step.reference_logprobs or (), strict=True
+        )
+    ]
+    return math.fsum(estimates) / max(1, len(estimates))
+
+
+def _by_step(steps: Sequence[Step], per_token: Tensor) -> list[tuple[Step, tuple[float, ...]]]:
+    """Numbers per action token (A,), each step's own."""
+    rest = iter(per_token.tolist())
+    return [(step, tuple(islice(rest, len(step.action.token_ids)))) for step in steps]

@@ -1,0 +1,116 @@
+"""What the learner runs: the action tokens of a micro-batch, and the protocol of its two forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from agent_r1.learner.credit_assignment import Shares
+from agent_r1.model.policy import Policy
+from agent_r1.types import Group, Step
+
+
+@dataclass(slots=True, frozen=True)
+class Actions:
+    """What the loss needs to know of the action tokens of a micro-batch, A in all, step after step.
+
+    Attributes:
+        sampling_logprobs: (A,), as sampled.
+        old_logprobs: (A,), those that ratios are relative to.
+        reference_logprobs: (A,), or ``None`` without a KL term in the loss.
+        advantages: (A,).
+        old_values, value_targets: (A,), or ``None`` without a critic.
+        weights: (A,), what each token weighs in the loss of the whole mini-batch.
+        sequences: (A,), the number of each token's trajectory.
+    """
+
+    sampling_logprobs: Tensor
+    old_logprobs: Tensor
+    reference_logprobs: Tensor | None
+    advantages: Tensor
+    old_values: Tensor | None
+    value_targets: Tensor | None
+    weights: Tensor
+    sequences: Tensor
+
+    @classmethod
+    def of(cls, steps: Sequence[Step], shares: Shares, device: torch.device) -> Actions:
+        """Credit must be assigned."""
+
+        def flat(values: Callable[[Step], Sequence[float] | None]) -> Tensor:
+            listed = [value for step in steps for value in values(step) or ()]
+            return torch.tensor(listed, dtype=torch.float32, device=device)
+
+        def known(values: Callable[[Step], Sequence[float] | None]) -> Tensor | None:
+            return None if any(values(step) is None for step in steps) else flat(values)
+
+        assert all(step.advantages is not None for step in steps), "credit comes before batches"
+        of = [shares[id(step)] for step in steps]
+        counts = [len(step.action.token_ids) for step in steps]
+        numbers = [s.sequence for s, count in zip(of, counts, strict=True) for _ in range(count)]
+        weights = [s.weight for s, count in zip(of, counts, strict=True) for _ in range(count)]
+        return cls(
+            sampling_logprobs=flat(lambda step: step.action.logprobs),
+            old_logprobs=flat(lambda step: step.old_logprobs or step.action.logprobs),
+            reference_logprobs=known(lambda step: step.reference_logprobs),
+            advantages=flat(lambda step: step.advantages),
+            old_values=known(lambda step: step.values and step.values[:-1]),
+            value_targets=known(lambda step: step.value_targets),
+            weights=torch.tensor(weights, dtype=torch.float32, device=device),
+            sequences=torch.tensor(numbers, dtype=torch.long, device=device),
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class Forward:
+    """What one forward pass says about the A action tokens of S steps.
+
+    Attributes:
+        logprobs, entropies: (A,).
+        before: (A, W), the last hidden state before each action token.
+        after: (S, W), that of each step's last token; ``None`` unless the cut kept ``ends``.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+    before: Tensor
+    after: Tensor | None
+
+
+class MicroBatch(Protocol):
+    """What one forward and backward pass runs."""
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """Whose actions it trains, each step in one micro-batch only."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens run, padding not counted."""
+        ...
+
+    def forward(self, policy: Policy, temperature: float) -> Forward: ...
+
+
+class Cut(Protocol):
+    """Cuts trajectories into micro-batches of at most ``max_tokens`` tokens, or one branch.
+
+    How they are cut changes nothing: weights are relative to the mini-batch as a whole. With
+    ``whole``, a trajectory whose history was rewritten, and so has several branches, is in one
+    micro-batch. With ``ends``, states after the last tokens are computed, too.
+    """
+
+    def __call__(
+        self,
+        groups: list[Group],
+        *,
+        max_tokens: int,
+        device: torch.device,
+        whole: bool = False,
+        ends: bool = False,
+    ) -> Iterator[MicroBatch]: ...

@@ -1,0 +1,63 @@
+"""A user played by a language model, on any engine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from agent_r1.config.section import NamedSection
+from agent_r1.envs.user import UserEnv, flipped
+from agent_r1.model.load import load_policy
+from agent_r1.model.settings import ModelSettings
+from agent_r1.render import RENDERERS, Renderer
+from agent_r1.rollout import ENGINES
+from agent_r1.rollout.engine import Engine, Sampling
+from agent_r1.types import Message, derive_seed
+
+
+class ModelUser:
+    """The model is loaded once a process, besides the agent's. It is never trained."""
+
+    class Settings(NamedSection):
+        """``instruction`` comes after what the environment tells the user."""
+
+        name: str = "model"
+        model: ModelSettings = ModelSettings(path="smollm2-135m")
+        renderer: str = "chatml"
+        engine: str = "native"
+        max_tokens: int = Field(48, ge=1)
+        temperature: float = Field(0.7, ge=0)
+        instruction: str = "Answer the assistant's question in one short sentence."
+
+    def __init__(self, settings: Any) -> None:
+        self._settings = settings
+        self._engine, self._renderer = _load(settings.model_dump_json())
+
+    async def answer(self, env: UserEnv, said: Sequence[Message], seed: int) -> str:
+        settings = self._settings
+        messages = flipped(said, f"{env.brief()}\n{settings.instruction}")
+        sampling = Sampling(
+            settings.max_tokens, self._renderer.stop_token_ids, temperature=settings.temperature
+        )
+        session = self._engine.session()
+        try:
+            action = await session.generate(
+                self._renderer.prompt(messages, []), sampling, derive_seed(seed, len(said))
+            )
+        finally:
+            session.close()
+        return self._renderer.parse(action).content
+
+
+@functools.cache
+def _load(settings_json: str) -> tuple[Engine, Renderer]:
+    settings = ModelUser.Settings.model_validate_json(settings_json)
+    policy = load_policy(settings.model)
+    engine, renderer = ENGINES.resolve(settings.engine), RENDERERS.resolve(settings.renderer)
+    return (
+        engine(ENGINES.section(settings.engine), policy),
+        renderer(RENDERERS.section(settings.renderer), policy.tokenizer),
+    )

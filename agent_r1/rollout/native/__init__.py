@@ -1,0 +1,1 @@
+"""The native engine: continuous batching on the very model object that is trained."""

@@ -1,0 +1,180 @@
+"""The native engine: continuous batching on the very model object that is trained.
+
+Each pass of the model takes one new token of every session that is sampling, and all new tokens of
+those that have just asked. Between passes it waits until every open session has asked again, so
+batches do not depend on timing and a run repeats bit for bit; but not longer than its patience, so
+a slow tool holds up its own episode only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from agent_r1.config.section import NamedSection
+from agent_r1.errors import ConfigError
+from agent_r1.rollout.engine import Sampling
+from agent_r1.types import Action
+
+if TYPE_CHECKING:
+    from agent_r1.model.policy import Policy
+    from agent_r1.rollout.native.scheduler import Batch
+
+from agent_r1.rollout.native.request import Counters, Request
+
+SHARE_OF_FREE = 0.5
+
+
+class NativeSession:
+    """One episode's place in the engine."""
+
+    def __init__(self, engine: NativeEngine, number: int) -> None:
+        self._engine = engine
+        self.number = number
+
+    async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
+        future: asyncio.Future[Action] = asyncio.get_running_loop().create_future()
+        self._engine.ask(self, Request(list(prefix), sampling, seed, future))
+        try:
+            return await future
+        finally:
+            self._engine.withdraw(self)
+
+    def close(self) -> None:
+        self._engine.close(self)
+
+
+class NativeEngine:
+    """See the module's docstring."""
+
+    class Settings(NamedSection):
+        """The keys of ``[engine]``.
+
+        Attributes:
+            patience: Seconds that a pass waits for episodes whose tools are at work. A run repeats
+                bit for bit as long as no tool takes longer; 0 never waits.
+            cache_gib: Memory for keys and values; by default half of what is free.
+        """
+
+        name: str = "native"
+        patience: float = Field(1.0, ge=0)
+        cache_gib: float | None = Field(None, gt=0)
+
+    def __init__(self, settings: Settings, policy: Policy) -> None:
+        if policy.unpackable:
+            raise ConfigError(
+                f"engine 'native' cannot run this model: {policy.unpackable}; "
+                "set engine = 'padded', which is slower"
+            )
+        self._settings = settings
+        self._policy = policy
+        self._version = 0
+        self._task: asyncio.Task[None] | None = None
+        self._changed: asyncio.Event | None = None
+        self._batch: Batch | None = None
+        self.open: set[NativeSession] = set()
+        self.requests: dict[NativeSession, Request] = {}
+        self._late: set[NativeSession] = set()
+        self._closed: list[NativeSession] = []
+        self.counters = Counters()
+
+    def session(self, number: int = 0) -> NativeSession:
+        session = NativeSession(self, number)
+        self.open.add(session)
+        return session
+
+    def load(self, version: int) -> None:
+        """The model object is shared, so the weights are there already; what was computed with
+        older ones must go.
+        """
+        assert not self.open, "weights changed while sessions were open"
+        self._version = version
+        self._batch = None
+
+    def report(self) -> dict[str, float]:
+        counters, self.counters = self.counters, Counters()
+        return dict(vars(counters))
+
+    # Called by sessions ------------------------------------------------------------------------
+
+    def ask(self, session: NativeSession, request: Request) -> None:
+        self.requests[session] = request
+        self._late.discard(session)
+        if self._task is None:
+            self._changed = asyncio.Event()
+            self._task = asyncio.get_running_loop().create_task(self._serve())
+        self._wake()
+
+    def withdraw(self, session: NativeSession) -> None:
+        self.requests.pop(session, None)
+        self._wake()
+
+    def close(self, session: NativeSession) -> None:
+        if session in self.open:
+            self.open.remove(session)
+            self._late.discard(session)
+            self._closed.append(session)
+            self._wake()
+        if not self.open:  # the learner needs the memory next
+            self._batch = None
+            self._closed.clear()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
+    # The loop ----------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Runs passes as long as someone waits for tokens."""
+        try:
+            while self.requests:
+                await self._join()
+                if not self.requests:
+                    break
+                self._pass()
+                await asyncio.sleep(0)
+        except Exception as error:
+            self._batch = None  # who knows what it holds
+            for request in self.requests.values():
+                if not request.future.done():
+                    request.future.set_exception(error)
+        finally:
+            self._task = None
+
+    async def _join(self) -> None:
+        """Waits for sessions that are neither sampling nor asking, as long as patience lasts."""
+        assert self._changed is not None
+        start = time.perf_counter()
+        while absent := self.open - self.requests.keys() - self._late:
+            self._changed.clear()
+            left = self._settings.patience - (time.perf_counter() - start)
+            try:
+                await asyncio.wait_for(self._changed.wait(), max(left, 0.0))
+            except TimeoutError:
+                self._late |= absent & self.open - self.requests.keys()
+                self.counters.late += len(self._late & absent)
+        self.counters.wait_seconds += time.perf_counter() - start
+
+    def _pass(self) -> None:
+        if self._batch is None:
+            from agent_r1.learner.memory_plan import free_memory
+            from agent_r1.rollout.native.scheduler import Batch  # the first need of torch
+
+            gib = self._settings.cache_gib
+            size = gib * 2**30 if gib else SHARE_OF_FREE * free_memory(self._policy.device)
+            self._batch = Batch(self._policy, int(size) // self._policy.cache_bytes)
+        start = time.perf_counter()
+        # In a fixed order and not when they closed, which depends on timing.
+        self._batch.close(sorted(self._closed, key=lambda session: session.number))
+        self._closed.clear()
+        done = self._batch.run(self.requests, self.counters)
+        self.counters.model_seconds += time.perf_counter() - start
+        for session, stop in done.items():
+            request = self.requests.pop(session)
+            if not request.future.done():
+                request.future.set_result(request.action(stop, self._version))

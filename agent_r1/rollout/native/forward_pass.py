@@ -1,0 +1,270 @@
+"""One forward pass of the engine: one new token of each session that is sampling, and all new
+tokens of those that have just asked.
+
+Tokens lie as: one per sampling session, slab by slab; then the runs of new tokens, as a tree, since
+sessions that begin alike share what they begin with.
+
+Shape letters: T tokens of the pass, R rows of a slab, N keys, H query heads, K key-value heads, D
+head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from agent_r1.model.attention_kernels import attend, join
+from agent_r1.model.tree_attention import Part, Span, attend_parts, tree_parts
+from agent_r1.rollout.native.kv_cache import Cache, Row, Slab, Trunk
+
+
+@dataclass(eq=False)
+class Run:
+    """New tokens that have not been computed, and the runs below that go on from them.
+
+    ``rows``: who has them; ``trunk``: where they are kept if shared, else every row gets a copy.
+    """
+
+    token_ids: Sequence[int]
+    rows: list[Row]
+    above: Trunk | None
+    position: int
+    trunk: Trunk | None = None
+    below: list[Run] = field(default_factory=list)
+
+
+@dataclass
+class _Slice:
+    """The sampling rows of a slab: tokens [start, end) of the pass, and where they lie in the
+    slab.
+    """
+
+    slab: Slab
+    start: int
+    end: int
+    index: Tensor
+    """Of each token's row in the slab."""
+    length: Tensor
+    """(R,) keys of each row of the slab, the new one included."""
+    base: Tensor
+    """(R,) position of each row's first key."""
+    whole: bool
+    """Whether token i is row i."""
+    bias: dict[int | None, Tensor] = field(default_factory=dict)
+
+
+class Tick:
+    """Lays out a pass and serves as its ``Tree``.
+
+    Args:
+        cache: Where keys and values are, and go.
+        sampling: Rows that get one token each, with the token.
+        runs: The trees of new tokens.
+    """
+
+    def __init__(
+        self, cache: Cache, sampling: Sequence[tuple[Row, int]], runs: Sequence[Run]
+    ) -> None:
+        self.device = cache.like.device
+        self.token_ids: list[int] = []
+        self.positions: list[int] = []
+        self.last: dict[Row, int] = {}
+        """Index of each row's last token: where its next one is predicted."""
+        self._slices = list(self._lay_sampling(sampling))
+        self._spans: list[Span] = []
+        self._runs: list[tuple[Run, int, int]] = []
+        self._under: dict[Trunk, list[int]] = {}
+        for row, index in self.last.items():
+            self._note_above(row.trunk, range(index, index + 1))
+        for run in runs:
+            self._lay_run(run)
+        self._new = {run.trunk for run, _, _ in self._runs}
+        self._parts: dict[int | None, list[Part]] = {}
+        self._seen: dict[int | None, list[tuple[Trunk | Row, slice | Tensor, Tensor | None]]] = {}
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    def commit(self) -> None:
+        """The new tokens are computed: their rows hold them."""
+        for piece in self._slices:
+            for token, index in enumerate(piece.index.tolist(), piece.start):
+                piece.slab.rows[index].token_ids.append(self.token_ids[token])
+        for run, _, _ in self._runs:
+            if run.trunk is None:
+                for row in run.rows:
+                    row.token_ids += run.token_ids
+
+    # Layout ------------------------------------------------------------------------------------
+
+    def _lay_sampling(self, sampling: Sequence[tuple[Row, int]]) -> Iterator[_Slice]:
+        by_slab: dict[int, list[tuple[Row, int]]] = {}
+        for row, token_id in sampling:
+            assert row.slab is not None
+            by_slab.setdefault(row.slab.capacity, []).append((row, token_id))
+        for _, pairs in sorted(by_slab.items()):
+            pairs.sort(key=lambda pair: pair[0].index)
+            slab = pairs[0][0].slab
+            assert slab is not None
+            start = len(self.token_ids)
+            for row, token_id in pairs:
+                self.last[row] = len(self.token_ids)
+                self.token_ids.append(token_id)
+                self.positions.append(row.end)
+            yield _Slice(
+                slab,
+                start,
+                len(self.token_ids),
+                torch.tensor([row.index for row, _ in pairs], device=self.device),
+                torch.tensor([len(row.token_ids) + 1 for row in slab.rows], device=self.device),
+                torch.tensor([row.base for row in slab.rows], device=self.device),
+                whole=len(pairs) == len(slab.rows),
+            )
+
+    def _lay_run(self, run: Run) -> None:
+        """Adds a run and those below it."""
+        start, slot = len(self.token_ids), len(self._spans)
+        end = start + len(run.token_ids)
+        self.token_ids += run.token_ids
+        self.positions += range(run.position, run.position + len(run.token_ids))
+        self._note_above(run.above, range(start, end))
+        self._runs.append((run, start, end))
+        self._spans.append(Span(start, end, end, run.position))
+        for row in run.rows:
+            self.last[row] = end - 1
+        for child in run.below:
+            self._lay_run(child)
+        self._spans[slot] = Span(start, end, len(self.token_ids), run.position)
+
+    def _note_above(self, trunk: Trunk | None, tokens: range) -> None:
+        for node in trunk.path() if trunk else ():
+            self._under.setdefault(node, []).extend(tokens)
+
+    # Attention ---------------------------------------------------------------------------------
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        out = torch.empty_like(query)
+        lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+        for piece in self._slices:
+            tokens = slice(piece.start, piece.end)
+            both = [x[0, :, tokens].transpose(0, 1) for x in (query, key, value)]
+            part, part_lse = self._sample(piece, layer, *both, scale=scale, window=window)
+            out[0, :, tokens], lse[0, :, tokens] = part.transpose(0, 1), part_lse.t()
+        if window not in self._parts:
+            self._parts[window] = tree_parts(self._spans, window, self.device)
+        attend_parts(query, key, value, self._parts[window], scale, out, lse)
+        for holder, some, mask in self._pasts(window):
+            past = holder.kv[layer]
+            keys_values = past[None, 0], past[None, 1]
+            found, found_lse = attend(query[:, :, some], *keys_values, scale=scale, mask=mask)
+            whole, whole_lse = out[:, :, some], lse[:, :, some]
+            join(whole, whole_lse, found, found_lse)
+            if not isinstance(some, slice):  # then they are copies
+                out[:, :, some], lse[:, :, some] = whole, whole_lse
+        self._store(layer, key, value)
+        return out
+
+    def _sample(
+        self,
+        piece: _Slice,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """One query a row against all that the row holds: (B, H, D) to (B, H, D) and (B, H)."""
+        kv = piece.slab.kv[layer]
+        if window not in piece.bias:
+            piece.bias[window] = self._row_bias(piece, query, window)
+        bias = piece.bias[window]
+        num_rows, longest = bias.shape[0], bias.shape[-1]
+        place = piece.length[piece.index] - 1
+        kv[0][piece.index, :, place] = key
+        kv[1][piece.index, :, place] = value
+        if not piece.whole:
+            spread = query.new_zeros(num_rows, *query.shape[1:])
+            spread[piece.index] = query
+            query = spread
+        out, lse = attend(
+            query.unsqueeze(2),
+            kv[0, :num_rows, :, :longest],
+            kv[1, :num_rows, :, :longest],
+            scale=scale,
+            mask=bias,
+        )
+        out, lse = out.squeeze(2), lse.squeeze(2)
+        return (out, lse) if piece.whole else (out[piece.index], lse[piece.index])
+
+    def _row_bias(self, piece: _Slice, like: Tensor, window: int | None) -> Tensor:
+        """(R, 1, 1, N): 0 where a row's new token may look, else minus infinity."""
+        length = piece.length[:, None]
+        keys = torch.arange(int(piece.length.max()), device=self.device)[None]
+        visible = keys < length
+        if window is not None:
+            visible &= keys >= length - window
+        bias = torch.zeros(visible.shape, dtype=like.dtype, device=self.device)
+        return bias.masked_fill_(~visible, float("-inf"))[:, None, None]
+
+    def _pasts(self, window: int | None) -> list[tuple[Trunk | Row, slice | Tensor, Tensor | None]]:
+        """What was computed before and is no row being sampled: which tokens look at it, and the
+        mask between them if the window cuts it.
+        """
+        if window not in self._seen:
+            pasts: list[tuple[Trunk | Row, list[int]]] = [
+                (run.rows[0], list(range(start, end)))  # a turn's observation, above all
+                for run, start, end in self._runs
+                if len(run.rows) == 1 and run.trunk is None and run.rows[0].token_ids
+            ]
+            # A trunk of this very pass is part of its tree.
+            pasts += [(t, tokens) for t, tokens in self._under.items() if t not in self._new]
+            seen = [(holder, *self._reach(holder, tokens, window)) for holder, tokens in pasts]
+            self._seen[window] = [(h, some, mask) for h, some, mask in seen if some is not None]
+        return self._seen[window]
+
+    def _reach(
+        self, holder: Trunk | Row, tokens: list[int], window: int | None
+    ) -> tuple[slice | Tensor | None, Tensor | None]:
+        """The tokens whose window reaches what a trunk or row holds, if any."""
+        start = holder.start if isinstance(holder, Trunk) else holder.base
+        end = start + len(holder.token_ids)
+        mask = None
+        if window is not None:
+            tokens = [i for i in tokens if self.positions[i] - window < end - 1]
+            at = [self.positions[i] for i in tokens]
+            if at and max(at) - window >= start:
+                keys = torch.arange(start, end, device=self.device)
+                mask = torch.tensor(at, device=self.device)[:, None] - keys[None] < window
+        if not tokens:
+            return None, None
+        if tokens[-1] - tokens[0] + 1 == len(tokens):
+            return slice(tokens[0], tokens[-1] + 1), mask
+        return torch.tensor(tokens, device=self.device), mask
+
+    def _store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Keys and values of the runs go to their trunk or to every row that has them."""
+        for run, start, end in self._runs:
+            if run.trunk is not None:
+                kv = run.trunk.kv[layer]
+                kv[0], kv[1] = key[0, :, start:end], value[0, :, start:end]
+                continue
+            for row in run.rows:
+                assert row.slab is not None
+                first = run.position - row.base
+                kv = row.slab.kv[layer, :, row.index, :, first : first + end - start]
+                kv[0], kv[1] = key[0, :, start:end], value[0, :, start:end]

@@ -1,0 +1,67 @@
+"""One call of ``generate`` inside the native engine, and the engine's counters."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from agent_r1.rollout.engine import Sampling
+from agent_r1.types import Action
+
+if TYPE_CHECKING:
+    pass
+
+
+Stop = Literal["stop", "length", "memory"]
+
+
+@dataclass(eq=False)
+class Request:
+    """One call of ``generate`` and what has been sampled for it so far."""
+
+    prefix: list[int]
+    sampling: Sampling
+    seed: int
+    future: asyncio.Future[Action]
+    limit: int = 0
+    """Tokens that it may have: ``sampling.max_tokens``, or fewer where memory ends before."""
+    room: int = 0
+    """Tokens of the session's own that memory is promised for."""
+    uniforms: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+
+    def note(self, token_id: int, logprob: float, entropy: float) -> None:
+        """One more token was sampled."""
+        self.token_ids.append(token_id)
+        self.logprobs.append(logprob)
+        self.entropies.append(entropy)
+
+    def action(self, stop: Stop, version: int) -> Action:
+        return Action(
+            tuple(self.token_ids), tuple(self.logprobs), tuple(self.entropies), version, stop
+        )
+
+
+@dataclass
+class Counters:
+    """What the engine did since it was last asked.
+
+    Attributes:
+        ticks: Passes of the model.
+        prefilled: Tokens run that were not sampled here one by one.
+        sampled: Tokens sampled.
+        dropped: Tokens computed again because memory had run short.
+        late: How often a pass went on without an episode whose tools took longer than the patience.
+        model_seconds: In passes of the model, and ``wait_seconds``: waiting for tools.
+    """
+
+    ticks: int = 0
+    prefilled: int = 0
+    sampled: int = 0
+    dropped: int = 0
+    late: int = 0
+    model_seconds: float = 0.0
+    wait_seconds: float = 0.0

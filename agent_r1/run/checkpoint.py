@@ -1,0 +1,178 @@
+"""Checkpoints: everything that the next iteration depends on, written at once or not at all.
+
+``checkpoints/000010`` is a plain Hugging Face model folder with ``trainer.pt`` (optimiser, value
+head, RNG), ``state.json`` and ``checksums.json`` beside the weights. Which one is the last and
+which the best is read from the folders themselves; the links ``checkpoints/last`` and
+``checkpoints/best`` are for people, and a file system or a copy without them loses nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING
+
+from agent_r1.errors import ConfigError, RunError
+from agent_r1.utils.durable import make_folder, seal, sync_folder, why_damaged
+from agent_r1.utils.text import describe
+
+if TYPE_CHECKING:
+    from agent_r1.learner.learner import Learner
+    from agent_r1.model.policy import Policy
+
+from agent_r1.model.checkpoint_folder import LINKS, newest_first, read_state, why_unusable
+
+
+@dataclass
+class State:
+    """Where a run stands.
+
+    Attributes:
+        iteration: Iterations done.
+        cursor: Training tasks drawn so far.
+        best: Best validation figure so far, and ``best_iteration``, whose checkpoint reached it.
+        train_seconds: Time spent in iterations, evaluations and checkpoints not counted.
+        micro_batch_tokens: As chosen by the memory there was at first; what is free when a run is
+            resumed must not change its last bits.
+        metrics: CRC-32 of the rows of metrics that the run had written by then.
+    """
+
+    iteration: int = 0
+    cursor: int = 0
+    best: float | None = None
+    best_iteration: int = 0
+    train_seconds: float = 0.0
+    micro_batch_tokens: int = 0
+    metrics: int = 0
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Attributes:
+        last: The newest whole one, or ``None`` where there is none.
+        damaged: Newer ones that are not whole, and why.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.last: Path | None = None
+        self.damaged: dict[Path, str] = {}
+        for number, path in newest_first(folder):
+            reason = why_unusable(number, path)
+            if reason is None:
+                self.last = path
+                break
+            self.damaged[path] = reason
+
+    def save(self, state: State, policy: Policy, learner: Learner) -> None:
+        """Writes under a temporary name, puts all of it on the disk, renames, moves the links, then
+        drops what is no longer kept.
+        """
+        import torch
+
+        final = self.folder / f"{state.iteration:06d}"
+        partial = self.folder / f".{final.name}.partial"
+        _remove(partial)
+        make_folder(partial)
+        extra = {"learner": learner.state_dict(), "rng": torch.get_rng_state()}
+        try:
+            policy.save(partial)
+            torch.save(extra, partial / "trainer.pt")
+            (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+            seal(partial)
+        except Exception as error:  # whoever writes, the disk is one; tokenizers raise just that
+            raise RunError(
+                f"{partial} cannot be written ({describe(error)}): is the disk full? The run goes "
+                "on from the checkpoint before with --resume"
+            ) from error
+        self._settle_copies()
+        if final.exists():
+            final.rename(old := self.folder / f".{final.name}.old")
+            _remove(old)
+        partial.rename(final)
+        sync_folder(self.folder)  # the last word: what has no name did not happen
+        self.last = final
+        if state.best_iteration == state.iteration:
+            self._link("best", final.name)
+        self._link("last", final.name)
+        self._prune(state)
+
+    def restore(self, policy: Policy, learner: Learner) -> State:
+        """Puts the last checkpoint's optimiser and RNG back; the weights were loaded with the
+        policy.
+        """
+        import torch
+
+        assert self.last is not None, "there is a checkpoint"
+        try:
+            extra = torch.load(
+                self.last / "trainer.pt", map_location=policy.device, weights_only=True
+            )
+            learner.load_state_dict(extra["learner"])
+            torch.set_rng_state(extra["rng"].cpu())
+            return State(**read_state(self.last))
+        except (KeyError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
+            raise ConfigError(
+                f"{self.last}: the files are intact, but do not match this recipe, or this version "
+                f"of agent-r1 or PyTorch: {error!s:.200}"
+            ) from error
+
+    def put_aside(self, folder: Path) -> None:
+        """Moves what is damaged out of the way; nothing is deleted."""
+        for path in self.damaged:
+            make_folder(folder)
+            shutil.move(path, folder / path.name)  # checkpoints may be on another disk
+        self.damaged = {}
+
+    def _settle_copies(self) -> None:
+        """Replaces folders named best or last, left by a copy that followed links, so that links
+        can be made: each gets its number, or goes if the folder of that number is whole.
+        """
+        for name in LINKS:
+            path = self.folder / name
+            if not path.is_dir() or path.is_symlink():
+                continue
+            with contextlib.suppress(ConfigError):  # it is none of ours: it stays
+                numbered = self.folder / f"{read_state(path)['iteration']:06d}"
+                if not numbered.exists():
+                    path.rename(numbered)
+                elif why_damaged(numbered) is None:
+                    shutil.rmtree(path)
+
+    def _link(self, name: str, target: str) -> None:
+        partial = self.folder / f".{name}.partial"
+        with contextlib.suppress(OSError):  # file systems without links
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(target)
+            os.replace(partial, self.folder / name)
+        partial.unlink(missing_ok=True)
+
+    def _prune(self, state: State) -> None:
+        done = sorted(
+            path for path in self.folder.iterdir() if path.name.isascii() and path.name.isdigit()
+        )
+        for path in done[: -self.keep]:
+            if int(path.name) not in (state.iteration, state.best_iteration):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """A folder that is no longer needed; of a link, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=not path.exists())
+
+
+def last_state(run: Path) -> State | None:
+    """Where a run stands by its last checkpoint that is whole by its files' sizes."""
+    found = newest_first(run / "checkpoints")
+    last = next((p for n, p in found if why_unusable(n, p, thorough=False) is None), None)
+    return None if last is None else State(**read_state(last))

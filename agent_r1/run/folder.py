@@ -1,0 +1,387 @@
+"""The run folder: what a run leaves behind, written and read here and nowhere else.
+
+recipe.json                  the resolved recipe
+contents.json                model, adapter, code and data that it began with, by content
+metrics.jsonl                one line an iteration; line 0 is the start
+trajectories/000001.jsonl.gz one group a line
+checkpoints/                 see ``checkpoint``
+result.json, curve.png       the report at the end, see ``report``
+set-aside-N/                 what was damaged, or came after a checkpoint that was, when the run
+                             went on after iteration N
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import itertools
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, Json, TypeAdapter, ValidationError
+
+from agent_r1.errors import ConfigError
+from agent_r1.run.recipe import Recipe, load_recipe
+from agent_r1.run.trust import allow, must_be_allowed
+from agent_r1.types import Group
+from agent_r1.utils.durable import append, make_folder, write_atomically
+
+if TYPE_CHECKING:
+    from agent_r1.run.checkpoint import Checkpoints, State
+
+_GROUP = TypeAdapter(Group)
+MAX_JSON_BYTES = 1 << 26
+"""Of a recipe and what is noted beside it."""
+MAX_GROUP_BYTES = 1 << 29
+"""Of one group in ``trajectories``."""
+
+
+class Contents(BaseModel):
+    """What a run began with.
+
+    Attributes:
+        model, adapter: Fingerprints of the weights; ``None`` where there are none, or unknown.
+        files: Path to fingerprint of the user's own code and data.
+        recipe: A copy of ``recipe.json``.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    files: dict[str, str] = {}
+    recipe: dict[str, Any] | Json[dict[str, Any]] = {}
+
+
+class RunFolder:
+    """A run on disk."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: Path | str, recipe: Recipe) -> RunFolder:
+        """A new run; a folder that holds one already is never written over."""
+        cls.must_be_free(path)
+        run = cls(path)
+        make_folder(run.path)
+        run._write_recipe(recipe)
+        return run
+
+    @staticmethod
+    def must_be_free(path: Path | str) -> None:
+        """Raises ``ConfigError`` if the folder holds a run."""
+        if Path(path).is_file():
+            raise ConfigError(f"{path} is a file; name a folder with --run")
+        parts = ("recipe.json", "contents.json", "metrics.jsonl", "checkpoints", "trajectories")
+        if any((Path(path) / part).exists() for part in parts):
+            raise ConfigError(
+                f"{path} holds a run already; continue it with --resume {path}, "
+                "or name another folder with --run"
+            )
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        run = cls(path)
+        if not (run.path / "recipe.json").exists():
+            raise ConfigError(f"{run.path} holds no run: there is no recipe.json")
+        return run
+
+    def must_hold_its_parts(self) -> None:
+        """Raises ``ConfigError`` where what is written would land outside of the run."""
+        for part in (self.path / "checkpoints", self.path / "trajectories"):
+            if part.is_symlink():
+                raise ConfigError(
+                    f"{part} is a link: the run would go on in {part.resolve()}; if that is what "
+                    "you want, repeat with --trust (in Python: trust=True)"
+                )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else works on the run meanwhile.
+
+        Raises:
+            ConfigError: Somebody does.
+        """
+        make_folder(self.path)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(f"another process is at work in {self.path}") from error
+        except NotImplementedError:  # a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def recipe_data(self) -> dict[str, Any]:
+        """The resolved recipe as plain data; nothing that it names is loaded."""
+        data = _read_json(self.path / "recipe.json")
+        if not isinstance(data, dict):
+            raise ConfigError(f"{self.path / 'recipe.json'} holds no recipe but {data!r:.100}")
+        return data
+
+    def recipe(self, *, trust: bool = False) -> Recipe:
+        """The recipe, checked, which loads the code that it names.
+
+        Args:
+            trust: Load code that a run names which was not made here, and remember that.
+
+        Raises:
+            ConfigError: It was not made here and names code, or it cannot be used.
+        """
+        data, file = self.recipe_data(), self.path / "recipe.json"
+        if trust:
+            allow(data)
+        else:
+            must_be_allowed(data, file)
+        return load_recipe(data, label=str(file))[0]
+
+    def write_contents(self, contents: Contents) -> None:
+        """Notes what the run starts from, and a copy of its recipe."""
+        contents = contents.model_copy(update={"recipe": self.recipe_data()})
+        write_atomically(self.path / "contents.json", contents.model_dump_json(indent=2) + "\n")
+
+    def changed_settings(self) -> Iterator[tuple[str, Any, Any]]:
+        """Keys of the recipe that somebody changed by hand: what they were, and what they are."""
+        before = dict(_flat(self.contents().recipe))
+        now = dict(_flat(self.recipe_data()))
+        if not self.contents().recipe:
+            return
+        for key in sorted(before.keys() | now.keys()):
+            old, new = before.get(key), now.get(key)
+            if old != new and key != "train.iterations":
+                yield key, old, new
+
+    def contents(self) -> Contents:
+        """What the run started from; empty for a run that has not noted it."""
+        file = self.path / "contents.json"
+        try:
+            return Contents.model_validate(_read_json(file) if file.exists() else {})
+        except ValidationError as error:
+            raise ConfigError(
+                f"{file} holds something else than what the run began with: {error!s:.300}"
+            ) from error
+
+    def remove_unused(self) -> None:
+        """Takes away a new run that came to nothing before its first checkpoint and metrics."""
+        if any((self.path / name).exists() for name in ("checkpoints", "trajectories")):
+            return
+        if self.metrics():
+            return
+        for name in ("recipe.json", "contents.json", "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+            (self.path / f".{name}.partial").unlink(missing_ok=True)
+        (self.path / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            self.path.rmdir()
+
+    def lengthen(self, recipe: Recipe, iterations: int) -> Recipe:
+        """The recipe with another number of iterations."""
+        if iterations <= (done := self._done()):
+            raise ConfigError(
+                f"train.iterations = {iterations}: {self.path} has done {done} already; name more"
+            )
+        train = recipe.train.model_copy(update={"iterations": iterations})
+        return recipe.model_copy(update={"train": train})
+
+    def keep(self, recipe: Recipe) -> None:
+        """Writes a recipe that was lengthened."""
+        if json.loads(recipe.model_dump_json()) != self.recipe_data():
+            self._write_recipe(recipe)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        append(self.path / "metrics.jsonl", json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows so far; a last line cut off by a kill is left out."""
+        return [row for _, row in self._rows()]
+
+    def metrics_sum(self, iteration: int) -> int:
+        """A checksum of the rows up to an iteration, as they stand in the file."""
+        return zlib.crc32(
+            b"".join(line for line, row in self._rows() if row["iteration"] <= iteration)
+        )
+
+    def _rows(self) -> list[tuple[bytes, dict[str, Any]]]:
+        path = self.path / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                figures = row.get("figures", {})
+                if type(row["iteration"]) is not int or not isinstance(figures, dict):
+                    raise TypeError("iteration must be a number and figures a table")
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if not line.endswith(b"\n"):
+                    continue
+                raise ConfigError(
+                    f"{path}, line {number}: no row of metrics ({error!r:.200}); take the line out "
+                    "if the file was damaged"
+                ) from error
+            rows.append((line.removesuffix(b"\n") + b"\n", row))  # an editor may have cut it
+        return rows
+
+    def write_trajectories(self, iteration: int, groups: list[Group]) -> None:
+        path = self._trajectories(iteration)
+        make_folder(path.parent)
+        lines = "".join(
+            json.dumps(_GROUP.dump_python(group, mode="json")) + "\n" for group in groups
+        )
+        write_atomically(path, gzip.compress(lines.encode(), compresslevel=5, mtime=0))
+
+    def trajectories(self, iteration: int) -> Iterator[Group]:
+        """The groups of an iteration, as they were trained on."""
+        path = self._trajectories(iteration)
+        must_be_file(path)
+        try:
+            with gzip.open(path) as file:
+                while line := file.readline(MAX_GROUP_BYTES):
+                    yield _GROUP.validate_python(json.loads(line))
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            ValidationError,
+            ValueError,
+            RecursionError,
+        ) as error:
+            raise ConfigError(f"{path} cannot be read: {error!r:.300}") from error
+
+    def trajectory_iterations(self) -> list[int]:
+        """The iterations whose trajectories are stored, in order."""
+        names = (path.name for path in (self.path / "trajectories").glob("*.jsonl.gz"))
+        return sorted(
+            int(name[:6]) for name in names if re.fullmatch(r"[0-9]{6,}\.jsonl\.gz", name)
+        )
+
+    def must_go_on(self, checkpoints: Checkpoints) -> None:
+        """Raises ``ConfigError`` where something was done and no whole checkpoint is left of it:
+        to begin again would write over it.
+        """
+        if checkpoints.last is not None:
+            return
+        done = self._done()
+        if done or checkpoints.damaged:
+            reasons = [f"{path.name}: {why}" for path, why in checkpoints.damaged.items()]
+            raise ConfigError(
+                f"{self.path} has done {done} iterations, and there is no whole checkpoint to go "
+                f"on from ({'; '.join(reasons) or 'checkpoints/ has none'}). Nothing was changed: "
+                "put a checkpoint back, or begin another run"
+            )
+
+    def rewind(self, checkpoints: Checkpoints, state: State, *, every: int) -> list[str]:
+        """Back to the last checkpoint. What comes again is dropped; what a damaged or missing
+        checkpoint leaves behind is set aside.
+
+        Args:
+            checkpoints: Of this run.
+            state: Of the last whole one.
+            every: Iterations between checkpoints, by the recipe.
+
+        Returns:
+            What a user should know of it.
+        """
+        iteration, done = state.iteration, self._done()
+        lines = [
+            f"checkpoint {path.name} is damaged ({why}): going on from that of iteration "
+            f"{iteration}"
+            for path, why in checkpoints.damaged.items()
+        ]
+        if not lines and done - iteration > every:
+            lines = [f"checkpoints after iteration {iteration} are missing: going on from there"]
+        aside = self._unused(f"set-aside-{iteration}") if lines else None
+        self.forget_after(iteration, aside)
+        if aside is not None:  # last: after a kill before it, all of this begins anew
+            checkpoints.put_aside(aside)
+            lines[-1] += f"; what came after it is kept in {aside}"
+        if self.metrics_sum(iteration) != state.metrics:
+            lines.append(
+                f"{self.path / 'metrics.jsonl'} is not as it was written: rows are missing, or "
+                "changed, or there more than once"
+            )
+        if missing := {*range(1, iteration + 1)} - {*self.trajectory_iterations()}:
+            lines.append(f"trajectories of {len(missing)} iterations are missing")
+        return lines
+
+    def forget_after(self, iteration: int, aside: Path | None = None) -> None:
+        """Drops what came after the checkpoint that is resumed from, and comes again; with
+        ``aside``, a copy is kept there.
+        """
+        rows, file = self.metrics(), self.path / "metrics.jsonl"
+        later = [n for n in self.trajectory_iterations() if n > iteration]
+        if aside is not None and (later or any(row["iteration"] > iteration for row in rows)):
+            make_folder(aside)
+            write_atomically(aside / file.name, file.read_bytes() if file.exists() else b"")
+        for path in map(self._trajectories, later):
+            if aside is not None:
+                shutil.move(path, aside / path.name)
+            else:
+                path.unlink()
+        kept = [row for row in rows if row["iteration"] <= iteration]
+        write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def _done(self) -> int:
+        """The last iteration that left anything."""
+        rows = [int(row["iteration"]) for row in self.metrics()]
+        return max([0, *rows, *self.trajectory_iterations()])
+
+    def _unused(self, name: str) -> Path:
+        """A folder in the run that is not there yet."""
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(path for n in names if not (path := self.path / n).exists())
+
+    def _write_recipe(self, recipe: Recipe) -> None:
+        text = recipe.model_dump_json(indent=2) + "\n"
+        allow(json.loads(text))
+        write_atomically(self.path / "recipe.json", text)
+
+    def _trajectories(self, iteration: int) -> Path:
+        return self.path / "trajectories" / f"{iteration:06d}.jsonl.gz"
+
+
+def _flat(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested tables, by their dotted keys."""
+    if not isinstance(data, dict) or not data:
+        yield key, data
+        return
+    for name, value in data.items():
+        yield from _flat(value, f"{key}.{name}".lstrip("."))
+
+
+def must_be_sayable(path: Path) -> None:
+    """Raises ``ConfigError`` for a name that is no text: it could be neither stored nor printed."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{str(path)!a}: the name is no UTF-8; choose another folder") from error
+
+
+def must_be_file(path: Path) -> None:
+    """Raises ``ConfigError`` for what would be waited for, or read, without end."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is no file")
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _read_json(file: Path) -> Any:
+    must_be_file(file)
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {MAX_JSON_BYTES:,} bytes")
+        return json.loads(text, parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read: {error!r:.300}") from error

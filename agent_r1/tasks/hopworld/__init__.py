@@ -1,0 +1,1 @@
+"""HopWorld: invented people, facts about them, questions that need a search per hop."""

@@ -1,0 +1,91 @@
+"""Rows of a user's JSONL file (also ``.gz``): each is looked at before a run begins. A row that
+cannot be used is an error that names file and line, or left out and counted where the recipe says
+so.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from agent_r1.errors import ConfigError
+from agent_r1.utils.text import clean_json
+
+BadRows = Literal["error", "skip"]
+_LEFT_OUT: defaultdict[Path, dict[int, str]] = defaultdict(dict)
+
+
+class RowFile:
+    """A file's rows with their line numbers.
+
+    Attributes:
+        file: Where they are.
+        bad_rows: What one leads to that cannot be used: an error, or it is left out.
+    """
+
+    def __init__(self, file: Path, bad_rows: BadRows) -> None:
+        self.file, self.bad_rows = file, bad_rows
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, line in self._lines():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                self.bad(number, f"not valid JSON in UTF-8: {error}")
+                continue
+            if not isinstance(row, dict):
+                self.bad(number, f"an object is needed on each line, not {line[:60]!r}")
+                continue
+            yield number, clean_json(row)
+
+    def bad(self, number: int, reason: str) -> None:
+        """Refuses a row, or notes that it is left out."""
+        if self.bad_rows == "error":
+            raise ConfigError(
+                f"{self.file}, line {number}: {reason} (env.bad_rows = 'skip' leaves such rows out)"
+            )
+        _LEFT_OUT[self.file][number] = reason
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        number = 0
+        try:
+            opened = gzip.open if self.file.suffix == ".gz" else open
+            with opened(self.file, "rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield number, line
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            where = f"{self.file}, after line {number}"
+            raise ConfigError(f"{where}: not whole gzip: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"{self.file} cannot be read: {error.strerror or error}") from error
+
+
+def text_of(row: dict[str, Any], field: str, *, empty: bool = False) -> str:
+    """A field that must be text, which may be ``empty`` or not; a number will do.
+
+    Raises:
+        ValueError: It is missing, null, or something else.
+    """
+    value = row.get(field)
+    if isinstance(value, str) and (empty or value.strip()):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    found = "is missing" if field not in row else f"is {value!r:.60}"
+    raise ValueError(f"the text field {field!r} {found}")
+
+
+def left_out() -> list[str]:
+    """What was left out so far, a line for each file."""
+    return [
+        f"{file}: {len(rows)} rows were left out (env.bad_rows = 'skip'), the first: line "
+        f"{min(rows)}: {rows[min(rows)]}"
+        for file, rows in _LEFT_OUT.items()
+    ]

@@ -1,0 +1,1 @@
+"""What an agent can call, and all that happens between a call and its result."""

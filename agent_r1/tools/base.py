@@ -1,0 +1,81 @@
+"""What every tool is, and what a call of one gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from agent_r1.tools.failure_policy import FailurePolicy, Health
+from agent_r1.types import MalformedCall, ToolCall
+
+ToolError = Literal[
+    "malformed_call",
+    "unknown_tool",
+    "invalid_arguments",
+    "rejected",
+    "exception",
+    "timeout",
+    "crash",
+    "unavailable",
+]
+"""Every way in which a call can fail, by name; the first four are the agent's own mistakes."""
+
+
+AGENT_ERRORS = ("malformed_call", "unknown_tool", "invalid_arguments", "rejected")
+
+
+@dataclass(slots=True, frozen=True)
+class ToolResult:
+    """What happened when a call was run.
+
+    Attributes:
+        call: The call as the agent wrote it.
+        value: What the tool returned; ``None`` when it failed.
+        error: How it failed, or ``None``.
+        detail: The failure in words that the agent can act on.
+        events: All that went wrong on the way, earlier tries included: ``"fault/timeout:search"``,
+            ``"mistake/unknown_tool"``, ``"noise/drop:search"``.
+    """
+
+    call: ToolCall | MalformedCall
+    value: Any = None
+    error: ToolError | None = None
+    detail: str = ""
+    events: tuple[str, ...] = ()
+
+    @property
+    def by_agent(self) -> bool:
+        """Whether it failed by the agent's own mistake."""
+        return self.error in AGENT_ERRORS
+
+
+class AnyTool(Protocol):
+    """What is needed of a tool to offer it and to run it: a ``Tool``, or one of another process.
+
+    Attributes:
+        name: As the model writes it.
+        schema: As OpenAI-style JSON schema.
+        timeout: Seconds until a call is given up, unless the policy says otherwise.
+        failure: What happens when it fails.
+        health: What is known of it, over all episodes.
+        returns: The type of its results, ``Any`` if unknown.
+        parallel: Whether its calls of one turn may run at the same time, in any order.
+    """
+
+    name: str
+    timeout: float
+    parallel: bool
+    failure: FailurePolicy
+    health: Health
+    returns: Any
+
+    @property
+    def schema(self) -> dict[str, Any]: ...
+
+    def check(self, call: ToolCall) -> ToolResult | None:
+        """The mistake in the call, if there is one; the tool is not run."""
+        ...
+
+    async def run(self, call: ToolCall, timeout: float | None = None) -> ToolResult:
+        """Runs a call. Never raises an ``Exception``."""
+        ...

@@ -1,0 +1,1 @@
+"""Tools of MCP servers, in any tool environment."""

@@ -1,0 +1,1 @@
+"""The loop, what it is built of, what is checked before it, evaluation and metrics."""

@@ -1,0 +1,135 @@
+"""What a user should be told while there is time to change something: named warnings, each with
+what was seen and what to do next. A name goes into the metrics, the words to the console.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agent_r1.errors import ConfigError
+from agent_r1.run.recipe import Recipe
+from agent_r1.types import Group, StopReason, Task, ToolCall, Trajectory
+
+Advice = dict[str, str]
+"""Words by name."""
+SMALL = 30
+"""Tasks of an evaluation below which its interval is wider than most differences."""
+MOST = 0.75
+LIMITS = {
+    StopReason.MAX_TURNS: "limits.turns",
+    StopReason.MAX_TOKENS: "limits.tokens or limits.tokens_per_turn",
+    StopReason.MAX_TIME: "limits.seconds",
+    StopReason.MAX_MEMORY: "engine.cache_gib",
+}
+
+
+def must_fit(prompt_ids: Sequence[int], task: Task, limit: int) -> None:
+    """Raises ``ConfigError`` for a prompt that leaves no room for a single token."""
+    if len(prompt_ids) >= limit:
+        raise ConfigError(
+            f"limits.tokens = {limit}: the prompt of task {task.id!r} alone has "
+            f"{len(prompt_ids)} tokens, so that the agent could say nothing; raise it, or shorten "
+            "the system message and the tools' descriptions"
+        )
+
+
+def on_sets(recipe: Recipe, sizes: Mapping[str, int]) -> Advice:
+    """On how many tasks there are to measure by, ``sizes`` by split."""
+    settings = recipe.evaluation
+    asked = {"validation": settings.tasks if settings.every else 0, "test": settings.test_tasks}
+    few = {
+        split: f"{split} has {min(num, size)} tasks"
+        + (f" of {num} asked for" if num > size else "")
+        for split, num in asked.items()
+        if num and min(num, size := sizes.get(split, num)) < SMALL
+    }
+    if not few:
+        return {}
+    cure = "add tasks" + (", or raise env.holdout" if hasattr(recipe.env, "holdout") else "")
+    which = " and ".join(few.values())
+    return {"small-sets": f"{which}: too few to tell progress from luck; {cure}"}
+
+
+def on_demonstrations(trajectories: Sequence[Trajectory], *, has_tools: bool) -> Advice:
+    """On what is about to be imitated."""
+    silent = [t for t in trajectories if not _calls(t)]
+    if not has_tools or not silent or len(silent) < MOST * len(trajectories):
+        return {}
+    return {
+        "no-tool-shown": f"{len(silent)} of {len(trajectories)} demonstrations use no tool: "
+        "imitating them teaches not to; let gold() write the calls, then the answer (for the "
+        "multi-hop data: give 'supporting' titles or a 'decomposition')"
+    }
+
+
+def on_iteration(
+    recipe: Recipe,
+    groups: Sequence[Group],
+    figures: Mapping[str, Any],
+    before: Mapping[str, Any],
+    *,
+    has_tools: bool,
+    run: str,
+) -> Advice:
+    """On an iteration.
+
+    Args:
+        recipe: Of the run.
+        groups: What was played.
+        figures: Of this iteration; ``iterations_without_signal`` counts up to it.
+        before: The row of metrics of the iteration before.
+        has_tools: Whether the agent has any.
+        run: The run folder, for commands.
+    """
+    episodes = [t for group in groups for t in group.trajectories if t.outcome is not None]
+    said = before.get("advice", {})
+    advice: Advice = {}
+    mute = [t for t in episodes if not t.steps and t.stop is StopReason.MAX_TOKENS]
+    if mute and "prompt-too-long" not in said:
+        advice["prompt-too-long"] = (
+            f"{len(mute)} of {len(episodes)} episodes had no room for a single token: their "
+            f"prompts reach limits.tokens = {recipe.limits.tokens}; raise it, or leave them out"
+        )
+    silent = figures["iterations_without_signal"]
+    if silent == 2 or (silent and silent % 10 == 0):
+        advice["no-signal"] = (
+            f"nothing to learn from in {silent} iterations: {_seen(recipe, episodes, has_tools)}. "
+            f"`agent-r1 explain {run}` shows what was tried. What helps: easier tasks, more "
+            "train.attempts, process rewards ([credit] name = 'step'), or a warm start first "
+            "(`agent-r1 sft RECIPE`)"
+        )
+    stop, count = _commonest_limit(episodes)
+    many = stop is not None and count >= MOST * len(episodes)
+    if stop is not None and many and not mute and "one-stop" not in said:
+        advice["one-stop"] = (
+            f"{count} of {len(episodes)} episodes stopped at {stop}: {LIMITS[stop]} cuts off most "
+            "of what is tried; raise it, or ask the agent for less"
+        )
+    return advice
+
+
+def _seen(recipe: Recipe, episodes: Sequence[Trajectory], has_tools: bool) -> str:
+    rewards = Counter(t.outcome.reward for t in episodes if t.outcome is not None)
+    parts = [f"in each group all attempts earn the same (reward {_shares(rewards, len(episodes))})"]
+    mute = sum(not _calls(t) for t in episodes)
+    if has_tools and mute:
+        parts.append(f"{mute} of {len(episodes)} made no well-formed call")
+    stop, count = _commonest_limit(episodes)
+    if stop is not None:
+        parts.append(f"{count} stopped at {stop} ({LIMITS[stop]})")
+    return "; ".join(parts)
+
+
+def _shares(rewards: Counter[float], total: int) -> str:
+    return ", ".join(f"{value:g} in {n} of {total}" for value, n in rewards.most_common(3))
+
+
+def _commonest_limit(episodes: Sequence[Trajectory]) -> tuple[StopReason | None, int]:
+    stops = Counter(t.stop for t in episodes if t.stop in LIMITS)
+    return stops.most_common(1)[0] if stops else (None, 0)
+
+
+def _calls(trajectory: Trajectory) -> int:
+    return sum(isinstance(c, ToolCall) for s in trajectory.steps for c in s.message.tool_calls)

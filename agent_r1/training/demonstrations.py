@@ -1,0 +1,228 @@
+"""Episodes to imitate: those that an environment plays by itself with its gold actions, or the
+successful ones of past runs. They stand where the rollout stands in reinforcement learning, with
+trajectories of the same form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent_r1.envs.base import Env
+from agent_r1.envs.lifecycle import played_gold
+from agent_r1.envs.tool_env import ToolEnv
+from agent_r1.errors import ConfigError
+from agent_r1.render.calls import parse_hermes
+from agent_r1.rollout.engine import Sampling
+from agent_r1.rollout.episode import Rollout, run_episode
+from agent_r1.run.folder import RunFolder
+from agent_r1.run.recipe import Recipe
+from agent_r1.types import Action, Group, Step, Task, Trajectory, derive_seed
+from agent_r1.utils.text import describe, place_of
+
+GOLD = "gold"
+MAX_BAD = 200
+"""So many gold episodes in a row that are not good enough, and there is something wrong."""
+
+
+class Demonstrations(Protocol):
+    """What stands in for the rollout."""
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """Those to draw from."""
+        ...
+
+    async def run(
+        self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
+    ) -> list[Group]:
+        """As ``Rollout.run``; a group is empty where there is no demonstration of its task. The
+        temperature has no meaning here.
+        """
+        ...
+
+
+class GoldDemonstrations:
+    """The environment plays its gold actions, each task when it is drawn."""
+
+    def __init__(
+        self, rollout: Rollout, tasks: Sequence[Task], require: Mapping[str, float]
+    ) -> None:
+        self.tasks = tasks
+        self._rollout, self._require = rollout, require
+        self._num_bad = 0
+
+    async def run(
+        self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
+    ) -> list[Group]:
+        groups = []
+        for task in tasks:
+            trajectory = await _play(self._rollout, task, seed)
+            flaw = _flaw(trajectory) or _shortfall(trajectory, self._require)
+            # A fault stays, so that it is counted; nobody learns from it.
+            kept = flaw is None or trajectory.outcome is None
+            groups.append(Group(task, [trajectory] if kept else []))
+            self._num_bad = self._num_bad + 1 if flaw else 0
+            if self._num_bad == MAX_BAD:
+                raise ConfigError(
+                    f"algorithm.source = {GOLD!r}: {MAX_BAD} demonstrations in a row were not good "
+                    f"enough; the last, of task {task.id!r}: {flaw}"
+                )
+        return groups
+
+
+class PastDemonstrations:
+    """The successful ones of the episodes that runs have stored."""
+
+    def __init__(self, runs: Sequence[RunFolder], require: Mapping[str, float]) -> None:
+        self._of: dict[str, list[Trajectory]] = {}
+        tasks: dict[str, Task] = {}
+        stored = (run.trajectories(i) for run in runs for i in run.trajectory_iterations())
+        for group in (group for groups in stored for group in groups):
+            if good := [t for t in group.scored if _shortfall(t, require) is None]:
+                tasks[group.task.id] = group.task
+                self._of.setdefault(group.task.id, []).extend(good)
+        self.tasks = list(tasks.values())
+        if not self.tasks:
+            raise ConfigError(
+                f"algorithm.source = {[str(run.path) for run in runs]}: no episode there succeeds "
+                f"and reaches what algorithm.require asks for ({dict(require)})"
+            )
+
+    async def run(
+        self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
+    ) -> list[Group]:
+        groups = []
+        for index, task in enumerate(tasks):
+            known = self._of[task.id]
+            first = derive_seed(seed, index, task.id) % len(known)
+            chosen = (known[first:] + known[:first])[:attempts]
+            groups.append(Group(task, [_as_demonstration(t) for t in chosen]))
+        return groups
+
+
+def open_runs(recipe: Recipe) -> list[RunFolder]:
+    """The runs that a recipe imitates. Model, chat format and the environment's own settings must
+    be the same there: tokens and splits depend on them.
+    """
+    settings: Any = recipe.algorithm
+    runs = []
+    for folder in [settings.source] if isinstance(settings.source, str) else settings.source:
+        run = RunFolder.open(Path(folder).expanduser())
+        theirs = _what_counts(run.recipe_data())  # as it stands: its code is not run
+        for key, ours in _what_counts(recipe.model_dump(mode="json")).items():
+            if theirs.get(key) != ours:
+                raise ConfigError(
+                    f"algorithm.source = {folder!r}: that run has {key} = {theirs.get(key)!r}, "
+                    f"this recipe {ours!r}; set it as it was there, or its tokens would mean "
+                    "something else and its training tasks might be held out here"
+                )
+        runs.append(run)
+    return runs
+
+
+def _what_counts(data: Mapping[str, Any]) -> dict[str, Any]:
+    of_any = ToolEnv.Settings.model_fields.keys() - {"name"}
+    env, model = data.get("env"), data.get("model")
+    if not (isinstance(env, Mapping) and isinstance(model, Mapping)):
+        raise ConfigError("algorithm.source: the recipe.json there has no sections env and model")
+    of_env = {f"env.{key}": value for key, value in env.items() if key not in of_any}
+    return {"model.path": model.get("path"), "renderer": data.get("renderer"), **of_env}
+
+
+def _shortfall(trajectory: Trajectory, require: Mapping[str, float]) -> str | None:
+    """What an episode lacks to be imitated, in words."""
+    outcome = trajectory.outcome
+    if outcome is None:
+        return trajectory.fault or "it failed"
+    if unknown := require.keys() - outcome.metrics.keys():
+        raise ConfigError(
+            f"algorithm.require.{sorted(unknown)[0]}: the environment gives no such metric; it "
+            f"gives {', '.join(outcome.metrics) or 'none'}"
+        )
+    if not outcome.success:
+        return f"no success ({trajectory.stop})"
+    few = [name for name, least in require.items() if outcome.metrics[name] < least]
+    return f"{few[0]} = {outcome.metrics[few[0]]:g}" if few else None
+
+
+def _flaw(trajectory: Trajectory) -> str | None:
+    """What is wrong with a gold episode although it may have come to a success."""
+    for step in trajectory.steps:
+        if step.action.stop != "stop":
+            return "an action is longer than limits.tokens_per_turn, or there were too few"
+        if step.events:
+            return step.events[0]
+    return None
+
+
+def _as_demonstration(trajectory: Trajectory) -> Trajectory:
+    """A copy of what was said and seen, without what the policy of that time thought of it."""
+    steps = [
+        Step(
+            Action(step.action.token_ids, (), (), step.action.policy_version, step.action.stop),
+            step.message,
+            step.observation,
+            step.observation_ids,
+            step.rewards,
+            step.state_key,
+            step.events,
+            step.context_ids,
+        )
+        for step in trajectory.steps
+    ]
+    return dataclasses.replace(trajectory, steps=steps)
+
+
+async def _play(rollout: Rollout, task: Task, seed: int) -> Trajectory:
+    script = _Script(rollout, task)
+    return await run_episode(
+        script.make_env,
+        script,
+        rollout.renderer,
+        task,
+        attempt=0,
+        limits=rollout.limits,
+        sampling=Sampling(rollout.limits.tokens_per_turn, rollout.renderer.stop_token_ids),
+        env_seed=derive_seed(seed, task.id),
+        sampling_seed=0,
+    )
+
+
+class _Script:
+    """A session that says what the environment would have the agent say."""
+
+    def __init__(self, rollout: Rollout, task: Task) -> None:
+        self._rollout, self._task = rollout, task
+        self._texts: AsyncIterator[str] | None = None
+        self._env: Env | None = None
+
+    def make_env(self) -> Env:
+        self._env = self._rollout.make_env()
+        return self._env
+
+    async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
+        first = self._texts is None
+        try:
+            if self._texts is None:
+                self._texts = played_gold(self._env)
+            text = await anext(self._texts, None)
+        except Exception as error:  # the author's code
+            raise ConfigError(
+                f"algorithm.source = {GOLD!r}: gold() of task {self._task.id!r} fails: "
+                f"{describe(error)}{place_of(error)}; `agent-r1 check` tells more"
+            ) from error
+        if first and text is None:
+            raise ConfigError(
+                f"algorithm.source = {GOLD!r}: the environment has no gold() actions for this "
+                "task; write gold(), or imitate runs with --from RUN"
+            )
+        ids = self._rollout.renderer.encode_message(parse_hermes(text or ""))
+        whole = text is not None and len(ids) <= sampling.max_tokens
+        # Nobody sampled these: they have no probabilities.
+        return Action(ids[: sampling.max_tokens], (), (), 0, "stop" if whole else "length")
+
+    def close(self) -> None:
+        return None

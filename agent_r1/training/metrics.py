@@ -1,0 +1,111 @@
+"""The metrics of an iteration: a row of ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from agent_r1.learner.learner import Update
+from agent_r1.training.evaluate import score
+from agent_r1.types import Group
+
+
+class Clock:
+    """Wall seconds by part of an iteration."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def figures_of(
+    groups: list[Group],
+    used: list[Group],
+    update: Update,
+    shaped: float | None,
+    lr: float,
+    clock: Clock,
+) -> dict[str, Any]:
+    """The metrics of one iteration. What depends on the machine's speed stands apart from what
+    does not, and the outcome from ``shaped``, what was learned from. Means are over the episodes
+    that count, those with an outcome; a mean over none is ``None``.
+    """
+    episodes = [trajectory for group in groups for trajectory in group.trajectories]
+    steps = [step for episode in episodes for step in episode.steps]
+    entropies = [entropy for step in steps for entropy in step.action.entropies]
+    total = score(episodes)
+    imitated = bool(steps) and not entropies
+    scored = [episode for episode in episodes if episode.outcome is not None]
+    sampled = sum(episode.num_action_tokens for episode in episodes)
+    figures: dict[str, Any] = {
+        # Demonstrations succeed because those that do were chosen.
+        "success": None if imitated else total.success,
+        "reward": total.reward,
+        "shaped": shaped,
+        **total.metrics,
+        "entropy": _mean(entropies),
+        "action_tokens": _mean([episode.num_action_tokens for episode in scored]),
+        "tokens": _mean([episode.num_tokens for episode in scored]),
+        "turns": _mean([len(episode.steps) for episode in scored]),
+        "resampled": sum(episode.discarded for episode in episodes),
+        "groups_used": len(used),
+        "groups_without_signal": len(groups) - len(used),
+        "loss": update.loss,
+        "grad_norm": update.grad_norm,
+        "kl": update.kl,
+        **(
+            {"value_loss": update.value_loss, "explained_variance": update.explained_variance}
+            if update.explained_variance is not None
+            else {}
+        ),
+        "clip_fraction": update.clip_fraction,
+        "logprob_error": update.logprob_error,
+        "updates": update.num_steps,
+        "updates_skipped": len(update.skipped),
+        "lr": lr,
+    }
+    for episode in episodes:
+        _count(figures, f"stop/{episode.stop}")
+    for episode in scored:
+        for part, value in episode.process_reward().items():
+            _count(figures, f"process/{part}", value / len(scored))
+    lost = (event for episode in episodes for event in episode.discarded_events)
+    for event in (*lost, *(event for step in steps for event in step.events)):
+        _count(figures, event)
+    return {
+        "figures": figures,
+        "skipped": update.skipped,
+        "seconds": {**clock.seconds, "total": clock.total},
+        "env_seconds": _percentiles([step.env_seconds for step in steps]),
+        "tokens_per_second": {
+            "generated": sampled / clock.seconds["rollout"],
+            "trained": update.num_tokens / clock.seconds["learner"],
+        },
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    """What half of the steps waited for their environment at most, and all but a hundredth."""
+    ranked = sorted(values)
+    last = len(ranked) - 1
+    return {f"p{p}": ranked[round(p / 100 * last)] for p in (50, 99)} if ranked else {}
+
+
+def _count(figures: dict[str, Any], key: str, amount: float = 1) -> None:
+    figures[key] = figures.get(key, 0) + amount

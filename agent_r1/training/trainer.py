@@ -1,0 +1,328 @@
+"""The loop, as a list of calls: rollout, credit, learn, hand over, record, checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from typing import Any
+
+from agent_r1.algorithms import ALGORITHMS, CREDITS
+from agent_r1.config.section import nearest
+from agent_r1.errors import RunError
+from agent_r1.learner.credit_assignment import assign_credit, batch_of, informative, trained_on
+from agent_r1.learner.learner import Learner
+from agent_r1.learner.mask_ablation import copy_back, masks_of, settle, unmasked
+from agent_r1.model.load import load_policy
+from agent_r1.model.policy import Policy
+from agent_r1.rollout.episode import Rollout
+from agent_r1.run.checkpoint import Checkpoints, State
+from agent_r1.run.console import Reporter
+from agent_r1.run.folder import RunFolder
+from agent_r1.run.recipe import Recipe
+from agent_r1.training.advice import Advice, on_demonstrations, on_iteration
+from agent_r1.training.build import (
+    demonstrations_of,
+    evaluator,
+    make_rollout,
+    set_threads,
+    tasks_of,
+)
+from agent_r1.training.demonstrations import (
+    Demonstrations,
+)
+from agent_r1.training.evaluate import Evaluation, evaluate, must_be_scored
+from agent_r1.training.metrics import Clock, figures_of
+from agent_r1.training.preflight import memory_of, try_env, warnings_of
+from agent_r1.types import Group, Task, derive_seed
+from agent_r1.utils.blocked import held_up
+from agent_r1.utils.run_async import run_async
+
+
+class Trainer:
+    """One run, from its folder. A folder with a checkpoint is resumed, an empty one begun."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, reporter: Reporter) -> None:
+        set_threads(recipe)
+        self.recipe, self.run, self.reporter = recipe, run, reporter
+        self.validation = tasks_of(recipe, "validation")[: recipe.evaluation.tasks]
+        self.checkpoints = Checkpoints(run.path / "checkpoints", keep=recipe.checkpoint.keep)
+        run.must_go_on(self.checkpoints)
+        last = self.checkpoints.last
+        plan = memory_of(recipe)
+        self.policy = load_policy(recipe.model, checkpoint=last, seed=recipe.seed)
+        self.algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
+        self.credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
+        rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
+        self.rollout = dataclasses.replace(rollout, proven=True)
+        self.validator = evaluator(self.rollout, recipe)
+        self.tasks = tasks_of(recipe, "train")
+        self._has_tools = run_async(try_env(recipe, self.rollout.renderer))
+        self.source: Rollout | Demonstrations = self.rollout
+        if self.algorithm.demonstrated:
+            self.source = demonstrations_of(recipe, self.rollout)
+            self.tasks = self.source.tasks
+        # A demonstration was drawn at no temperature: it is to become what is likely at 1.
+        temperature = 1.0 if self.algorithm.demonstrated else recipe.train.temperature
+        self.learner = Learner(
+            self.policy,
+            self.algorithm,
+            recipe.learner,
+            temperature=temperature,
+            reference=self._reference(),
+            micro_batch_tokens=plan.micro_batch_tokens,
+        )
+        self.state = State()
+        if last:
+            self.state = self.checkpoints.restore(self.policy, self.learner)
+            self.rollout.engine.load(self.state.iteration)
+            if self.state.micro_batch_tokens:
+                self.learner.micro_batch_tokens = self.state.micro_batch_tokens
+            every = recipe.checkpoint.every
+            for line in run.rewind(self.checkpoints, self.state, every=every):
+                reporter.warn(line)
+            reporter.say(f"going on after iteration {self.state.iteration}")
+        else:
+            run.forget_after(-1)
+        rows = run.metrics()
+        self.last_row: dict[str, Any] = rows[-1] if rows else {}
+
+    def train(self) -> State:
+        """Runs the iterations that are left."""
+        for line in warnings_of(self.recipe):
+            self.reporter.warn(line)
+        if self.checkpoints.last is None:
+            self._begin()
+        while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
+            self._iterate()
+        rows = [row["figures"] for row in self.run.metrics() if "figures" in row]
+        tried = sum(row["updates"] + row["updates_skipped"] for row in rows)
+        if self.algorithm.demonstrated and not tried:
+            raise RunError(
+                f"{self.state.iteration} iterations and not one demonstration that was good: "
+                "nothing was learned (`agent-r1 check` shows what gold() does; are "
+                "limits.tokens_per_turn and limits.turns enough for it?)"
+            )
+        return self.state
+
+    def _begin(self) -> None:
+        """Iteration 0: the policy as it came."""
+        self.state.micro_batch_tokens = self.learner.micro_batch_tokens
+        row: dict[str, Any] = {"iteration": 0}
+        if self.recipe.evaluation.every:
+            row["validation"] = self._validate()
+        self.run.append_metrics(row)
+        self._save()
+
+    def _iterate(self) -> None:
+        recipe, state = self.recipe, self.state
+        iteration = state.iteration + 1
+        seed = derive_seed(recipe.seed, "iteration", iteration)
+        clock = Clock()
+        self.rollout.engine.report()  # what a validation added does not count
+        groups, view, batch = self._collect(seed, clock)
+        if episodes := [t for g in groups for t in g.trajectories]:  # demonstrations may be missing
+            must_be_scored(episodes, f"iteration {iteration}")
+        with clock("learner"):
+            lr = recipe.learner.rate(iteration, recipe.train.iterations)
+            warmup: int = getattr(recipe.algorithm, "critic_warmup", 0)
+            update = self.learner.update(batch, lr=lr, seed=seed, critic_only=iteration <= warmup)
+            self.rollout.engine.load(iteration)
+        with clock("other"):
+            if view is not groups:
+                copy_back(view, groups)
+            self.run.write_trajectories(iteration, groups)
+        state.iteration = iteration
+        state.micro_batch_tokens = self.learner.micro_batch_tokens
+        state.train_seconds += clock.total
+        for note in update.notes:
+            self.reporter.warn(f"iteration {iteration}: {note}")
+        for reason in update.skipped:
+            self.reporter.warn(f"iteration {iteration}: update skipped: {reason}")
+        faults = [t.fault for group in groups for t in group.trajectories if t.outcome is None]
+        if faults:
+            self.reporter.warn(
+                f"iteration {iteration}: {len(faults)} episodes excluded, the first: {faults[0]}"
+            )
+        used = trained_on(batch, self.algorithm)
+        shaped = self._shaped(groups)
+        row = {"iteration": iteration, **figures_of(groups, used, update, shaped, lr, clock)}
+        engine = self.rollout.engine.report()
+        row["engine"] = engine
+        self._advise(iteration, engine, clock)
+        self._advise_on(row, groups, used)
+        self.reporter.iteration(row)
+        best = state.best_iteration
+        is_last = iteration == recipe.train.iterations or self._out_of_time()
+        if recipe.evaluation.every and (iteration % recipe.evaluation.every == 0 or is_last):
+            row["validation"] = self._validate()
+        if state.best is None:
+            state.best_iteration = iteration  # nothing tells which is best: the newest
+        self.run.append_metrics(row)
+        self.last_row = row
+        due = iteration % recipe.checkpoint.every == 0 or is_last
+        if due or (state.best is not None and state.best_iteration != best):
+            self._save()
+
+    def _save(self) -> None:
+        self.state.metrics = self.run.metrics_sum(self.state.iteration)
+        self.checkpoints.save(self.state, self.policy, self.learner)
+
+    def _collect(self, seed: int, clock: Clock) -> tuple[list[Group], list[Group], list[Group]]:
+        """All groups of an iteration; the same as the learner sees them; and those of the latter
+        that make up its batch. Credit is assigned; groups without a signal are, as often as the
+        algorithm wants, replaced by fresh ones.
+        """
+        train = self.recipe.train
+        groups: list[Group] = []
+        view: list[Group] = []
+        missing = train.tasks
+        for refill in range(1 + getattr(self.recipe.algorithm, "refills", 0)):
+            with clock("rollout"):
+                fresh = run_async(
+                    self.source.run(
+                        self._draw(missing),
+                        attempts=train.attempts,
+                        temperature=train.temperature,
+                        seed=derive_seed(seed, "refill", refill) if refill else seed,
+                    )
+                )
+            with clock("credit"):
+                seen = self._assign_credit(fresh)
+                groups += fresh
+                view += seen
+            missing -= len(informative(seen, self.algorithm))
+            if missing <= 0:
+                break
+        if self.algorithm.demonstrated and missing > 0:
+            self.reporter.warn(
+                f"{missing} of {train.tasks} demonstrations are missing: too few of those tried "
+                "were good enough"
+            )
+        whole = all(one is other for one, other in zip(view, groups, strict=True))
+        view = groups if whole else view
+        return groups, view, batch_of(view, self.algorithm)
+
+    def _assign_credit(self, groups: list[Group]) -> list[Group]:
+        """Returns the groups to train on: these, or a view of them with a mask switched off."""
+        loss_mask, advantage_mask = masks_of(self.algorithm)
+        if loss_mask and advantage_mask:
+            self.learner.prepare(groups)
+            assign_credit(groups, self.algorithm, self.credit)
+            return groups
+        view = unmasked(groups)
+        self.learner.prepare(view, old=True)
+        settle(view, groups)
+        assign_credit(view, self.algorithm, self.credit)
+        copy_back(view, groups)
+        return groups if loss_mask else view
+
+    def _shaped(self, groups: list[Group]) -> float | None:
+        """The mean of what episodes earned by the algorithm's and the credit's reckoning."""
+        rewards = [self.algorithm.rewards(group, self.credit) for group in groups]
+        totals = [sum(map(sum, per_step)) for of_group in rewards for per_step in of_group]
+        return sum(totals) / len(totals) if totals else None
+
+    def _advise(self, iteration: int, engine: dict[str, float], clock: Clock) -> None:
+        """Says what the engine's figures mean for the user."""
+        if engine.get("late"):
+            self.reporter.warn(
+                f"iteration {iteration}: tools took longer than engine.patience "
+                f"{engine['late']:g} times; another run will not repeat this one bit for bit"
+            )
+        if engine.get("wait_seconds", 0.0) > max(5.0, 0.3 * clock.seconds["rollout"]):
+            self.reporter.warn(
+                f"iteration {iteration}: the engine waited {engine['wait_seconds']:.0f} s for "
+                "tools; engine.patience = 0 goes on without the slow ones"
+            )
+        if engine.get("dropped"):
+            self.reporter.warn(
+                f"iteration {iteration}: memory ran short, {engine['dropped']:g} tokens were "
+                "computed again, so that another run may not repeat this one bit for bit; a larger "
+                "engine.cache_gib or a smaller train.concurrency helps"
+            )
+
+    def _advise_on(self, row: dict[str, Any], groups: list[Group], used: list[Group]) -> None:
+        """Says what stands in the way of learning, and notes it in the row."""
+        figures, before = row["figures"], self.last_row.get("figures", {})
+        silent = before.get("iterations_without_signal", 0) + 1
+        figures["iterations_without_signal"] = 0 if informative(used, self.algorithm) else silent
+        has_tools = self._has_tools
+        advice: Advice = {}
+        if self.algorithm.demonstrated:
+            if row["iteration"] == 1:
+                shown = [t for group in used for t in group.scored]
+                advice = on_demonstrations(shown, has_tools=has_tools)
+        else:
+            advice = on_iteration(
+                self.recipe,
+                groups,
+                figures,
+                self.last_row,
+                has_tools=has_tools,
+                run=str(self.run.path),
+            )
+        if advice:
+            row["advice"] = advice
+        for name, words in advice.items():
+            self.reporter.warn(f"iteration {row['iteration']}: {name}: {words}")
+        for line in held_up():
+            self.reporter.warn(f"iteration {row['iteration']}: {line}")
+
+    def _validate(self) -> dict[str, Any]:
+        """Evaluates on the validation tasks; remembers the best."""
+        recipe, state = self.recipe, self.state
+        evaluation = evaluate(
+            self.validator,
+            self.validation,
+            temperature=recipe.train.temperature,
+            seed=derive_seed(recipe.seed, "validation"),
+        )
+        figure = self._choosing(evaluation)
+        if figure is not None and (state.best is None or figure >= state.best):
+            state.best, state.best_iteration = figure, state.iteration
+        figures = evaluation.figures()
+        self.reporter.validation(state.iteration, figures)
+        return figures
+
+    def _choosing(self, evaluation: Evaluation) -> float | None:
+        """The figure that decides which checkpoint is best; ``None`` where this validation has
+        none, as of a metric that only successes have.
+        """
+        metric, total = self.recipe.checkpoint.metric, evaluation.total
+        known = {"success": total.success, "reward": total.reward, **total.metrics}
+        if metric not in known:
+            self.reporter.warn(
+                f"checkpoint.metric = {metric!r}: no episode of this validation has it, so it "
+                f"chooses no best checkpoint{nearest(metric, [*known])}"
+            )
+        return known.get(metric)
+
+    def _draw(self, count: int) -> list[Task]:
+        """The next training tasks: every epoch is a new permutation of all of them."""
+        drawn = []
+        for position in range(self.state.cursor, self.state.cursor + count):
+            epoch, index = divmod(position, len(self.tasks))
+            order = _permutation(len(self.tasks), derive_seed(self.recipe.seed, "epoch", epoch))
+            drawn.append(self.tasks[order[index]])
+        self.state.cursor += count
+        return drawn
+
+    def _reference(self) -> Policy | None:
+        """The policy as it came, frozen, if there is a KL term."""
+        lora = self.recipe.model.lora
+        starts_bare = lora is not None and lora.start is None
+        if self.algorithm.settings.kl is None or starts_bare:
+            return None  # what came is the policy with its adapter switched off
+        return load_policy(self.recipe.model)
+
+    def _out_of_time(self) -> bool:
+        limit = self.recipe.train.seconds
+        return limit is not None and self.state.train_seconds >= limit
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(length: int, seed: int) -> list[int]:
+    order = list(range(length))
+    random.Random(seed).shuffle(order)
+    return order

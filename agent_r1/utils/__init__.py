@@ -1,0 +1,1 @@
+"""Code of others, text and disk: what all rooms above rely on."""

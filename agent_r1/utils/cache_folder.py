@@ -1,0 +1,43 @@
+"""Folders in the user's cache that are made once: named by what they are made of, whole or not
+there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from agent_r1.errors import ConfigError
+
+
+def cache_folder(kind: str, files: Sequence[Path] = (), *more: str) -> Path:
+    """Where what is made of these files' content, and of ``more``, is kept."""
+    digest = hashlib.blake2b("\n".join(more).encode(), digest_size=16)
+    for path in files:
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "agent_r1" / kind / digest.hexdigest()
+
+
+def make_folder(target: Path, build: Callable[[Path], None]) -> Path:
+    """``target`` with what ``build`` writes. Of several processes that make it, one wins."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    unfinished.mkdir()
+    try:
+        build(unfinished)
+        try:
+            unfinished.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target

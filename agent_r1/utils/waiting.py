@@ -1,0 +1,285 @@
+"""Waiting for code that others wrote: never longer than allowed, even if it does not want to end,
+and whatever it raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import ctypes
+import logging
+import queue
+import sys
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+from agent_r1.errors import ExpiredError, ForeignError
+from agent_r1.utils.text import describe, is_library
+
+T = TypeVar("T")
+
+
+GRACE_SECONDS = 0.5
+"""What is cancelled has so long to clean up; then nobody waits for it any more."""
+
+
+_ABANDONED: set[asyncio.Task[Any]] = set()
+"""Tasks that did not obey; kept, or they would be collected while they run."""
+
+
+def no_hangs(by: int) -> None:
+    """Takes notice of a call that was given up (1) or has ended after all (-1) by doing nothing."""
+
+
+async def within(
+    seconds: float, work: Callable[[], Awaitable[T]], hangs: Callable[[int], None] = no_hangs
+) -> T:
+    """What ``work`` gives, awaited in a task of its own.
+
+    Args:
+        seconds: Time limit. Then the task is cancelled, and abandoned if it does not obey.
+        work: Is called in the task.
+        hangs: Told 1 when a task is abandoned, and -1 when it comes to its end.
+
+    Raises:
+        ExpiredError: The time is over.
+        ForeignError: In place of what is no ``Exception``: an exit, a cancellation of its own.
+    """
+    task = asyncio.ensure_future(_caught(work))
+    try:
+        done, _ = await asyncio.wait({task}, timeout=max(seconds, 0.0))
+    except asyncio.CancelledError:
+        await _give_up(task, hangs)
+        raise
+    if not done:
+        await _give_up(task, hangs)
+        raise ExpiredError
+    value, error = task.result()
+    if error is None:
+        return value  # type: ignore[return-value]
+    if isinstance(error, Exception):
+        raise error
+    raise _foreign(error) from error
+
+
+@contextlib.contextmanager
+def telling(what: str, every: float = 60.0) -> Iterator[None]:
+    """Says on the log, every so many seconds, that something takes long."""
+    done = threading.Event()
+
+    def tell() -> None:
+        seconds = every
+        while not done.wait(every):
+            logging.getLogger("agent_r1").warning("%s (%.0f s)", what, seconds)
+            seconds += every
+
+    threading.Thread(target=tell, name="telling", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def contained(call: Callable[[], T]) -> T:
+    """What code that others wrote gives; a ``ForeignError`` in place of what is no
+    ``Exception``.
+    """
+    try:
+        return call()
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise _foreign(error) from error
+
+
+def _foreign(error: BaseException) -> ForeignError:
+    kind: type[ForeignError] = type(type(error).__name__, (ForeignError,), {})
+    return kind(*error.args).with_traceback(error.__traceback__)
+
+
+async def _caught(work: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseException | None]:
+    """The result, or what was raised, except what is meant for us."""
+    try:
+        return await work(), None
+    except KeyboardInterrupt:
+        raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return None, error
+    except BaseException as error:
+        return None, error
+
+
+async def _give_up(task: asyncio.Task[Any], hangs: Callable[[int], None]) -> None:
+    task.cancel()
+    await asyncio.wait({task}, timeout=GRACE_SECONDS)
+    if task.done():
+        return
+    hangs(1)
+    _ABANDONED.add(task)
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        _ABANDONED.discard(task)
+        hangs(-1)
+        if not task.cancelled():
+            task.exception()  # retrieved, or it would be logged
+
+    task.add_done_callback(ended)
+
+
+class OwnThread:
+    """A daemon thread that runs one call after another, so that state bound to it (a SQLite
+    connection, ``threading.local``) can be used from call to call. A call that nobody waits for any
+    more is abandoned with its thread; the next call then has a new one.
+
+    Attributes:
+        num_lost: Threads that were abandoned, and with them the state bound to them.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] | None = None
+        self._thread: threading.Thread | None = None
+        self.num_lost = 0
+
+    async def run(self, call: Callable[[], T], hangs: Callable[[int], None] = no_hangs) -> T:
+        """What ``call`` returns. Cancelling abandons the thread; ``hangs`` is told so with 1, and
+        with -1 when the call comes to its end.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        context = contextvars.copy_context()
+        lock, state = threading.Lock(), {"ended": False, "given up": False}
+
+        def mark(what: str) -> bool:
+            """Notes one of the two and says whether the other was there before."""
+            with lock:
+                state[what] = True
+                return all(state.values())
+
+        def settle(value: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(value)
+            elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+                future.set_exception(error)
+            else:  # SystemExit and the like must not end the run
+                future.set_exception(RuntimeError(describe(error)))
+
+        def job() -> None:
+            value, error = None, None
+            try:
+                value = context.run(call)
+            except BaseException as caught:  # handed over, not swallowed
+                error = caught
+            if mark("ended"):
+                hangs(-1)
+            if not loop.is_closed():
+                try:
+                    loop.call_soon_threadsafe(settle, value, error)
+                except RuntimeError:
+                    return  # the loop closed meanwhile: nobody waits for an abandoned call
+
+        self._put(job)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not future.done() or future.cancelled():
+                hangs(1)
+                if mark("given up"):
+                    hangs(-1)
+                self._abandon()
+            raise
+
+    def wait(self, call: Callable[[], T], seconds: float = 60.0) -> T:
+        """As ``run`` where there is no event loop to go on meanwhile: in a constructor."""
+        outcome: list[tuple[bool, Any]] = []
+        done = threading.Event()
+
+        def job() -> None:
+            try:
+                outcome.append((True, call()))
+            except BaseException as error:  # raised again below, in the caller's thread
+                outcome.append((False, error))
+            done.set()
+
+        self._put(job)
+        if not done.wait(seconds):
+            self._abandon()
+            raise ExpiredError(f"not done within {seconds:g} seconds")
+        ok, value = outcome[0]
+        if ok:
+            return value  # type: ignore[no-any-return]
+        raise value
+
+    def close(self) -> None:
+        """Lets the thread end after its last call."""
+        if self._calls is not None:
+            self._calls.put(None)
+            self._calls = self._thread = None
+
+    def _put(self, job: Callable[[], None]) -> None:
+        if self._calls is None:
+            self._calls = queue.SimpleQueue()
+            weakref.finalize(self, self._calls.put, None)
+            self._thread = threading.Thread(
+                target=_work, args=(self._calls,), name=self._name, daemon=True
+            )
+            self._thread.start()
+        self._calls.put(job)
+
+    def _abandon(self) -> None:
+        thread = self._thread
+        self.num_lost += 1
+        if thread is not None and thread.ident is not None and _is_in_own_code(thread.ident):
+            # Ends a loop in Python code; what waits inside a library goes on until it returns.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+            )
+        self.close()
+
+
+def _is_in_own_code(thread: int) -> bool:
+    """Whether a thread runs Python code of the user's, which an exception may interrupt anywhere;
+    a library, least of all one that is being imported, may not bear it.
+    """
+    frame = sys._current_frames().get(thread)
+    if frame is None or is_library(frame.f_code.co_filename):
+        return False
+    while frame is not None:
+        if "importlib" in frame.f_code.co_filename:
+            return False
+        frame = frame.f_back
+    return True
+
+
+def _work(calls: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while True:
+        job = calls.get()
+        if job is None:
+            return
+        job()
+        job = None  # or what it refers to would live as long as the thread waits
+
+
+async def in_thread(call: Callable[[], T], name: str, hangs: Callable[[int], None] = no_hangs) -> T:
+    """Runs ``call`` in a daemon thread of its own. Cancelling abandons the thread, which a pool
+    would wait for at exit; ``hangs`` as of ``OwnThread.run``.
+    """
+    thread = OwnThread(name)
+    try:
+        return await thread.run(call, hangs)
+    finally:
+        thread.close()
+
+
+EPISODE_THREAD: contextvars.ContextVar[OwnThread | None] = contextvars.ContextVar(
+    "episode_thread", default=None
+)
+"""Where the plain code of the episode at hand runs, if it has a thread."""
