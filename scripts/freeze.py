@@ -33,7 +33,7 @@ RUNS = {
     "sft": f"sft hopworld --train.iterations 3 {COMMON}",
 }
 TIMES = ("seconds", "tokens_per_second")
-START = "import sys; from agent_r1.cli.boundary import main; sys.exit(main())"
+START = "import sys; from agent_r1.cli import main; sys.exit(main())"
 
 
 def main(old: str, new: str) -> int:

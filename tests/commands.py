@@ -71,7 +71,7 @@ def _work(words: list[str], cwd: str, environment: Mapping[str, str], files: lis
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = ["agent-r1", *words]
-    from agent_r1.cli.boundary import main
+    from agent_r1.cli import main
 
     code: Any = 1
     try:

@@ -121,7 +121,7 @@ def cli(*arguments: Any, seconds: float = SECONDS, cwd: Path | None = None) -> E
     """An ``agent-r1`` command."""
 
     def work() -> int:
-        from agent_r1.cli.boundary import main
+        from agent_r1.cli import main
         from agent_r1.utils import blocked
 
         blocked.MAX_SECONDS = 2.0  # two minutes are for people

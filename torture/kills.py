@@ -35,7 +35,7 @@ def _before_operations(hook: Callable[[], None]) -> None:
 
 def _train(arguments: list[Any], hook: Callable[[], None] | None = None) -> Callable[[], int]:
     def work() -> int:
-        from agent_r1.cli.boundary import main
+        from agent_r1.cli import main
 
         if hook is not None:
             _before_operations(hook)
@@ -182,7 +182,7 @@ def _cut(
     """
 
     def work() -> int:
-        from agent_r1.cli.boundary import main
+        from agent_r1.cli import main
 
         disk = Disk(root)
         left = [number]

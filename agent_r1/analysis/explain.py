@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,47 +132,23 @@ def _explain(
     earned = [sum(values) for values in rewards]
     returns = [values[0] for values in credit.returns(trajectory, rewards)]
     seed = derive_seed(settings.seed, "iteration", place[0])
-    notes = []
-    masked = not all(masks_of(algorithm))
-    own_weights: list[float] = []
-    if settings.own:
-        notes.append(
-            f"{settings.name!r} is code that the run names and was not run: its advantages are "
-            "those stored, what is counted leaves it out; --trust runs it"
-        )
-    elif not masked:
+    again = stored
+    if not settings.own and all(masks_of(algorithm)):
         assign_credit(groups, algorithm, credit)
         again = [[step.advantages for step in t.steps] for g in groups for t in g.scored]
-        if not _close(stored, again):
-            notes.append(
-                "the advantages computed now differ from those stored, which are shown: an "
-                "environment or an algorithm has changed since"
-            )
+    own_weights: list[float] = []
     if not settings.own:
         own_weights = _weights(settings, algorithm, groups, trajectory, seed)
-    if masked:
-        notes.append(
-            "a mask was off: advantages are those stored; weights are those that the agent's own "
-            "tokens would have had with the mask on"
-        )
-    if settings.own:
-        pass
-    elif place[0] <= getattr(algorithm.settings, "critic_warmup", 0):
+    if is_warm_up := place[0] <= getattr(algorithm.settings, "critic_warmup", 0):
         own_weights = [0.0] * len(own_weights)
-        notes.append("the critic was warmed up: the policy was not trained in this iteration")
-    elif not any(own_weights):
-        notes.append("no update used this trajectory: masked, or its group had no signal")
-    elif not any(any(values) for values in advantages):
-        notes.append("all advantages are 0: only terms besides the algorithm's loss were felt")
-    others = []
-    for name in ALGORITHMS.table:
-        other_class = ALGORITHMS.resolve(name)
-        if other_class.critic or other_class.demonstrated or name == settings.name:
-            continue
-        other: Algorithm = other_class(ALGORITHMS.section(name))
-        assign_credit(groups, other, credit)
-        given = [step.advantages or () for step in trajectory.steps]
-        others.append(Column(name, given, _weights(settings, other, groups, trajectory, seed)))
+    notes = [*_notes(settings, advantages, own_weights, is_warm_up=is_warm_up)]
+    if not _close(stored, again):
+        notes.insert(
+            0,
+            "the advantages computed now differ from those stored, which are shown: an "
+            "environment or an algorithm has changed since",
+        )
+    others = _others(settings, groups, trajectory, seed)
     return Explanation(
         place,
         group,
@@ -185,6 +161,50 @@ def _explain(
         _together(others),
         notes,
     )
+
+
+def _notes(
+    settings: _Settings,
+    advantages: list[tuple[float, ...]],
+    own_weights: list[float],
+    *,
+    is_warm_up: bool,
+) -> Iterator[str]:
+    """What a reader of the numbers must know."""
+    if settings.own:
+        yield (
+            f"{settings.name!r} is code that the run names and was not run: its advantages are "
+            "those stored, what is counted leaves it out; --trust runs it"
+        )
+    if not all(masks_of(settings.algorithm)):
+        yield (
+            "a mask was off: advantages are those stored; weights are those that the agent's own "
+            "tokens would have had with the mask on"
+        )
+    if settings.own:
+        return
+    if is_warm_up:
+        yield "the critic was warmed up: the policy was not trained in this iteration"
+    elif not any(own_weights):
+        yield "no update used this trajectory: masked, or its group had no signal"
+    elif not any(any(values) for values in advantages):
+        yield "all advantages are 0: only terms besides the algorithm's loss were felt"
+
+
+def _others(
+    settings: _Settings, groups: list[Group], trajectory: Trajectory, seed: int
+) -> list[Column]:
+    """What the other algorithms would have made of the same episodes."""
+    others = []
+    for name in ALGORITHMS.table:
+        other_class = ALGORITHMS.resolve(name)
+        if other_class.critic or other_class.demonstrated or name == settings.name:
+            continue
+        other: Algorithm = other_class(ALGORITHMS.section(name))
+        assign_credit(groups, other, settings.credit)
+        given = [step.advantages or () for step in trajectory.steps]
+        others.append(Column(name, given, _weights(settings, other, groups, trajectory, seed)))
+    return others
 
 
 def _weights(

@@ -1,6 +1,6 @@
 import sys
 
-from agent_r1.cli.boundary import main
+from agent_r1.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -29,7 +29,28 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     parser.add_argument("--version", action="version", version=f"agent-r1 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    training = _add_training(commands)
+    makers = (*_add_training(commands), *_add_evaluation(commands))
+    check = commands.add_parser(
+        "check", help="dry-run a recipe in seconds, without training", allow_abbrev=False
+    )
+    check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
+    check.set_defaults(run_command=run_check, takes_overrides=True)
+    readers = _add_comparisons(commands)
+    for command in (*makers, commands.choices["explain"]):
+        command.add_argument(
+            "--trust",
+            action="store_true",
+            help="run the code that a run names which was not made here",
+        )
+    for command in (*makers, check, _add_index(commands), *readers):
+        command.add_argument(
+            "--json", action="store_true", help="print figures as JSON, nothing else"
+        )
+    return parser, commands.choices
+
+
+def _add_evaluation(commands: _Commands) -> list[argparse.ArgumentParser]:
+    """The commands that use the model of a run."""
     evaluate = commands.add_parser("eval", help="success on held-out tasks", allow_abbrev=False)
     evaluate.add_argument(
         "source", metavar="RUN|RECIPE", help="a run folder, or a recipe for its model as it comes"
@@ -58,26 +79,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
         "--checkpoint", default="best", help="best, last or an iteration (default: best)"
     )
     export.set_defaults(run_command=run_export)
-
-    check = commands.add_parser(
-        "check", help="dry-run a recipe in seconds, without training", allow_abbrev=False
-    )
-    check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
-    check.set_defaults(run_command=run_check, takes_overrides=True)
-
-    more = (*training, _add_index(commands), *_add_comparisons(commands))
-    explain = commands.choices["explain"]
-    for command in (*training, evaluate, export, explain):
-        command.add_argument(
-            "--trust",
-            action="store_true",
-            help="run the code that a run names which was not made here",
-        )
-    for command in (evaluate, export, check, *more):
-        command.add_argument(
-            "--json", action="store_true", help="print figures as JSON, nothing else"
-        )
-    return parser, commands.choices
+    return [evaluate, export]
 
 
 def _add_training(commands: _Commands) -> list[argparse.ArgumentParser]:

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ import cloudpickle
 from agent_r1.config.section import NamedSection, nearest
 from agent_r1.errors import ConfigError
 from agent_r1.utils.text import describe, place_of
+
+FOLDER: ContextVar[Path | None] = ContextVar("recipe_folder", default=None)
+"""Of the recipe that is being read: files that it names are looked for beside it."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,10 @@ class Registry:
     default: str | None = None
     """The name that a section without one has."""
 
-    def resolve(self, name: str, *, base: Path | None = None) -> Any:
-        """The class behind ``name``. Relative file names are looked up from ``base``, then from
-        here.
-        """
+    def resolve(self, name: str) -> Any:
+        """The class behind ``name``; a file is looked for in ``FOLDER``, then here."""
         if ":" in name:
-            return load_object(name, what=self.kind, base=base)
+            return load_object(name, what=self.kind)
         if name in self.table:
             return load_object(self.table[name], what=self.kind)
         entry_points = importlib.metadata.entry_points(group=f"agent_r1.{self.kind}")
@@ -53,19 +55,19 @@ class Registry:
             f"(one of your own is named as 'file.py:Class')"
         )
 
-    def settings(self, name: str, *, base: Path | None = None) -> type[NamedSection]:
+    def settings(self, name: str) -> type[NamedSection]:
         """The section of the class behind ``name``."""
-        settings = getattr(self.resolve(name, base=base), "Settings", None)
+        settings = getattr(self.resolve(name), "Settings", None)
         if not (isinstance(settings, type) and issubclass(settings, NamedSection)):
             cure = "its Settings must inherit from agent_r1.config.section.NamedSection"
             if self.kind == "env":
                 cure = "its Settings must inherit from ToolEnv.Settings or EnvSettings"
-            if self.kind == "algorithm" and inspect.isfunction(self.resolve(name, base=base)):
+            if self.kind == "algorithm" and inspect.isfunction(self.resolve(name)):
                 cure = "decorate the function with @advantage (from agent_r1 import advantage)"
             raise ConfigError(f"{name!r} is no {self.kind}: it has no Settings of ours; {cure}")
         return settings
 
-    def section(self, value: Any, *, base: Path | None = None) -> NamedSection:
+    def section(self, value: Any) -> NamedSection:
         """A checked section from its raw value: ``"grpo"`` or ``{"name": "grpo", ...}``."""
         if isinstance(value, NamedSection):
             return value
@@ -76,20 +78,20 @@ class Registry:
         if not isinstance(name, str):
             raise ConfigError(f"[{self.kind}] needs a name{nearest('', [*self.table])}")
         data = {**data, "name": name}
-        settings = self.settings(name, base=base)
+        settings = self.settings(name)
         if ":" in name and name.partition(":")[0].endswith(".py"):  # found again from any directory
             path, _, attribute = name.rpartition(":")
-            data = {**data, "name": f"{_find(path, base)}:{attribute}"}
+            data = {**data, "name": f"{_find(path)}:{attribute}"}
         return settings.model_validate(data)
 
 
-def load_object(reference: str, *, what: str, base: Path | None = None) -> Any:
+def load_object(reference: str, *, what: str) -> Any:
     """The object named ``module:attribute`` or ``file.py:attribute``."""
     module_name, _, attribute = reference.rpartition(":")
     if not module_name:
         raise ConfigError(f"{what} = {reference!r}: name it as 'file.py:name' or 'module:name'")
     if module_name.endswith(".py"):
-        path = _find(module_name, base)
+        path = _find(module_name)
         if not path.exists():
             raise ConfigError(f"{what} {reference!r}: there is no file {path}")
         module = _load_file(path)
@@ -106,8 +108,8 @@ def load_object(reference: str, *, what: str, base: Path | None = None) -> Any:
     return getattr(module, attribute)
 
 
-def _find(path: str, base: Path | None) -> Path:
-    beside = (base or Path()) / path
+def _find(path: str) -> Path:
+    beside = (FOLDER.get() or Path()) / path
     return (beside if beside.exists() else Path(path)).resolve()
 
 

@@ -152,31 +152,10 @@ async def _check(
             num_checked += 1
             tell(split, num_checked)
             played = _Played(env, settings, task, derive_seed(seed, task.id), seconds, problems)
-            gold = await played.gold()
-            scripts = [[*BAD_ACTIONS], [*gold], [*BAD_ACTIONS[:1], *gold]]
-            if moves := await played.random_actions():
-                scripts.append(moves)
-                num_random += len(moves)
-            for script in scripts:
-                first, second = await played.play(script), await played.play(script)
-                num_played += 2
-                if first != second:
-                    problems.add(
-                        "two episodes with the same seed differ: " + _difference(first, second),
-                        task.id,
-                    )
-            if gold and played.gold_is_whole:
-                num_gold += 1
-                outcome = (await played.play(gold, strict=not _is_noisy(settings)))[-1]
-                if isinstance(outcome, Outcome) and not outcome.success:
-                    problems.add(
-                        f"the scorer does not accept the gold answer {gold[-1]!r:.200}: "
-                        f"{outcome!r:.200}",
-                        task.id,
-                    )
-            nothing = (await played.play([]))[-1]
-            if isinstance(nothing, Outcome) and nothing.success:
-                problems.add("an episode without any answer counts as success", task.id)
+            counts = await _check_task(played, problems)
+            num_played, num_random, num_gold = (
+                sum(pair) for pair in zip((num_played, num_random, num_gold), counts, strict=True)
+            )
     if lines := problems.lines():
         raise EnvCheckError(f"{env.__name__}:\n- " + "\n- ".join(lines))
     notes.append(f"deterministic under a seed in {num_played} episodes")
@@ -187,6 +166,32 @@ async def _check(
     else:
         notes.append("no gold answers: set Task.answer or write gold() to have the scorer checked")
     return notes
+
+
+async def _check_task(played: _Played, problems: _Problems) -> tuple[int, int, int]:
+    """Plays one task in every way; the number of episodes, of random actions, and of gold episodes
+    that were scored.
+    """
+    task_id = played.task.id
+    gold, moves = await played.gold(), await played.random_actions()
+    scripts = [[*BAD_ACTIONS], [*gold], [*BAD_ACTIONS[:1], *gold], *([moves] if moves else [])]
+    for script in scripts:
+        first, second = await played.play(script), await played.play(script)
+        if first != second:
+            difference = _difference(first, second)
+            problems.add(f"two episodes with the same seed differ: {difference}", task_id)
+    is_scored = bool(gold) and played.gold_is_whole
+    if is_scored:
+        outcome = (await played.play(gold, strict=not _is_noisy(played.settings)))[-1]
+        if isinstance(outcome, Outcome) and not outcome.success:
+            problems.add(
+                f"the scorer does not accept the gold answer {gold[-1]!r:.200}: {outcome!r:.200}",
+                task_id,
+            )
+    nothing = (await played.play([]))[-1]
+    if isinstance(nothing, Outcome) and nothing.success:
+        problems.add("an episode without any answer counts as success", task_id)
+    return 2 * len(scripts), len(moves), int(is_scored)
 
 
 def _rows(
@@ -237,8 +242,8 @@ class _Played:
         seconds: float,
         problems: _Problems,
     ) -> None:
-        self._env, self._settings = env, settings
-        self._task, self._seed = task, seed
+        self._env, self.settings = env, settings
+        self.task, self._seed = task, seed
         self._seconds, self._problems = seconds, problems
         self._parts: Sequence[str] | None = getattr(env, "reward_parts", None)
         self.gold_is_whole = False
@@ -248,7 +253,7 @@ class _Played:
         actions: list[str] = []
 
         async def work(env: Any) -> None:
-            await env.reset(self._task, self._seed)
+            await env.reset(self.task, self._seed)
             async for text in played_gold(env):
                 actions.append(text)
                 if (await env.step(parse_hermes(text))).done:
@@ -277,7 +282,7 @@ class _Played:
         given: list[Any] = []
 
         async def work(env: Any) -> None:
-            given.append(tuple(map(tidy, await env.reset(self._task, self._seed))))
+            given.append(tuple(map(tidy, await env.reset(self.task, self._seed))))
             if not given[0]:
                 self._problem("reset gave no messages")
             given.append(schemas_of(env))
@@ -306,7 +311,7 @@ class _Played:
         return given
 
     def _problem(self, line: str, key: str | None = None) -> None:
-        self._problems.add(line, self._task.id, key)
+        self._problems.add(line, self.task.id, key)
 
     async def _within(
         self, work: Callable[[Any], Awaitable[None]], when: Callable[[], str]
@@ -316,7 +321,7 @@ class _Played:
         seconds = self._seconds
         line: str | None = None
         try:
-            env = make_env(self._env, self._settings)
+            env = make_env(self._env, self.settings)
             await within(seconds, functools.partial(work, env))
         except ConfigError:
             raise

@@ -8,8 +8,7 @@ that name alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,7 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, mo
 
 from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.config.overrides import load_toml, override
-from agent_r1.config.registry import Registry
+from agent_r1.config.registry import FOLDER
 from agent_r1.config.section import NamedSection, Section, explain, keys_at, nearest
 from agent_r1.envs.base import MEMORIES
 from agent_r1.envs.user import USERS
@@ -40,18 +39,12 @@ REGISTRIES = {
 }
 SECTIONS = {**REGISTRIES, "env.memory": MEMORIES, "env.user": USERS, "env.search": SEARCHES}
 """All sections whose ``name`` decides what keys they have."""
-_BASE: ContextVar[Path | None] = ContextVar("recipe_folder", default=None)
 
-
-def _choose(registry: Registry) -> Callable[[Any], NamedSection]:
-    return lambda value: registry.section(value, base=_BASE.get())
-
-
-EnvSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ENVS))]
-RendererSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(RENDERERS))]
-EngineSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ENGINES))]
-AlgorithmSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(ALGORITHMS))]
-CreditSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(_choose(CREDITS))]
+EnvSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(ENVS.section)]
+RendererSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(RENDERERS.section)]
+EngineSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(ENGINES.section)]
+AlgorithmSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(ALGORITHMS.section)]
+CreditSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(CREDITS.section)]
 
 
 class TrainSettings(Section):
@@ -217,26 +210,26 @@ def load_recipe(
     else:
         path = _recipe_path(source)
         data, label, folder = load_toml(path), str(path), path.parent
-    token = _BASE.set(folder)
+    token = FOLDER.set(folder)
     try:
-        notes = _apply(data, overrides or [], folder)
+        notes = _apply(data, overrides or [])
         return Recipe.model_validate(data), notes
     except ValidationError as error:
-        raise explain(error, label, functools.partial(_keys_at, data, folder)) from error
+        raise explain(error, label, functools.partial(_keys_at, data)) from error
     finally:
-        _BASE.reset(token)
+        FOLDER.reset(token)
 
 
 def _from_data(data: dict[str, Any]) -> Recipe:
     return load_recipe(data)[0]
 
 
-def _keys_at(data: dict[str, Any], folder: Path, location: tuple[int | str, ...]) -> list[str]:
+def _keys_at(data: dict[str, Any], location: tuple[int | str, ...]) -> list[str]:
     for depth in (2, 1):
         key = ".".join(map(str, location[:depth]))
         if len(location) >= depth and key in SECTIONS:
             name = str(_at(data, f"{key}.name") or SECTIONS[key].default)
-            return keys_at(SECTIONS[key].settings(name, base=folder), location[depth:])
+            return keys_at(SECTIONS[key].settings(name), location[depth:])
     return keys_at(Recipe, location)
 
 
@@ -260,7 +253,7 @@ def _recipe_path(source: str | Path) -> Path:
     )
 
 
-def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]], folder: Path) -> list[str]:
+def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]]) -> list[str]:
     """Overrides in their order, names first, because they decide which keys there are."""
     notes = []
     for key, value in sorted(overrides, key=lambda pair: not _is_name(pair[0])):
@@ -268,7 +261,7 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]], folder: Path)
         old = _at(data, section)
         renames = _is_name(key) and isinstance(value, str)
         if renames and isinstance(old, dict) and old.get("name") != value:
-            known = SECTIONS[section].settings(str(value), base=folder).model_fields
+            known = SECTIONS[section].settings(str(value)).model_fields
             dropped = {k: v for k, v in old.items() if k != "name" and k not in known}
             override(data, section, {k: v for k, v in old.items() if k in known})
             notes += [

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import docstring_parser
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -30,6 +31,17 @@ def as_written(fn: Callable[..., Any]) -> Callable[..., Any]:
     if not (inspect.isroutine(fn) or inspect.isclass(fn)):
         return type(fn).__call__
     return fn
+
+
+def descriptions_of(fn: Callable[..., Any], written: Any) -> tuple[str, dict[str, str]]:
+    """What a docstring says of a function, and of its parameters."""
+    docstring = inspect.getdoc(written)
+    if docstring is None and not inspect.isroutine(fn):
+        docstring = inspect.getdoc(type(fn))  # of an object that can be called
+    doc = docstring_parser.parse(docstring or "", docstring_parser.DocstringStyle.GOOGLE)
+    parts = (doc.short_description, doc.long_description)
+    whole = "\n\n".join(part for part in parts if part)
+    return whole, {p.arg_name: p.description for p in doc.params if p.description}
 
 
 def signature_of(fn: Callable[..., Any], name: str) -> inspect.Signature:

@@ -25,7 +25,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, overload
 
-import docstring_parser
 from pydantic import (
     BaseModel,
     PydanticUserError,
@@ -37,6 +36,7 @@ from agent_r1.errors import CallError, ExpiredError
 from agent_r1.tools.arguments import (
     arguments_model,
     as_written,
+    descriptions_of,
     explain_problems,
     signature_of,
     strip_titles,
@@ -108,15 +108,9 @@ class Tool:
         if self.returns is inspect.Signature.empty:
             self.returns = Any
         self._owner: Any = None
-        docstring = inspect.getdoc(written)
-        if docstring is None and not inspect.isroutine(fn):
-            docstring = inspect.getdoc(type(fn))  # of an object that can be called
-        doc = docstring_parser.parse(docstring or "", docstring_parser.DocstringStyle.GOOGLE)
-        parts = (doc.short_description, doc.long_description)
-        self.description = "\n\n".join(part for part in parts if part)
+        self.description, descriptions = descriptions_of(fn, written)
         if not self.description:
             raise ValueError(f"tool {self.name!r} has no docstring; it is what the model reads")
-        descriptions = {p.arg_name: p.description for p in doc.params if p.description}
         self._arguments = arguments_model(fn, self.name, descriptions)
         try:
             with warnings.catch_warnings():

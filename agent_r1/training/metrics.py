@@ -62,18 +62,7 @@ def figures_of(
         "resampled": sum(episode.discarded for episode in episodes),
         "groups_used": len(used),
         "groups_without_signal": len(groups) - len(used),
-        "loss": update.loss,
-        "grad_norm": update.grad_norm,
-        "kl": update.kl,
-        **(
-            {"value_loss": update.value_loss, "explained_variance": update.explained_variance}
-            if update.explained_variance is not None
-            else {}
-        ),
-        "clip_fraction": update.clip_fraction,
-        "logprob_error": update.logprob_error,
-        "updates": update.num_steps,
-        "updates_skipped": len(update.skipped),
+        **_of_update(update),
         "lr": lr,
     }
     for episode in episodes:
@@ -93,6 +82,20 @@ def figures_of(
             "generated": sampled / clock.seconds["rollout"],
             "trained": update.num_tokens / clock.seconds["learner"],
         },
+    }
+
+
+def _of_update(update: Update) -> dict[str, Any]:
+    critic = {"value_loss": update.value_loss, "explained_variance": update.explained_variance}
+    return {
+        "loss": update.loss,
+        "grad_norm": update.grad_norm,
+        "kl": update.kl,
+        **(critic if update.explained_variance is not None else {}),
+        "clip_fraction": update.clip_fraction,
+        "logprob_error": update.logprob_error,
+        "updates": update.num_steps,
+        "updates_skipped": len(update.skipped),
     }
 
 

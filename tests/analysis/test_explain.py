@@ -6,7 +6,7 @@ import pytest
 
 import agent_r1
 from agent_r1.analysis.explain import explain
-from agent_r1.cli.boundary import main
+from agent_r1.cli import main
 from agent_r1.errors import ConfigError
 from agent_r1.run.folder import RunFolder
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from agent_r1.cli.boundary import main
+from agent_r1.cli import main
 from tests.commands import Command
 from torture.common import ENV, cli, forked, project
 

@@ -130,7 +130,7 @@ def test_bad_input_is_one_clear_line(tmp_path, arguments, message):
 
 def test_help_is_light():
     code = (
-        "import sys\nfrom agent_r1.cli.boundary import main\n"
+        "import sys\nfrom agent_r1.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)"
     )

@@ -195,3 +195,29 @@ def test_process_rewards_that_are_not_declared_say_how(tmp_path):
         ConfigError, match=r"declare them in its class: reward_parts = \('found',\)"
     ):
         load_recipe({"env": f"{tmp_path / 'e.py'}:E", "credit": credit})
+
+
+@pytest.mark.parametrize(
+    ("section", "base"),
+    [
+        ("memory", "agent_r1.envs.history:Recent"),
+        ("user", "agent_r1.envs.user:Scripted"),
+        ("search", "agent_r1.search.http:Http"),
+    ],
+)
+def test_own_classes_of_every_kind_are_found_beside_the_recipe(tmp_path, section, base):
+    """Not in the current folder, and from any folder afterwards."""
+    module, _, name = base.partition(":")
+    (tmp_path / "mine.py").write_text(
+        f"from {module} import {name}\nclass Mine({name}):\n    pass\n"
+    )
+    env = {"memory": "hopworld", "user": "hopworld-user", "search": "multihop"}[section]
+    keys = 'url = "http://localhost:1"\n' if section == "search" else ""
+    path = tmp_path / "recipe.toml"
+    if section == "search":
+        env += '"\nenv.path = "x'
+    path.write_text(f'env.name = "{env}"\n[env.{section}]\nname = "mine.py:Mine"\n{keys}')
+    recipe, _ = load_recipe(path)
+    assert getattr(recipe.env, section).name == f"{tmp_path}/mine.py:Mine"
+    again, _ = load_recipe(recipe.model_dump(mode="json"))
+    assert again == recipe

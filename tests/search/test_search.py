@@ -516,7 +516,7 @@ def test_the_command_makes_an_index_or_warms_the_cache(tmp_path, cache_home):
 def test_without_torch_and_without_the_libraries():
     code = (
         "import sys; sys.modules['Stemmer'] = sys.modules['faiss'] = None\n"
-        "from agent_r1.cli.boundary import main\n"
+        "from agent_r1.cli import main\n"
         f"assert main(['index', {str(CORPUS)!r}]) == 2\n"
         "from pathlib import Path\n"
         "from agent_r1.search import SEARCHES, open_search\n"

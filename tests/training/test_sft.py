@@ -9,7 +9,7 @@ import torch
 from agent_r1 import api
 from agent_r1.analysis.check_recipe import dry_run
 from agent_r1.api import Agent
-from agent_r1.cli.boundary import main
+from agent_r1.cli import main
 from agent_r1.errors import ConfigError
 from agent_r1.model.load import load_policy
 from agent_r1.model.places import local_path

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from agent_r1 import Message, Outcome, Task, ToolEnv, Transition, api, tool
-from agent_r1.cli.boundary import main
+from agent_r1.cli import main
 from agent_r1.cli.common import undisturbed
 from agent_r1.envs.lifecycle import RESERVED, must_be_plain, plain_outcome, tasks_of, tidy
 from agent_r1.errors import ConfigError
