@@ -106,7 +106,8 @@ class Outcome:
     Attributes:
         reward: What learning maximises.
         success: Whether the task was solved; shown apart from any reward.
-        metrics: Further named figures, e.g. ``{"f1": 0.4}``; averaged and shown.
+        metrics: Further named figures, e.g. ``{"f1": 0.4}``; averaged and shown. Not by the name of
+            a figure that every run has (``turns``, ``reward``): an episode with such a one fails.
     """
 
     reward: float

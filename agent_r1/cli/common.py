@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Signals wait while libraries in C are loaded, in which nothing can be raised."""
-    signals = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    came: list[int] = []
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def print_json(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:

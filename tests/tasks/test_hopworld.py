@@ -7,7 +7,7 @@ import pytest
 from agent_r1 import check_env
 from agent_r1.render.chatml import parse_hermes
 from agent_r1.tasks.hopworld import world as hw
-from agent_r1.tasks.hopworld.env import HopWorld
+from agent_r1.tasks.hopworld.env import HopWorld, gold_actions
 
 SETTINGS = HopWorld.Settings()
 SEARCH = '<tool_call>{"name": "search", "arguments": {"query": "%s"}}</tool_call>'
@@ -73,7 +73,7 @@ def test_hops_of_the_splits():
 
 def test_process_rewards_cannot_be_farmed():
     task = HopWorld.tasks(HopWorld.Settings(train_hops=(2,)), "train")[0]
-    gold = hw.gold_actions(hw.build_world(task.data["seed"], 2))
+    gold = gold_actions(hw.build_world(task.data["seed"], 2))
     transitions, outcome = play(task, gold[0], gold[0], gold[0], gold[1], gold[1], gold[2])
     total = {"format": 0.0, "reached": 0.0, "answered": 0.0}
     for transition in transitions:
@@ -85,7 +85,7 @@ def test_process_rewards_cannot_be_farmed():
 
 def test_a_second_fact_before_the_first_is_not_reached():
     task = HopWorld.tasks(HopWorld.Settings(train_hops=(2,)), "train")[1]
-    gold = hw.gold_actions(hw.build_world(task.data["seed"], 2))
+    gold = gold_actions(hw.build_world(task.data["seed"], 2))
     (transition,), _ = play(task, gold[1])
     assert transition.rewards["reached"] == 0.0
 

@@ -50,7 +50,7 @@ def test_prompt_tools_and_reward_are_theirs():
     assert schema["function"]["description"] == "Add two numbers."
     assert transition.done
     assert (outcome.reward, outcome.success) == (1.0, True)
-    assert outcome.metrics == {"turns": 2.0}
+    assert outcome.metrics == {"taskset_turns": 2.0}
 
 
 def test_a_wrong_answer_and_none_score_nothing():

@@ -55,6 +55,7 @@ def test_it_finds_faults_that_are_put_in(tmp_path):
         "    if kind == 'control':\n"
         "        from agent_r1.render.template import ChatTemplate\n"
         "        ChatTemplate._harmless = lambda self, value, marked: value\n"
+        "        ChatTemplate._odd = lambda self, value: None\n"
         "    if kind == 'power_cuts':\n"
         "        from torture import kills\n"
         "        kills.Disk.synced = lambda self, descriptor: None\n"

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from agent_r1.config.registry import load_object
 from agent_r1.envs.base import Transition
+from agent_r1.envs.lifecycle import RESERVED
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.errors import ConfigError
 from agent_r1.tasks.splits import deal
@@ -90,7 +91,11 @@ class VerifiersEnv(ToolEnv):
     async def score(self, answer: str | None) -> Outcome:
         trace = _trace(self._task, self._messages)
         await self._task.score(trace)
-        metrics = {name: float(value) for name, value in trace.metrics.items() if value is not None}
+        metrics = {
+            f"taskset_{name}" if name in RESERVED else name: float(value)
+            for name, value in trace.metrics.items()
+            if value is not None
+        }
         return Outcome(trace.reward, trace.reward >= self.settings.success, metrics)
 
 
