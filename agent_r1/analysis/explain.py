@@ -21,8 +21,8 @@ from agent_r1.errors import ConfigError
 from agent_r1.learner.credit_assignment import (
     assign_credit,
     batch_of,
+    loss_weights,
     minibatches,
-    shares,
     trained_on,
 )
 from agent_r1.learner.mask_ablation import masks_of
@@ -220,7 +220,7 @@ def _weights(
     batch = batch_of(groups, algorithm)
     for part in minibatches(batch, settings.minibatches, derive_seed(seed, 0)):
         if any(t is trajectory for g in trained_on(part, algorithm) for t in g.scored):
-            of = shares(part, algorithm)
+            of = loss_weights(part, algorithm)
             return [of[id(step)].weight for step in trajectory.steps]
     return [0.0] * len(trajectory.steps)
 

@@ -58,7 +58,7 @@ def trained_on(batch: list[Group], algorithm: Algorithm) -> list[Group]:
 
 
 @dataclass(slots=True, frozen=True)
-class Share:
+class LossWeight:
     """What a step's tokens weigh in the loss of a mini-batch, and the number of its trajectory
     there.
     """
@@ -67,11 +67,11 @@ class Share:
     sequence: int
 
 
-Shares = dict[int, Share]
+LossWeights = dict[int, LossWeight]
 """By ``id`` of a step."""
 
 
-def shares(groups: list[Group], algorithm: Algorithm) -> Shares:
+def loss_weights(groups: list[Group], algorithm: Algorithm) -> LossWeights:
     """What tokens weigh in the loss of a mini-batch, however it is cut into micro-batches, and
     whichever of its groups have a signal; nothing where a truncated trajectory is masked.
     """
@@ -81,7 +81,7 @@ def shares(groups: list[Group], algorithm: Algorithm) -> Shares:
     weights = iter(algorithm.token_weights(counts) if counts else ())
     per_trajectory = [next(weights) if keep else 0.0 for keep in kept]
     return {
-        id(step): Share(weight, number)
+        id(step): LossWeight(weight, number)
         for number, (trajectory, weight) in enumerate(
             zip(trajectories, per_trajectory, strict=True)
         )

@@ -15,8 +15,8 @@ from torch import Tensor
 from agent_r1.algorithms.base import Algorithm
 from agent_r1.algorithms.kl import ESTIMATORS, KLSettings
 from agent_r1.algorithms.losses import truncated_importance
-from agent_r1.learner.credit_assignment import Shares, minibatches, shares, trained_on
-from agent_r1.learner.micro_batch import Actions, Cut, Forward, MicroBatch
+from agent_r1.learner.credit_assignment import LossWeights, loss_weights, minibatches, trained_on
+from agent_r1.learner.micro_batch import Actions, Forward, MicroBatch, MicroBatcher
 from agent_r1.learner.optimizer import Optimizer
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.padded_rows import rows
@@ -101,7 +101,7 @@ class Learner:
             head=() if self.critic is None else self.critic.parameters(),
             head_lr=algorithm.settings.value_lr if algorithm.critic else 0.0,
         )
-        self.cut: Cut = rows if policy.unpackable else packs
+        self.cut: MicroBatcher = rows if policy.unpackable else packs
         self.micro_batch_tokens = micro_batch_tokens
         self.kl: KLSettings | None = algorithm.settings.kl
         if self.kl and reference is None and not policy.has_adapter:
@@ -207,7 +207,7 @@ class Learner:
         self, groups: list[Group], result: Update, *, lr: float, critic_only: bool, where: str
     ) -> bool:
         """One optimiser step on one mini-batch; whether there was anything to train."""
-        weights = shares(groups, self.algorithm)
+        weights = loss_weights(groups, self.algorithm)
         groups = trained_on(groups, self.algorithm)
         steps = (step for group in groups for t in group.scored for step in t.steps)
         if not any(weights[id(step)].weight for step in steps):
@@ -235,7 +235,7 @@ class Learner:
         return True
 
     def _accumulate(
-        self, groups: list[Group], weights: Shares, result: Update, *, critic_only: bool
+        self, groups: list[Group], weights: LossWeights, result: Update, *, critic_only: bool
     ) -> _Sums:
         """The gradient of a mini-batch; begun again in smaller cuts when the device's memory runs
         out.
@@ -259,7 +259,7 @@ class Learner:
             torch.cuda.empty_cache()
 
     def _backward(
-        self, micro: MicroBatch, weights: Shares, sums: _Sums, *, critic_only: bool = False
+        self, micro: MicroBatch, weights: LossWeights, sums: _Sums, *, critic_only: bool = False
     ) -> None:
         """Adds the gradient of one micro-batch, and its share of what is reported."""
         actions = Actions.of(micro.steps, weights, self.policy.device)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from agent_r1.learner.credit_assignment import Shares
+from agent_r1.learner.credit_assignment import LossWeights
 from agent_r1.model.policy import Policy
 from agent_r1.types import Group, Step
 
@@ -38,7 +38,7 @@ class Actions:
     sequences: Tensor
 
     @classmethod
-    def of(cls, steps: Sequence[Step], shares: Shares, device: torch.device) -> Actions:
+    def of(cls, steps: Sequence[Step], loss_weights: LossWeights, device: torch.device) -> Actions:
         """Credit must be assigned."""
 
         def flat(values: Callable[[Step], Sequence[float] | None]) -> Tensor:
@@ -49,7 +49,7 @@ class Actions:
             return None if any(values(step) is None for step in steps) else flat(values)
 
         assert all(step.advantages is not None for step in steps), "credit comes before batches"
-        of = [shares[id(step)] for step in steps]
+        of = [loss_weights[id(step)] for step in steps]
         counts = [len(step.action.token_ids) for step in steps]
         numbers = [s.sequence for s, count in zip(of, counts, strict=True) for _ in range(count)]
         weights = [s.weight for s, count in zip(of, counts, strict=True) for _ in range(count)]
@@ -97,7 +97,7 @@ class MicroBatch(Protocol):
     def forward(self, policy: Policy, temperature: float) -> Forward: ...
 
 
-class Cut(Protocol):
+class MicroBatcher(Protocol):
     """Cuts trajectories into micro-batches of at most ``max_tokens`` tokens, or one branch.
 
     How they are cut changes nothing: weights are relative to the mini-batch as a whole. With

@@ -60,8 +60,8 @@ def packs(
     whole: bool = False,
     ends: bool = False,
 ) -> Iterator[Pack]:
-    """A ``Cut``: as many branches as have ``max_tokens`` tokens together, those that they share
-    counted once.
+    """A ``MicroBatcher``: as many branches as have ``max_tokens`` tokens together; tokens that
+    branches share count once.
     """
     tree = build_tree(*groups)
     trained: set[int] = set()

@@ -67,7 +67,7 @@ def rows(
     whole: bool = False,
     ends: bool = False,
 ) -> Iterator[Rows]:
-    """A ``Cut``; padding counts as tokens."""
+    """A ``MicroBatcher``; padding counts as tokens."""
     units: list[list[Branch]] = []
     for group in groups:
         if whole:

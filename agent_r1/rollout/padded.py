@@ -86,7 +86,7 @@ class PaddedEngine:
                 if not request.future.done():
                     request.future.set_exception(error)
             return
-        self._counters["prefilled"] += sum(len(request.prefix) for request in requests)
+        self._counters["prefilled"] += sum(len(request.context) for request in requests)
         for request, action in zip(requests, actions, strict=True):
             self._counters["sampled"] += len(action.token_ids)
             if not request.future.done():
@@ -100,12 +100,12 @@ def sample(policy: Policy, requests: Sequence[Request], version: int) -> list[Ac
 
     from agent_r1.rollout.sampling import draw, stop_of
 
-    longest = max(len(request.prefix) for request in requests)
+    longest = max(len(request.context) for request in requests)
     ids = torch.zeros(len(requests), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, request in enumerate(requests):
-        ids[row, longest - len(request.prefix) :] = torch.tensor(request.prefix)
-        mask[row, longest - len(request.prefix) :] = 1
+        ids[row, longest - len(request.context) :] = torch.tensor(request.context)
+        mask[row, longest - len(request.context) :] = 1
         rng = np.random.default_rng(request.seed)
         request.limit = request.sampling.max_tokens
         request.uniforms = rng.random(request.limit).tolist()

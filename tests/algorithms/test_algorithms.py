@@ -25,7 +25,7 @@ from agent_r1.learner.credit_assignment import (
     assign_credit,
     batch_of,
     informative,
-    shares,
+    loss_weights,
     trained_on,
 )
 from agent_r1.types import StopReason
@@ -483,7 +483,7 @@ def test_masked_truncated_trajectories_are_compared_but_not_trained_on():
     groups = make_groups()
     grpo = algorithm("grpo", truncated="mask", aggregation="token")
     assign_credit(groups, grpo, credit_of("outcome"))
-    of = shares(groups, grpo)
+    of = loss_weights(groups, grpo)
     for t in (t for g in groups for t in scored(g)):
         assert all((of[id(s)].weight > 0) != t.stop.truncated for s in t.steps)
     weight = next(iter(of.values())).weight
@@ -498,7 +498,7 @@ def test_where_every_trajectory_is_masked_nothing_weighs_anything():
     for t in (t for g in groups for t in g.trajectories):
         t.stop = StopReason.MAX_TURNS
     for aggregation in ("token", "sequence"):
-        of = shares(groups, algorithm("grpo", truncated="mask", aggregation=aggregation))
+        of = loss_weights(groups, algorithm("grpo", truncated="mask", aggregation=aggregation))
         assert {share.weight for share in of.values()} == {0.0}
 
 
@@ -526,7 +526,7 @@ def test_the_denominator_is_the_papers_whatever_other_terms_are_on(name, extra):
     groups, made = make_groups(), algorithm(name, **extra)
     assign_credit(groups, made, credit_of("outcome"))
     batch = batch_of(groups, made)
-    of = shares(batch, made)
+    of = loss_weights(batch, made)
     n = np.array([sum(lengths(t)) for g in groups for t in scored(g)])
     expected = DENOMINATORS[name](n)[: sum(len(scored(g)) for g in batch)]
     weights = [of[id(t.steps[0])].weight for g in batch for t in scored(g)]
@@ -644,7 +644,9 @@ def test_observation_tokens_change_no_advantage_and_no_weight(numbers, name, lev
             step.observation_ids += (7,) * next(extra)
     one, two = (algorithm(name).advantages(g, credit_of(level)) for g in (groups, longer))
     assert flat(one) == flat(two)
-    weights = [[s.weight for s in shares(g, algorithm(name)).values()] for g in (groups, longer)]
+    weights = [
+        [s.weight for s in loss_weights(g, algorithm(name)).values()] for g in (groups, longer)
+    ]
     assert weights[0] == weights[1]
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM
 import agent_r1
 from agent_r1.algorithms.grpo import GRPO
 from agent_r1.errors import ConfigError
-from agent_r1.learner.credit_assignment import shares
+from agent_r1.learner.credit_assignment import loss_weights
 from agent_r1.learner.learner import Learner, _Sums
 from agent_r1.learner.memory_plan import free_memory, plan_memory
 from agent_r1.learner.micro_batch import Actions
@@ -68,7 +68,7 @@ def test_an_adapter_is_its_own_reference():
     update = learner.update(groups, lr=1e-3, seed=0)
     plain = make_family("llama")
     expected = 0.0
-    weights = shares(groups, algorithm)
+    weights = loss_weights(groups, algorithm)
     for micro in packs(groups, max_tokens=10**6, device=CPU):
         before = with_adapter("llama")
         with torch.no_grad(), before.packed(), plain.packed():
@@ -162,7 +162,7 @@ def test_the_gradient_in_half_precision_is_summed_in_float32():
     exact = gradients(make_family("llama"), groups, packs)
     policy = make_policy(make_family("llama").model.to(torch.bfloat16), None)
     learner = Learner(policy, GRPO(GRPO.Settings()), LearnerSettings(), temperature=0.8)
-    weights = shares(groups, learner.algorithm)
+    weights = loss_weights(groups, learner.algorithm)
     with policy.packed():
         for micro in packs(groups, max_tokens=40, device=CPU):
             learner._backward(micro, weights, _Sums())

@@ -13,7 +13,7 @@ from agent_r1.algorithms.credit import OutcomeCredit, TokenCredit
 from agent_r1.algorithms.grpo import GRPO
 from agent_r1.algorithms.gspo import GSPO
 from agent_r1.algorithms.ppo import PPO
-from agent_r1.learner.credit_assignment import assign_credit, shares
+from agent_r1.learner.credit_assignment import assign_credit, loss_weights
 from agent_r1.learner.learner import Learner, _Sums
 from agent_r1.learner.mask_ablation import copy_back, settle, unmasked
 from agent_r1.learner.micro_batch import Actions
@@ -88,7 +88,7 @@ def test_values_stand_before_each_token_and_after_the_last(cut):
 def gradients(learner, groups, max_tokens):
     learner.optimizer.zero_grad()
     learner.micro_batch_tokens = max_tokens
-    weights, sums = shares(groups, learner.algorithm), _Sums()
+    weights, sums = loss_weights(groups, learner.algorithm), _Sums()
     with learner.policy.packed():
         for micro in learner._micro_batches(groups):
             learner._backward(micro, weights, sums)
@@ -227,7 +227,7 @@ def test_masked_trajectories_are_sequences_of_their_own_and_weigh_nothing():
     groups[0].trajectories[0].stop = StopReason.MAX_TURNS
     gspo = GSPO(GSPO.Settings(truncated="mask"))
     assign_credit(groups, gspo, OutcomeCredit(OutcomeCredit.Settings()))
-    actions = Actions.of(steps_of(groups), shares(groups, gspo), CPU)
+    actions = Actions.of(steps_of(groups), loss_weights(groups, gspo), CPU)
     masked = groups[0].trajectories[0].num_action_tokens
     assert actions.weights[:masked].abs().max() == 0
     assert actions.weights[masked:].min() > 0

@@ -10,7 +10,7 @@ import torch
 
 from agent_r1.algorithms.credit import OutcomeCredit, StepCredit
 from agent_r1.algorithms.grpo import GRPO
-from agent_r1.learner.credit_assignment import assign_credit, informative, minibatches, shares
+from agent_r1.learner.credit_assignment import assign_credit, informative, loss_weights, minibatches
 from agent_r1.learner.learner import Learner, _Sums
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.settings import LearnerSettings
@@ -46,7 +46,7 @@ def accumulated(policy, groups, algorithm, *, max_tokens):
     """The learner's gradient, before clipping and the optimiser."""
     learner = Learner(policy, algorithm, LearnerSettings(), temperature=1.0)
     policy.model.zero_grad()
-    weights = shares(groups, algorithm)
+    weights = loss_weights(groups, algorithm)
     with policy.packed():
         for micro in packs(groups, max_tokens=max_tokens, device=policy.device):
             learner._backward(micro, weights, _Sums())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_r1.algorithms.grpo import GRPO
-from agent_r1.learner.credit_assignment import shares
+from agent_r1.learner.credit_assignment import loss_weights
 from agent_r1.learner.learner import Learner, _Sums
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.padded_rows import rows
@@ -62,7 +62,7 @@ def gradients(policy, groups, cut, *, max_tokens=10**6, **options):
     learner.cut = cut
     policy.model.zero_grad()
     sums = _Sums()
-    weights = shares(groups, GRPO_WITH_ENTROPY)
+    weights = loss_weights(groups, GRPO_WITH_ENTROPY)
     context = policy.packed() if cut is packs else nullcontext()
     with context:
         policy.model.train(options.get("checkpointing", False))

@@ -88,7 +88,7 @@ def test_a_shared_prompt_is_computed_once_and_a_turn_costs_its_new_tokens_only()
     run(engine, *[{"prompt": prompt, "turns": 1}] * 8)
     report = engine.report()
     assert report["prefilled"] == 100
-    assert report["ticks"] == SAMPLING.max_tokens
+    assert report["passes"] == SAMPLING.max_tokens
     (calls,) = run(engine, {"prompt": prompt, "turns": 2})
     observed = len(calls[1][0]) - len(calls[0][0]) - SAMPLING.max_tokens
     # The last token of a turn is sampled but not yet run: it comes with the observation.
@@ -97,7 +97,7 @@ def test_a_shared_prompt_is_computed_once_and_a_turn_costs_its_new_tokens_only()
 
 @pytest.mark.parametrize(("shared", "again"), [(90, 1), (40, 1)])
 def test_one_who_comes_later_takes_over_what_another_has_computed(shared, again):
-    """Long beginnings become a trunk, short ones are copied; the next token needs one computed."""
+    """Long beginnings become a prefix, short ones are copied; the next token needs one computed."""
     policy = make_family("llama")
     engine = engine_of(policy, patience=0.0)
     prompt = ids(1, shared)
@@ -105,7 +105,7 @@ def test_one_who_comes_later_takes_over_what_another_has_computed(shared, again)
     async def staggered():
         one, two = engine.session(0), engine.session(1)
         first = asyncio.ensure_future(converse(one, prompt, turns=2))
-        while engine.counters.ticks < 2:
+        while engine.counters.passes < 2:
             await asyncio.sleep(0)
         before = engine.counters.prefilled
         action = await two.generate(prompt, SAMPLING, 5)
@@ -125,7 +125,7 @@ def test_new_episodes_wait_while_memory_is_short():
     conversations = [{"prompt": ids(number, 30)} for number in range(6)]
     engine = engine_of(policy, cache_gib=gib(policy, 3 * 128))
     scarce = run(engine, *conversations)
-    assert engine.report()["ticks"] > 2 * 3 * SAMPLING.max_tokens - 1  # two waves at least
+    assert engine.report()["passes"] > 2 * 3 * SAMPLING.max_tokens - 1  # two waves at least
     plenty = run(engine_of(policy), *conversations)
     for calls, others in zip(scarce, plenty, strict=True):
         check(policy, calls)
@@ -172,7 +172,7 @@ def test_a_slow_tool_holds_up_its_own_episode_only(patience, late):
 
 
 def test_a_history_rewritten_while_the_others_went_on():
-    """The row was taken out of its slab meanwhile, and is cut back then."""
+    """The sequence was taken out of its block meanwhile, and is cut back then."""
     policy = make_family("llama")
     late = {"prompt": ids(1, 40), "pause": 0.1, "rewrite": lambda p: p[:30] + ids(8, 9)}
     busy = {"prompt": ids(2, 40), "turns": 6, "pause": 0.02}
@@ -181,7 +181,7 @@ def test_a_history_rewritten_while_the_others_went_on():
 
 
 def test_a_row_that_fills_its_slab_while_it_has_to_wait():
-    """128 tokens are just a slab; the next turn finds no room as long as others sample."""
+    """128 tokens are just a block; the next turn finds no room as long as others sample."""
     policy = make_family("llama")
     sampling = Sampling(max_tokens=29, stop_token_ids=())
     full = {"prompt": ids(1, 100), "turns": 2, "sampling": sampling}

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from agent_r1.algorithms import ALGORITHMS, CREDITS
-from agent_r1.learner.credit_assignment import assign_credit, shares
+from agent_r1.learner.credit_assignment import assign_credit, loss_weights
 from agent_r1.tree import build_tree
 from agent_r1.types import Action, Group, Message, Outcome, Step, StopReason, Task, Trajectory
 from tests import ROOT
@@ -42,7 +42,7 @@ def test_the_example_in_the_docs(tokenizer, renderer):
     assign_credit([group], algorithm, CREDITS.resolve("outcome")(CREDITS.section("outcome")))
     steps = [*first.steps, *second.steps]
     assert [step.advantages[0] for step in steps] == pytest.approx([0.707, 0.707, -0.707], abs=1e-3)
-    weights = [shares([group], algorithm)[id(step)].weight for step in steps]
+    weights = [loss_weights([group], algorithm)[id(step)].weight for step in steps]
     assert weights == pytest.approx([1 / 46, 1 / 46, 1 / 4])
     tree = build_tree(group)
     assert [len(node.token_ids) for node in tree.nodes] == [14, 21, 14, 2, 2]

@@ -22,7 +22,7 @@ from agent_r1.types import Action
 
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
-    from agent_r1.rollout.native.scheduler import Batch
+    from agent_r1.rollout.native.scheduler import Scheduler
 
 from agent_r1.rollout.native.request import Counters, Request
 
@@ -75,7 +75,7 @@ class NativeEngine:
         self._version = 0
         self._task: asyncio.Task[None] | None = None
         self._changed: asyncio.Event | None = None
-        self._batch: Batch | None = None
+        self._scheduler: Scheduler | None = None
         self.open: set[NativeSession] = set()
         self.requests: dict[NativeSession, Request] = {}
         self._late: set[NativeSession] = set()
@@ -93,7 +93,7 @@ class NativeEngine:
         """
         assert not self.open, "weights changed while sessions were open"
         self._version = version
-        self._batch = None
+        self._scheduler = None
 
     def report(self) -> dict[str, float]:
         counters, self.counters = self.counters, Counters()
@@ -120,7 +120,7 @@ class NativeEngine:
             self._closed.append(session)
             self._wake()
         if not self.open:  # the learner needs the memory next
-            self._batch = None
+            self._scheduler = None
             self._closed.clear()
 
     def _wake(self) -> None:
@@ -139,7 +139,7 @@ class NativeEngine:
                 self._pass()
                 await asyncio.sleep(0)
         except Exception as error:
-            self._batch = None  # who knows what it holds
+            self._scheduler = None  # who knows what it holds
             for request in self.requests.values():
                 if not request.future.done():
                     request.future.set_exception(error)
@@ -161,18 +161,18 @@ class NativeEngine:
         self.counters.wait_seconds += time.perf_counter() - start
 
     def _pass(self) -> None:
-        if self._batch is None:
+        if self._scheduler is None:
             from agent_r1.learner.memory_plan import free_memory
-            from agent_r1.rollout.native.scheduler import Batch  # the first need of torch
+            from agent_r1.rollout.native.scheduler import Scheduler  # the first need of torch
 
             gib = self._settings.cache_gib
             size = gib * 2**30 if gib else SHARE_OF_FREE * free_memory(self._policy.device)
-            self._batch = Batch(self._policy, int(size) // self._policy.cache_bytes)
+            self._scheduler = Scheduler(self._policy, int(size) // self._policy.cache_bytes)
         start = time.perf_counter()
         # In a fixed order and not when they closed, which depends on timing.
-        self._batch.close(sorted(self._closed, key=lambda session: session.number))
+        self._scheduler.close(sorted(self._closed, key=lambda session: session.number))
         self._closed.clear()
-        done = self._batch.run(self.requests, self.counters)
+        done = self._scheduler.run(self.requests, self.counters)
         self.counters.model_seconds += time.perf_counter() - start
         for session, stop in done.items():
             request = self.requests.pop(session)

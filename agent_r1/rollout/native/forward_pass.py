@@ -1,11 +1,11 @@
 """One forward pass of the engine: one new token of each session that is sampling, and all new
 tokens of those that have just asked.
 
-Tokens lie as: one per sampling session, slab by slab; then the runs of new tokens, as a tree, since
-sessions that begin alike share what they begin with.
+Order of the tokens: one per sampling session, block by block; then the runs of new tokens, as a
+tree, since sessions that begin alike share their beginning.
 
-Shape letters: T tokens of the pass, R rows of a slab, N keys, H query heads, K key-value heads, D
-head width.
+Shape letters: T tokens of the pass, R sequences of a block, N keys, H query heads, K key-value
+heads, D head width.
 """
 
 from __future__ import annotations
@@ -18,45 +18,47 @@ from torch import Tensor
 
 from agent_r1.model.attention_kernels import attend, join
 from agent_r1.model.tree_attention import Part, Span, attend_parts, tree_parts
-from agent_r1.rollout.native.kv_cache import Cache, Row, Slab, Trunk
+from agent_r1.rollout.native.kv_cache import Block, CachedSequence, KVCache, SharedPrefix
 
 
 @dataclass(eq=False)
 class Run:
     """New tokens that have not been computed, and the runs below that go on from them.
 
-    ``rows``: who has them; ``trunk``: where they are kept if shared, else every row gets a copy.
+    Attributes:
+        sequences: Those that have these tokens.
+        prefix: Where the tokens are kept if shared; else every sequence gets a copy.
     """
 
     token_ids: Sequence[int]
-    rows: list[Row]
-    above: Trunk | None
+    sequences: list[CachedSequence]
+    above: SharedPrefix | None
     position: int
-    trunk: Trunk | None = None
+    prefix: SharedPrefix | None = None
     below: list[Run] = field(default_factory=list)
 
 
 @dataclass
 class _Slice:
-    """The sampling rows of a slab: tokens [start, end) of the pass, and where they lie in the
-    slab.
+    """The sampling sequences of a block: tokens [start, end) of the pass, and where they lie in the
+    block.
     """
 
-    slab: Slab
+    block: Block
     start: int
     end: int
     index: Tensor
-    """Of each token's row in the slab."""
+    """Of each token's sequence in the block."""
     length: Tensor
-    """(R,) keys of each row of the slab, the new one included."""
+    """(R,) keys of each sequence of the block, the new one included."""
     base: Tensor
-    """(R,) position of each row's first key."""
+    """(R,) position of each sequence's first key."""
     whole: bool
-    """Whether token i is row i."""
+    """Whether token i is sequence i."""
     bias: dict[int | None, Tensor] = field(default_factory=dict)
 
 
-class Tick:
+class ForwardPass:
     """Lays out a pass and serves as its ``Tree``.
 
     Args:
@@ -66,63 +68,68 @@ class Tick:
     """
 
     def __init__(
-        self, cache: Cache, sampling: Sequence[tuple[Row, int]], runs: Sequence[Run]
+        self, cache: KVCache, sampling: Sequence[tuple[CachedSequence, int]], runs: Sequence[Run]
     ) -> None:
         self.device = cache.like.device
         self.token_ids: list[int] = []
         self.positions: list[int] = []
-        self.last: dict[Row, int] = {}
-        """Index of each row's last token: where its next one is predicted."""
+        self.last: dict[CachedSequence, int] = {}
+        """Index of each sequence's last token: where its next one is predicted."""
         self._slices = list(self._lay_sampling(sampling))
         self._spans: list[Span] = []
         self._runs: list[tuple[Run, int, int]] = []
-        self._under: dict[Trunk, list[int]] = {}
-        for row, index in self.last.items():
-            self._note_above(row.trunk, range(index, index + 1))
+        self._under: dict[SharedPrefix, list[int]] = {}
+        for sequence, index in self.last.items():
+            self._note_above(sequence.prefix, range(index, index + 1))
         for run in runs:
             self._lay_run(run)
-        self._new = {run.trunk for run, _, _ in self._runs}
+        self._new = {run.prefix for run, _, _ in self._runs}
         self._parts: dict[int | None, list[Part]] = {}
-        self._seen: dict[int | None, list[tuple[Trunk | Row, slice | Tensor, Tensor | None]]] = {}
+        self._seen: dict[
+            int | None, list[tuple[SharedPrefix | CachedSequence, slice | Tensor, Tensor | None]]
+        ] = {}
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
     def commit(self) -> None:
-        """The new tokens are computed: their rows hold them."""
+        """The new tokens are computed: their sequences hold them."""
         for piece in self._slices:
             for token, index in enumerate(piece.index.tolist(), piece.start):
-                piece.slab.rows[index].token_ids.append(self.token_ids[token])
+                piece.block.sequences[index].token_ids.append(self.token_ids[token])
         for run, _, _ in self._runs:
-            if run.trunk is None:
-                for row in run.rows:
-                    row.token_ids += run.token_ids
+            if run.prefix is None:
+                for sequence in run.sequences:
+                    sequence.token_ids += run.token_ids
 
     # Layout ------------------------------------------------------------------------------------
 
-    def _lay_sampling(self, sampling: Sequence[tuple[Row, int]]) -> Iterator[_Slice]:
-        by_slab: dict[int, list[tuple[Row, int]]] = {}
-        for row, token_id in sampling:
-            assert row.slab is not None
-            by_slab.setdefault(row.slab.capacity, []).append((row, token_id))
-        for _, pairs in sorted(by_slab.items()):
+    def _lay_sampling(self, sampling: Sequence[tuple[CachedSequence, int]]) -> Iterator[_Slice]:
+        by_block: dict[int, list[tuple[CachedSequence, int]]] = {}
+        for sequence, token_id in sampling:
+            assert sequence.block is not None
+            by_block.setdefault(sequence.block.capacity, []).append((sequence, token_id))
+        for _, pairs in sorted(by_block.items()):
             pairs.sort(key=lambda pair: pair[0].index)
-            slab = pairs[0][0].slab
-            assert slab is not None
+            block = pairs[0][0].block
+            assert block is not None
             start = len(self.token_ids)
-            for row, token_id in pairs:
-                self.last[row] = len(self.token_ids)
+            for sequence, token_id in pairs:
+                self.last[sequence] = len(self.token_ids)
                 self.token_ids.append(token_id)
-                self.positions.append(row.end)
+                self.positions.append(sequence.end)
             yield _Slice(
-                slab,
+                block,
                 start,
                 len(self.token_ids),
-                torch.tensor([row.index for row, _ in pairs], device=self.device),
-                torch.tensor([len(row.token_ids) + 1 for row in slab.rows], device=self.device),
-                torch.tensor([row.base for row in slab.rows], device=self.device),
-                whole=len(pairs) == len(slab.rows),
+                torch.tensor([sequence.index for sequence, _ in pairs], device=self.device),
+                torch.tensor(
+                    [len(sequence.token_ids) + 1 for sequence in block.sequences],
+                    device=self.device,
+                ),
+                torch.tensor([sequence.base for sequence in block.sequences], device=self.device),
+                whole=len(pairs) == len(block.sequences),
             )
 
     def _lay_run(self, run: Run) -> None:
@@ -134,14 +141,14 @@ class Tick:
         self._note_above(run.above, range(start, end))
         self._runs.append((run, start, end))
         self._spans.append(Span(start, end, end, run.position))
-        for row in run.rows:
-            self.last[row] = end - 1
+        for sequence in run.sequences:
+            self.last[sequence] = end - 1
         for child in run.below:
             self._lay_run(child)
         self._spans[slot] = Span(start, end, len(self.token_ids), run.position)
 
-    def _note_above(self, trunk: Trunk | None, tokens: range) -> None:
-        for node in trunk.path() if trunk else ():
+    def _note_above(self, prefix: SharedPrefix | None, tokens: range) -> None:
+        for node in prefix.path() if prefix else ():
             self._under.setdefault(node, []).extend(tokens)
 
     # Attention ---------------------------------------------------------------------------------
@@ -188,8 +195,8 @@ class Tick:
         scale: float,
         window: int | None,
     ) -> tuple[Tensor, Tensor]:
-        """One query a row against all that the row holds: (B, H, D) to (B, H, D) and (B, H)."""
-        kv = piece.slab.kv[layer]
+        """One query per sequence against all its keys: (B, H, D) to (B, H, D) and (B, H)."""
+        kv = piece.block.kv[layer]
         if window not in piece.bias:
             piece.bias[window] = self._row_bias(piece, query, window)
         bias = piece.bias[window]
@@ -212,7 +219,7 @@ class Tick:
         return (out, lse) if piece.whole else (out[piece.index], lse[piece.index])
 
     def _row_bias(self, piece: _Slice, like: Tensor, window: int | None) -> Tensor:
-        """(R, 1, 1, N): 0 where a row's new token may look, else minus infinity."""
+        """(R, 1, 1, N): 0 where a sequence's new token may look, else minus infinity."""
         length = piece.length[:, None]
         keys = torch.arange(int(piece.length.max()), device=self.device)[None]
         visible = keys < length
@@ -221,27 +228,29 @@ class Tick:
         bias = torch.zeros(visible.shape, dtype=like.dtype, device=self.device)
         return bias.masked_fill_(~visible, float("-inf"))[:, None, None]
 
-    def _pasts(self, window: int | None) -> list[tuple[Trunk | Row, slice | Tensor, Tensor | None]]:
-        """What was computed before and is no row being sampled: which tokens look at it, and the
-        mask between them if the window cuts it.
+    def _pasts(
+        self, window: int | None
+    ) -> list[tuple[SharedPrefix | CachedSequence, slice | Tensor, Tensor | None]]:
+        """Keys computed before, except those of sequences being sampled: which tokens look at them,
+        and the mask between them if the window cuts it.
         """
         if window not in self._seen:
-            pasts: list[tuple[Trunk | Row, list[int]]] = [
-                (run.rows[0], list(range(start, end)))  # a turn's observation, above all
+            pasts: list[tuple[SharedPrefix | CachedSequence, list[int]]] = [
+                (run.sequences[0], list(range(start, end)))  # a turn's observation, above all
                 for run, start, end in self._runs
-                if len(run.rows) == 1 and run.trunk is None and run.rows[0].token_ids
+                if len(run.sequences) == 1 and run.prefix is None and run.sequences[0].token_ids
             ]
-            # A trunk of this very pass is part of its tree.
+            # A prefix of this very pass is part of its tree.
             pasts += [(t, tokens) for t, tokens in self._under.items() if t not in self._new]
             seen = [(holder, *self._reach(holder, tokens, window)) for holder, tokens in pasts]
             self._seen[window] = [(h, some, mask) for h, some, mask in seen if some is not None]
         return self._seen[window]
 
     def _reach(
-        self, holder: Trunk | Row, tokens: list[int], window: int | None
+        self, holder: SharedPrefix | CachedSequence, tokens: list[int], window: int | None
     ) -> tuple[slice | Tensor | None, Tensor | None]:
-        """The tokens whose window reaches what a trunk or row holds, if any."""
-        start = holder.start if isinstance(holder, Trunk) else holder.base
+        """The tokens whose window reaches what a prefix or sequence holds, if any."""
+        start = holder.start if isinstance(holder, SharedPrefix) else holder.base
         end = start + len(holder.token_ids)
         mask = None
         if window is not None:
@@ -257,14 +266,14 @@ class Tick:
         return torch.tensor(tokens, device=self.device), mask
 
     def _store(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Keys and values of the runs go to their trunk or to every row that has them."""
+        """Keys and values of the runs go to their prefix or to every sequence that has them."""
         for run, start, end in self._runs:
-            if run.trunk is not None:
-                kv = run.trunk.kv[layer]
+            if run.prefix is not None:
+                kv = run.prefix.kv[layer]
                 kv[0], kv[1] = key[0, :, start:end], value[0, :, start:end]
                 continue
-            for row in run.rows:
-                assert row.slab is not None
-                first = run.position - row.base
-                kv = row.slab.kv[layer, :, row.index, :, first : first + end - start]
+            for sequence in run.sequences:
+                assert sequence.block is not None
+                first = run.position - sequence.base
+                kv = sequence.block.kv[layer, :, sequence.index, :, first : first + end - start]
                 kv[0], kv[1] = key[0, :, start:end], value[0, :, start:end]

@@ -20,14 +20,14 @@ Stop = Literal["stop", "length", "memory"]
 class Request:
     """One call of ``generate`` and what has been sampled for it so far."""
 
-    prefix: list[int]
+    context: list[int]
     sampling: Sampling
     seed: int
     future: asyncio.Future[Action]
     limit: int = 0
     """Tokens that it may have: ``sampling.max_tokens``, or fewer where memory ends before."""
     room: int = 0
-    """Tokens of the session's own that memory is promised for."""
+    """KV-cache tokens reserved for this session."""
     uniforms: list[float] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Counters:
     """What the engine did since it was last asked.
 
     Attributes:
-        ticks: Passes of the model.
+        passes: Passes of the model.
         prefilled: Tokens run that were not sampled here one by one.
         sampled: Tokens sampled.
         dropped: Tokens computed again because memory had run short.
@@ -58,7 +58,7 @@ class Counters:
         model_seconds: In passes of the model, and ``wait_seconds``: waiting for tools.
     """
 
-    ticks: int = 0
+    passes: int = 0
     prefilled: int = 0
     sampled: int = 0
     dropped: int = 0

@@ -11,8 +11,14 @@ import torch
 from torch import Tensor
 
 from agent_r1.model.policy import Policy
-from agent_r1.rollout.native.forward_pass import Run, Tick
-from agent_r1.rollout.native.kv_cache import MIN_TRUNK, Cache, Row, Trunk, slab_size
+from agent_r1.rollout.native.forward_pass import ForwardPass, Run
+from agent_r1.rollout.native.kv_cache import (
+    MIN_PREFIX,
+    CachedSequence,
+    KVCache,
+    SharedPrefix,
+    block_size,
+)
 from agent_r1.rollout.native.request import Counters, Request, Stop
 from agent_r1.rollout.sampling import draw, stop_of
 from agent_r1.tree import MIN_SHARED, common_prefix
@@ -24,8 +30,8 @@ MAX_NEW_TOKENS = 4096
 """New tokens of a pass, unless one session alone has more; bounds its memory."""
 
 
-class Batch:
-    """The sessions that the engine serves, and their rows in its cache.
+class Scheduler:
+    """The sessions that the engine serves, and their sequences in its cache.
 
     Args:
         policy: Whose model is run.
@@ -35,17 +41,17 @@ class Batch:
     def __init__(self, policy: Policy, budget: int) -> None:
         self._policy = policy
         like = torch.empty(0, dtype=policy.base.dtype, device=policy.device)
-        self.cache = Cache(policy.cache_shape, like)
+        self.cache = KVCache(policy.cache_shape, like)
         self._budget = budget
-        self._rows: dict[Session, Row] = {}
+        self._sequences: dict[Session, CachedSequence] = {}
         self._dropped: set[Session] = set()
 
     @torch.inference_mode()
     def close(self, sessions: Sequence[Session]) -> None:
-        """Their rows are no longer needed; shared runs stay as long as there is room."""
+        """Their sequences are no longer needed; shared runs stay as long as there is room."""
         for session in sessions:
-            if row := self._rows.pop(session, None):
-                self.cache.close(row)
+            if sequence := self._sequences.pop(session, None):
+                self.cache.close(sequence)
             self._dropped.discard(session)
 
     @torch.inference_mode()
@@ -58,35 +64,40 @@ class Batch:
         entering, done = self._admit(sessions, requests)
         served = [*running, *entering]
         at_work = set(served)
-        for session, row in self._rows.items():  # in order: where rows lie decides last bits
+        for (
+            session,
+            sequence,
+        ) in self._sequences.items():  # in order: where sequences lie decides last bits
             if session not in at_work:
-                self.cache.park(row)
+                self.cache.park(sequence)
         runs = self._enter(entering, requests, counters)
         for session in running:
-            own = self._rows[session]
+            own = self._sequences[session]
             self.cache.place(own, len(own.token_ids) + 1)
-        sampling = [(self._rows[s], requests[s].token_ids[-1]) for s in running]
-        tick = Tick(self.cache, sampling, runs)
-        if not tick.num_tokens:
+        sampling = [(self._sequences[s], requests[s].token_ids[-1]) for s in running]
+        forward = ForwardPass(self.cache, sampling, runs)
+        if not forward.num_tokens:
             return done
-        hidden = self._forward(tick)
-        counters.ticks += 1
-        counters.prefilled += tick.num_tokens - len(running)
+        hidden = self._forward(forward)
+        counters.passes += 1
+        counters.prefilled += forward.num_tokens - len(running)
         counters.sampled += len(served)
         self._draw(
-            [requests[s] for s in served], hidden, [tick.last[self._rows[s]] for s in served]
+            [requests[s] for s in served],
+            hidden,
+            [forward.last[self._sequences[s]] for s in served],
         )
         return done | {s: stop for s in served if (stop := self._stop(requests[s])) is not None}
 
-    def _forward(self, tick: Tick) -> Tensor:
+    def _forward(self, forward: ForwardPass) -> Tensor:
         device = self._policy.device
         with self._policy.packed():
             hidden = self._policy.hidden(
-                torch.tensor(tick.token_ids, device=device),
-                torch.tensor(tick.positions, device=device),
-                tick,
+                torch.tensor(forward.token_ids, device=device),
+                torch.tensor(forward.positions, device=device),
+                forward,
             )
-        tick.commit()
+        forward.commit()
         return hidden
 
     # Who takes part ----------------------------------------------------------------------------
@@ -97,12 +108,12 @@ class Batch:
         """The sessions that begin to sample in this pass, and those that memory ends.
 
         Those that were served before come first, then new ones; each is sure of room for all that
-        it may sample. For room, shared runs that nobody uses are let go, then rows of sessions that
-        wait for tools.
+        it may sample. For room, unused prefixes are evicted, then sequences of sessions that wait
+        for tools.
         """
         active = {s for s in sessions if requests[s].token_ids}
         asking = [s for s in sessions if s not in active]
-        known = self._rows.keys() | self._dropped
+        known = self._sequences.keys() | self._dropped
         asking.sort(key=lambda s: (s not in known, s.number))
         entering: list[Session] = []
         done: dict[Session, Stop] = {}
@@ -111,18 +122,18 @@ class Batch:
         for session in asking:
             request = requests[session]
             request.limit = request.sampling.max_tokens
-            row, trunk = self._promise(session, request)
-            computed = row.end if row else trunk.end if trunk else 0
-            computed = max(computed, common_prefix(previous, request.prefix))
-            previous = request.prefix
-            num_new += max(1, len(request.prefix) - computed)
+            sequence, prefix = self._reserve(session, request)
+            computed = sequence.end if sequence else prefix.end if prefix else 0
+            computed = max(computed, common_prefix(previous, request.context))
+            previous = request.context
+            num_new += max(1, len(request.context) - computed)
             if entering and num_new > MAX_NEW_TOKENS:
                 break
             if not self._make_room(session, active, requests):
                 if active:
                     break
-                alone = slab_size(self._budget + 1) // 2  # the largest slab within the budget
-                request.limit = min(request.limit, alone - len(request.prefix))
+                alone = block_size(self._budget + 1) // 2  # the largest block within the budget
+                request.limit = min(request.limit, alone - len(request.context))
                 if request.limit <= 0:
                     done[session] = "memory"
                     continue
@@ -142,35 +153,39 @@ class Batch:
             return sum(requests[s].room for s in at_work)
 
         def over() -> int:
-            idle = sum(row.capacity for s, row in self._rows.items() if s not in at_work)
-            return promised() + idle + self.cache.trunk_tokens - self._budget
+            idle = sum(
+                sequence.capacity for s, sequence in self._sequences.items() if s not in at_work
+            )
+            return promised() + idle + self.cache.prefix_tokens - self._budget
 
         if over() <= 0:
             return True
         if promised() > self._budget:
             return False  # letting go of the rest would not do
         self.cache.prune(over())
-        for other in at_work - self._rows.keys():  # a trunk that they counted on may be gone
-            self._promise(other, requests[other])
-        for other in sorted(self._rows.keys() - at_work, key=lambda s: s.number):
+        for other in at_work - self._sequences.keys():  # a prefix that they counted on may be gone
+            self._reserve(other, requests[other])
+        for other in sorted(self._sequences.keys() - at_work, key=lambda s: s.number):
             if over() <= 0:
                 break
-            self.cache.close(self._rows.pop(other))
+            self.cache.close(self._sequences.pop(other))
             self._dropped.add(other)
             self.cache.prune(over())
         return over() <= 0
 
-    def _promise(self, session: Session, request: Request) -> tuple[Row | None, Trunk | None]:
-        """Notes the room that a session's own tokens may come to take; its row, cut back to where
-        its history was rewritten, and the trunk that it begins with.
+    def _reserve(
+        self, session: Session, request: Request
+    ) -> tuple[CachedSequence | None, SharedPrefix | None]:
+        """Reserves room for a session. Returns its sequence, cut back to where its history was
+        rewritten, and its prefix.
         """
-        row = self._kept(session, request.prefix)
-        trunk = row.trunk if row else self.cache.match(request.prefix[:-1])
-        own = len(request.prefix) - (trunk.end if trunk else 0)
-        request.room = slab_size(own + request.limit)
-        if row is not None and row.slab is not None:
-            request.room = max(request.room, row.slab.capacity)
-        return row, trunk
+        sequence = self._cut_back(session, request.context)
+        prefix = sequence.prefix if sequence else self.cache.match_or_split(request.context[:-1])
+        own = len(request.context) - (prefix.end if prefix else 0)
+        request.room = block_size(own + request.limit)
+        if sequence is not None and sequence.block is not None:
+            request.room = max(request.room, sequence.block.capacity)
+        return sequence, prefix
 
     # What is computed --------------------------------------------------------------------------
 
@@ -179,62 +194,66 @@ class Batch:
     ) -> list[Run]:
         """Rows for the sessions that enter, and the trees of their new tokens."""
         runs: list[Run] = []
-        fresh: dict[Trunk | None, list[tuple[list[int], Session]]] = {}
+        fresh: dict[SharedPrefix | None, list[tuple[list[int], Session]]] = {}
         for session in entering:
-            prefix = requests[session].prefix
-            # A donor is a row that has been computed: those of this pass are made further below.
-            row = self._rows.get(session) or self._begun(session, prefix)
+            context = requests[session].context
+            # A donor is a sequence computed before: those of this pass are made further below.
+            sequence = self._sequences.get(session) or self._begun(session, context)
             if session in self._dropped:
                 self._dropped.remove(session)
-                trunk = self.cache.match(prefix[:-1])
-                counters.dropped += len(prefix) - (row.end if row else trunk.end if trunk else 0)
-            if row is None:
-                trunk = self.cache.match(prefix[:-1])
-                fresh.setdefault(trunk, []).append((prefix[trunk.end if trunk else 0 :], session))
+                prefix = self.cache.match_or_split(context[:-1])
+                counters.dropped += len(context) - (
+                    sequence.end if sequence else prefix.end if prefix else 0
+                )
+            if sequence is None:
+                prefix = self.cache.match_or_split(context[:-1])
+                fresh.setdefault(prefix, []).append(
+                    (context[prefix.end if prefix else 0 :], session)
+                )
             else:
-                runs.append(Run(prefix[row.end :], [row], row.trunk, row.end))
-        for trunk, entries in fresh.items():
+                runs.append(Run(context[sequence.end :], [sequence], sequence.prefix, sequence.end))
+        for prefix, entries in fresh.items():
             entries.sort(key=lambda entry: (entry[0], entry[1].number))
-            runs += self._share(entries, trunk, 0, trunk.end if trunk else 0, keep=True)
+            runs += self._share(entries, prefix, 0, prefix.end if prefix else 0, keep=True)
         for session in entering:
-            request, row = requests[session], self._rows[session]
-            self.cache.place(row, len(request.prefix) - row.base)
-            own = len(request.prefix) - row.base + request.limit
-            request.room = max(slab_size(own), row.capacity)
+            request, sequence = requests[session], self._sequences[session]
+            self.cache.place(sequence, len(request.context) - sequence.base)
+            own = len(request.context) - sequence.base + request.limit
+            request.room = max(block_size(own), sequence.capacity)
         return runs
 
-    def _kept(self, session: Session, prefix: Sequence[int]) -> Row | None:
-        """The session's row, cut back to where its history was rewritten."""
-        row = self._rows.get(session)
-        if row is None:
+    def _cut_back(self, session: Session, context: Sequence[int]) -> CachedSequence | None:
+        """The session's sequence, cut back to where its history was rewritten."""
+        sequence = self._sequences.get(session)
+        if sequence is None:
             return None
-        keep = common_prefix([*row.history()], prefix[:-1])
-        if keep < row.base:
-            self.cache.close(self._rows.pop(session))
+        keep = common_prefix([*sequence.history()], context[:-1])
+        if keep < sequence.base:
+            self.cache.close(self._sequences.pop(session))
             return None
-        del row.token_ids[keep - row.base :]
-        return row
+        del sequence.token_ids[keep - sequence.base :]
+        return sequence
 
-    def _begun(self, session: Session, prefix: Sequence[int]) -> Row | None:
-        """A row that takes over what another session has computed of the same beginning."""
-        trunk = self.cache.match(prefix[:-1])
-        rest = prefix[trunk.end if trunk else 0 :]
-        donor, length = self.cache.donor(trunk, rest[:-1])
+    def _begun(self, session: Session, context: Sequence[int]) -> CachedSequence | None:
+        """A sequence that takes over what another session has computed of the same beginning."""
+        prefix = self.cache.match_or_split(context[:-1])
+        rest = context[prefix.end if prefix else 0 :]
+        donor, length = self.cache.donor(prefix, rest[:-1])
         if donor is None or length < MIN_SHARED:
             return None
         kv = donor.kv[:, :, :, :length].clone()
-        if length >= MIN_TRUNK:
-            row = self.cache.open(self.cache.grow(trunk, rest[:length], kv))
+        if length >= MIN_PREFIX:
+            sequence = self.cache.open(self.cache.grow(prefix, rest[:length], kv))
         else:
-            row = self.cache.open(trunk)
-            row.token_ids, row.parked = list(rest[:length]), kv
-        self._rows[session] = row
-        return row
+            sequence = self.cache.open(prefix)
+            sequence.token_ids, sequence.parked = list(rest[:length]), kv
+        self._sequences[session] = sequence
+        return sequence
 
     def _share(
         self,
         entries: Sequence[tuple[list[int], Session]],
-        above: Trunk | None,
+        above: SharedPrefix | None,
         depth: int,
         position: int,
         *,
@@ -242,7 +261,7 @@ class Batch:
     ) -> list[Run]:
         """The trees of new tokens of sessions that are alike up to ``depth``, sorted by tokens.
 
-        A long run that several share becomes a trunk, if ``keep``: if it hangs on a trunk itself.
+        A long run that several share becomes a prefix, if ``keep``: if it hangs on a prefix itself.
         """
         runs: list[Run] = []
         alike = itertools.groupby(entries, key=lambda entry: entry[0][depth : depth + MIN_SHARED])
@@ -250,21 +269,21 @@ class Batch:
             first = members[0][0]
             shared = common_prefix(first, members[-1][0])
             token_ids = first[depth:shared]
-            trunk = None
-            if keep and len(members) > 1 and len(token_ids) >= MIN_TRUNK:
-                trunk = self.cache.grow(above, token_ids, self.cache.empty(len(token_ids)))
-            run = Run(token_ids, [], above, position, trunk)
+            prefix = None
+            if keep and len(members) > 1 and len(token_ids) >= MIN_PREFIX:
+                prefix = self.cache.grow(above, token_ids, self.cache.empty(len(token_ids)))
+            run = Run(token_ids, [], above, position, prefix)
             ending = [session for ids, session in members if len(ids) == shared]
             for session in ending:
-                self._rows[session] = self.cache.open(trunk or above)
+                self._sequences[session] = self.cache.open(prefix or above)
             run.below = self._share(
                 members[len(ending) :],
-                trunk or above,
+                prefix or above,
                 shared,
                 position + len(token_ids),
-                keep=trunk is not None,
+                keep=prefix is not None,
             )
-            run.rows = [self._rows[session] for _, session in members]
+            run.sequences = [self._sequences[session] for _, session in members]
             runs.append(run)
         return runs
 
