@@ -22,6 +22,7 @@ _HOME = {
     "EnvSettings": "agent_r1.envs.base",
     "Evaluation": "agent_r1.training.evaluate",
     "FailurePolicy": "agent_r1.tools.failure_policy",
+    "FunctionTool": "agent_r1.tools.function_tool",
     "Group": "agent_r1.types",
     "Message": "agent_r1.types",
     "NamedSection": "agent_r1.config.section",
@@ -32,7 +33,7 @@ _HOME = {
     "Step": "agent_r1.types",
     "StopReason": "agent_r1.types",
     "Task": "agent_r1.types",
-    "Tool": "agent_r1.tools.function_tool",
+    "Tool": "agent_r1.tools.base",
     "ToolCall": "agent_r1.types",
     "ToolEnv": "agent_r1.envs.tool_env",
     "ToolFailureError": "agent_r1.errors",
@@ -61,6 +62,7 @@ __all__ = [
     "EnvSettings",
     "Evaluation",
     "FailurePolicy",
+    "FunctionTool",
     "Group",
     "Message",
     "NamedSection",
@@ -106,9 +108,9 @@ if TYPE_CHECKING:
         ToolFailureError,
     )
     from agent_r1.run.recipe import Recipe, load_recipe
-    from agent_r1.tools.base import ToolResult
+    from agent_r1.tools.base import Tool, ToolResult
     from agent_r1.tools.failure_policy import FailurePolicy
-    from agent_r1.tools.function_tool import Tool, tool
+    from agent_r1.tools.function_tool import FunctionTool, tool
     from agent_r1.training.evaluate import Evaluation
     from agent_r1.types import (
         Action,

@@ -113,8 +113,8 @@ def without_times(value: object) -> object:
 
 
 def _stored(file: Path) -> bytes:
-    """What a file of a checkpoint holds. The bytes of a pickle depend on which equal objects are the
-    same object, so a ``.pt`` file counts by its values.
+    """What a file of a checkpoint holds. The bytes of a pickle depend on which equal objects are
+    the same object, so a ``.pt`` file counts by its values.
     """
     if file.suffix == ".safetensors":
         return file.read_bytes()

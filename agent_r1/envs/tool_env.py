@@ -14,11 +14,11 @@ from pydantic import Field
 from agent_r1.config.section import NamedSection
 from agent_r1.envs.base import EnvSettings, Transition, run_plain
 from agent_r1.errors import ConfigError, NotTextError, ToolFailureError
-from agent_r1.tools.base import AnyTool, ToolResult
+from agent_r1.tools.base import Tool, ToolResult
 from agent_r1.tools.cassette import Cassette, CassetteSettings
 from agent_r1.tools.dispatcher import Dispatcher
 from agent_r1.tools.failure_policy import FailurePolicy
-from agent_r1.tools.function_tool import Tool
+from agent_r1.tools.function_tool import FunctionTool
 from agent_r1.tools.mcp.connection import Connection, connect
 from agent_r1.tools.mcp.settings import McpServer
 from agent_r1.tools.noise import Noise, NoiseSettings
@@ -71,7 +71,7 @@ class ToolEnv:
 
     system: ClassVar[str] = ""
     """System message; empty for none."""
-    tools: ClassVar[Sequence[Tool]] = ()
+    tools: ClassVar[Sequence[FunctionTool]] = ()
     """Tools that are plain functions; those defined in the class body are found by themselves."""
     reward_parts: ClassVar[tuple[str, ...]] = ()
     """Names of the process rewards that ``interpret`` and ``reply`` may give."""
@@ -86,19 +86,23 @@ class ToolEnv:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         for name, value in vars(cls).items():
-            if isinstance(getattr(value, "__func__", None), Tool):
+            if isinstance(getattr(value, "__func__", None), FunctionTool):
                 raise ValueError(
                     f"{cls.__name__}.{name}: @tool goes on a plain method, not on a static or "
                     "class method"
                 )
-            if isinstance(value, Tool) and (
+            if isinstance(value, FunctionTool) and (
                 hasattr(ToolEnv, name) or name in ("task", "seed", "answer")
             ):
                 raise ValueError(
                     f"{cls.__name__}: a tool cannot be named {name!r}, ToolEnv uses that"
                 )
             above = next((vars(c)[name] for c in cls.__mro__[1:] if name in vars(c)), None)
-            if isinstance(above, Tool) and value is not None and not isinstance(value, Tool):
+            if (
+                isinstance(above, FunctionTool)
+                and value is not None
+                and not isinstance(value, FunctionTool)
+            ):
                 raise ValueError(
                     f"{cls.__name__}.{name} takes the place of a tool and is none: decorate it "
                     f"with @tool, or write `{name} = None` to take the tool away"
@@ -107,12 +111,12 @@ class ToolEnv:
     def __init__(self, settings: NamedSection | None = None) -> None:
         self.settings: Any = settings
         self.episode_thread: OwnThread | None = None
-        self._tools: dict[str, AnyTool] = {}
+        self._tools: dict[str, Tool] = {}
         own = dict.fromkeys(
             name
             for owner in reversed(type(self).__mro__)
             for name, value in vars(owner).items()
-            if isinstance(value, Tool)
+            if isinstance(value, FunctionTool)
         )
         methods = [tool for name in own if (tool := getattr(self, name)) is not None]
         for tool in [*self.tools, *methods]:
@@ -120,7 +124,7 @@ class ToolEnv:
         servers = settings.mcp if isinstance(settings, ToolEnv.Settings) else {}
         self._connections: list[Connection] = connect(servers)
 
-    def add_tool(self, tool: AnyTool) -> None:
+    def add_tool(self, tool: Tool) -> None:
         """Offers a tool to the agent.
 
         Raises:
@@ -311,4 +315,4 @@ class ToolEnv:
 
 
 def is_plain_tool(tool: Any) -> bool:
-    return isinstance(tool, Tool) and tool.needs_thread
+    return isinstance(tool, FunctionTool) and tool.needs_thread

@@ -24,7 +24,7 @@ from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.errors import ConfigError
 from agent_r1.tasks.row_file import BadRows, RowFile, left_out, text_of
 from agent_r1.tasks.splits import deal
-from agent_r1.tools.function_tool import Tool
+from agent_r1.tools.function_tool import FunctionTool
 from agent_r1.types import Message, Outcome, Task
 from agent_r1.utils.waiting import in_thread
 
@@ -57,7 +57,7 @@ class Tools(ToolEnv):
         super().__init__(settings)
         for reference in self.settings.tools:
             function = load_object(reference, what="env.tools")
-            if not isinstance(function, Tool):
+            if not isinstance(function, FunctionTool):
                 raise ConfigError(f"env.tools: {reference!r} is not a tool; decorate it with @tool")
             self.add_tool(function)
         self._reward = load_object(self.settings.reward, what="env.reward")

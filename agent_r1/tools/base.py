@@ -49,8 +49,8 @@ class ToolResult:
         return self.error in AGENT_ERRORS
 
 
-class AnyTool(Protocol):
-    """What is needed of a tool to offer it and to run it: a ``Tool``, or one of another process.
+class Tool(Protocol):
+    """What can be offered and run: a ``FunctionTool``, or a tool of another process.
 
     Attributes:
         name: As the model writes it.

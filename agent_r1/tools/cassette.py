@@ -22,7 +22,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from agent_r1.config.section import Section
 from agent_r1.errors import ConfigError, UnseenCallError
-from agent_r1.tools.base import AnyTool, ToolResult
+from agent_r1.tools.base import Tool, ToolResult
 from agent_r1.types import ToolCall
 
 
@@ -74,7 +74,7 @@ class Cassette:
         self._seen[key] += 1
         return Slot(key, self._seen[key] - 1)
 
-    def replay(self, slot: Slot, tool: AnyTool, call: ToolCall) -> ToolResult | None:
+    def replay(self, slot: Slot, tool: Tool, call: ToolCall) -> ToolResult | None:
         """The recorded result, or ``None`` if the call is to be made."""
         if self._settings.mode == "record":
             return None
@@ -89,7 +89,7 @@ class Cassette:
             "(env.cassette.mode = 'record') or let it through (env.cassette.unseen = 'call')"
         )
 
-    def keep(self, slot: Slot, tool: AnyTool, result: ToolResult) -> None:
+    def keep(self, slot: Slot, tool: Tool, result: ToolResult) -> None:
         """Writes a result down, unless another attempt has done so for the same call."""
         if (slot.key, slot.number) not in self._tape.rows:
             self._tape.add(slot, _row(self._place, slot.number, tool, result))
@@ -159,7 +159,7 @@ def _key(place: str, tool: str, arguments: dict[str, Any]) -> str:
     return json.dumps([place, tool, arguments], sort_keys=True)
 
 
-def _row(place: str, number: int, tool: AnyTool, result: ToolResult) -> dict[str, Any]:
+def _row(place: str, number: int, tool: Tool, result: ToolResult) -> dict[str, Any]:
     assert isinstance(result.call, ToolCall)
     call = {"tool": result.call.name, "arguments": result.call.arguments}
     row = {"in": place, **call, "number": number}
@@ -179,7 +179,7 @@ def _row(place: str, number: int, tool: AnyTool, result: ToolResult) -> dict[str
     return {**row, "value": value}
 
 
-def _restore(row: dict[str, Any], tool: AnyTool, call: ToolCall) -> ToolResult:
+def _restore(row: dict[str, Any], tool: Tool, call: ToolCall) -> ToolResult:
     if "error" in row:
         return ToolResult(call, error=row["error"], detail=row["detail"])
     try:

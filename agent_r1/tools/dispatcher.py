@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from agent_r1.config.section import nearest
 from agent_r1.errors import ConfigError, ToolFailureError
-from agent_r1.tools.base import AnyTool, ToolResult
+from agent_r1.tools.base import Tool, ToolResult
 from agent_r1.tools.cassette import Cassette, Slot
 from agent_r1.tools.failure_policy import FailurePolicy
 from agent_r1.tools.noise import Noise
@@ -30,7 +30,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        tools: Mapping[str, AnyTool],
+        tools: Mapping[str, Tool],
         failure: Mapping[str, FailurePolicy] | None = None,
         noise: Noise | None = None,
         cassette: Cassette | None = None,
@@ -103,7 +103,7 @@ class Dispatcher:
         return dataclasses.replace(result, events=tuple(events))
 
     async def _try(
-        self, tool: AnyTool, call: ToolCall, policy: FailurePolicy, number: int, attempt: int
+        self, tool: Tool, call: ToolCall, policy: FailurePolicy, number: int, attempt: int
     ) -> ToolResult:
         timeout = policy.timeout or tool.timeout
         kind = self._noise.draw(number, attempt) if self._noise is not None else None
@@ -127,7 +127,7 @@ class Dispatcher:
         return result
 
     async def _call(
-        self, tool: AnyTool, call: ToolCall, number: int, policy: FailurePolicy, timeout: float
+        self, tool: Tool, call: ToolCall, number: int, policy: FailurePolicy, timeout: float
     ) -> ToolResult:
         """The cassette's result, or the tool's unless its circuit is broken."""
         if self._cassette is not None:

@@ -49,7 +49,7 @@ from agent_r1.utils.text import clean, describe
 from agent_r1.utils.waiting import EPISODE_THREAD, in_thread, within
 
 
-class Tool:
+class FunctionTool:
     """A function with a schema, a time limit and a way to run it. Use the ``@tool`` decorator to
     make one.
 
@@ -124,11 +124,11 @@ class Tool:
         self._parameters = {"type": "object", **parameters}
         self._parameters.pop("additionalProperties", None)
 
-    def __get__(self, owner: Any, owner_type: type | None = None) -> Tool:
+    def __get__(self, owner: Any, owner_type: type | None = None) -> FunctionTool:
         """A tool defined in a class body is bound to the instance, like a method."""
         if owner is None:
             return self
-        bound = object.__new__(Tool)
+        bound = object.__new__(FunctionTool)
         bound.__dict__.update(self.__dict__)
         bound._owner = owner
         owner.__dict__[self.name] = bound
@@ -204,7 +204,7 @@ class Tool:
 
 
 @overload
-def tool(fn: Callable[..., Any], /) -> Tool: ...
+def tool(fn: Callable[..., Any], /) -> FunctionTool: ...
 
 
 @overload
@@ -214,7 +214,7 @@ def tool(
     isolated: bool = ...,
     parallel: bool = ...,
     failure: FailurePolicy | None = ...,
-) -> Callable[[Callable[..., Any]], Tool]: ...
+) -> Callable[[Callable[..., Any]], FunctionTool]: ...
 
 
 def tool(
@@ -225,7 +225,7 @@ def tool(
     isolated: bool = False,
     parallel: bool = False,
     failure: FailurePolicy | None = None,
-) -> Tool | Callable[[Callable[..., Any]], Tool]:
+) -> FunctionTool | Callable[[Callable[..., Any]], FunctionTool]:
     """Makes a function, or a method of an environment, callable by the model. The schema that the
     model reads comes from the signature (pydantic's ``Field`` as default or in ``Annotated``
     included) and the Google-style docstring.
@@ -242,7 +242,7 @@ def tool(
         ValueError: The function has no docstring, or a parameter that a model cannot fill.
     """
     if fn is not None:
-        return Tool(fn)
+        return FunctionTool(fn)
     return functools.partial(
-        Tool, timeout=timeout, isolated=isolated, parallel=parallel, failure=failure
+        FunctionTool, timeout=timeout, isolated=isolated, parallel=parallel, failure=failure
     )

@@ -40,7 +40,7 @@ def test_a_resolved_recipe_loads_to_itself():
         (("env", "agent_r1.tasks.hopworld.env:Hopworld"), "did you mean 'HopWorld'?"),
         (("credit.gamma", 0.5), "credit.gamma: no such key"),
         (("seed.x", 1), "'seed' is not a section"),
-        (("env", "agent_r1.tools.function_tool:Tool"), "it has no Settings"),
+        (("env", "agent_r1.tools.function_tool:FunctionTool"), "it has no Settings"),
         (("env.train_hops", [0]), "greater than or equal to 1"),
     ],
 )

@@ -18,7 +18,7 @@ from pydantic import Field
 from agent_r1 import ToolEnv, tool
 from agent_r1.errors import CallError, ConfigError
 from agent_r1.tools.dispatcher import Dispatcher
-from agent_r1.tools.function_tool import Tool
+from agent_r1.tools.function_tool import FunctionTool
 from agent_r1.types import MalformedCall, ToolCall
 from tests import ROOT
 
@@ -297,7 +297,7 @@ def test_calls_of_one_turn_run_in_the_order_written(kind, tmp_path):
         await asyncio.sleep(0)
         return note(what, seconds)
 
-    made = Tool(note_too if kind == "async" else note, isolated=kind == "isolated")
+    made = FunctionTool(note_too if kind == "async" else note, isolated=kind == "isolated")
     calls = [ToolCall(made.name, {"what": w, "seconds": s}) for w, s in (("a", 0.2), ("b", 0.0))]
     results = asyncio.run(Dispatcher({made.name: made}).run(calls))
     assert [r.value for r in results] == ["a", "b"]
@@ -309,7 +309,7 @@ class Place(enum.Enum):
 
 
 def parameters_of(fn):
-    return Tool(fn).schema["function"]["parameters"]
+    return FunctionTool(fn).schema["function"]["parameters"]
 
 
 def test_signatures_as_pydantic_users_write_them():
@@ -339,10 +339,10 @@ def test_signatures_as_pydantic_users_write_them():
         "default": 1, "description": "The docstring goes first.", "minimum": 1, "type": "integer",
     }  # fmt: skip
     assert found["options"]["default"] == {"title": "kept"}
-    result = call(Tool(f), city="Oslo", place="north")
+    result = call(FunctionTool(f), city="Oslo", place="north")
     assert result.value == "Oslo 3 C Place.NORTH"
-    assert call(Tool(f)).error == "invalid_arguments"
-    assert "days" in call(Tool(f), city="Oslo", days=50).detail
+    assert call(FunctionTool(f)).error == "invalid_arguments"
+    assert "days" in call(FunctionTool(f), city="Oslo", days=50).detail
 
 
 def test_what_a_model_cannot_fill_is_refused_by_name():
@@ -374,7 +374,7 @@ def test_what_a_model_cannot_fill_is_refused_by_name():
         (field, "'field', parameter 'x': dataclasses.field"),
     ):
         with pytest.raises(ValueError, match=names):
-            Tool(fn)
+            FunctionTool(fn)
 
 
 def test_whatever_is_awaitable_is_awaited():
@@ -394,8 +394,8 @@ def test_whatever_is_awaitable_is_awaited():
             return await inner(x)
 
     for fn in (wrapped, functools.partial(inner), Object()):
-        assert call(Tool(fn), x=3).value == 6
-    assert Tool(Object()).name == "Object"
+        assert call(FunctionTool(fn), x=3).value == 6
+    assert FunctionTool(Object()).name == "Object"
 
 
 def test_text_that_is_no_text_never_leaves_a_tool():

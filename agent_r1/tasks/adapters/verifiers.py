@@ -28,7 +28,7 @@ from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.errors import ConfigError
 from agent_r1.tasks.splits import deal
 from agent_r1.tools.base import ToolResult
-from agent_r1.tools.function_tool import Tool
+from agent_r1.tools.function_tool import FunctionTool
 from agent_r1.types import MalformedCall, Message, Outcome, Task
 
 
@@ -158,14 +158,14 @@ def _refuse(reference: str, task: Any) -> None:
             raise ConfigError(f"{where}: {function.__name__} needs a runtime of verifiers' harness")
 
 
-def _tools(toolset: Any) -> list[Tool]:
+def _tools(toolset: Any) -> list[FunctionTool]:
     """The toolset's tools, under the names that verifiers gives them."""
     from verifiers.v1.utils.decorators import discover_decorated
 
     prefix = f"{toolset.server_name}_" if toolset.server_name else ""
     tools = []
     for function in discover_decorated(toolset, "tool"):
-        tool = Tool(function)
+        tool = FunctionTool(function)
         tool.name = prefix + (getattr(function, "tool_name", None) or function.__name__)
         tools.append(tool)
     return tools

@@ -190,7 +190,7 @@ class Connection:
 
 
 class McpTool:
-    """A tool of a server, as ``AnyTool``."""
+    """A tool of a server, as ``Tool``."""
 
     returns = str
 
