@@ -7,6 +7,8 @@ import functools
 import random
 from typing import Any
 
+import torch
+
 from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.config.section import nearest
 from agent_r1.errors import RunError
@@ -44,6 +46,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, run: RunFolder, reporter: Reporter) -> None:
         set_threads(recipe)
+        torch.manual_seed(recipe.seed)  # nothing of ours draws from it; code of others may
         self.recipe, self.run, self.reporter = recipe, run, reporter
         self.validation = tasks_of(recipe, "validation")[: recipe.evaluation.tasks]
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=recipe.checkpoint.keep)

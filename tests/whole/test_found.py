@@ -396,3 +396,25 @@ def test_reserved_names_are_those_of_the_figures(tmp_path):
     own = {name for name in figures if "/" not in name}
     assert own <= RESERVED
     assert not RESERVED - own - {"value_loss", "explained_variance"}
+
+
+def test_code_that_draws_from_torch_does_so_by_the_seed_of_the_run(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from agent_r1 import Task, ToolEnv\n"
+        "class Mine(ToolEnv):\n"
+        "    @classmethod\n"
+        "    def tasks(cls, settings, split):\n"
+        "        return [Task(f'{split}{n}', 'say') for n in range(2)]\n"
+        "    def score(self, answer):\n"
+        "        return torch.rand(()).item()\n"
+    )
+    recipe = {
+        "env": f"{tmp_path}/mine.py:Mine", "threads": 1,
+        "train": {"iterations": 1, "tasks": 1, "attempts": 2, "concurrency": 1},
+        "limits": {"turns": 1, "tokens_per_turn": 2},
+        "evaluation": {"every": 0},
+    }  # fmt: skip
+    first, second = (api.train(recipe, run=tmp_path / name) for name in "ab")
+    rewards = [result.metrics[-1]["figures"]["reward"] for result in (first, second)]
+    assert rewards[0] == rewards[1]
