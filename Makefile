@@ -30,8 +30,9 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
+# A file of tests to each core. OpenMP's threads sleep while they wait, or they would take one another's core.
 pytest: $(VENV)/installed-dev
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-integrations: $(VENV)/installed-dev $(VENV)-transformers4/installed
 	AGENT_R1_TRANSFORMERS4=$(CURDIR)/$(VENV)-transformers4/bin/python $(BIN)/pytest -m integration

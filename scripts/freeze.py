@@ -95,8 +95,11 @@ def content_of(run: Path) -> dict[str, str]:
         lines = map(json.loads, gzip.decompress(file.read_bytes()).splitlines())
         found[f"trajectories {file.name}"] = _sum(json.dumps([without_times(x) for x in lines]))
     for file in sorted((run / "checkpoints").glob("[0-9]*/*")):
-        if file.suffix in (".safetensors", ".pt"):
-            found[f"{file.parent.name}/{file.name}"] = _sum(_stored(file))
+        if file.suffix == ".safetensors":
+            found[f"{file.parent.name}/{file.name}"] = _sum(file.read_bytes())
+        if file.suffix == ".pt":  # by value: a pickle's bytes depend on which objects are one
+            values = _values(torch.load(file, weights_only=True), f"{file.parent.name}/{file.name}")
+            found |= dict(values)
     return found
 
 
@@ -112,16 +115,7 @@ def without_times(value: object) -> object:
     return value
 
 
-def _stored(file: Path) -> bytes:
-    """What a file of a checkpoint holds. The bytes of a pickle depend on which equal objects are
-    the same object, so a ``.pt`` file counts by its values.
-    """
-    if file.suffix == ".safetensors":
-        return file.read_bytes()
-    return "\n".join(_values(torch.load(file, weights_only=True))).encode()
-
-
-def _values(value: object, place: str = "") -> Iterator[str]:
+def _values(value: object, place: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _values(inner, f"{place}/{key}")
@@ -129,9 +123,9 @@ def _values(value: object, place: str = "") -> Iterator[str]:
         for index, inner in enumerate(value):
             yield from _values(inner, f"{place}/{index}")
     elif isinstance(value, torch.Tensor):
-        yield f"{place} {tuple(value.shape)} {_sum(value.cpu().contiguous().numpy().tobytes())}"
+        yield place, f"{tuple(value.shape)} {_sum(value.contiguous().numpy().tobytes())}"
     else:
-        yield f"{place} {value!r}"
+        yield place, repr(value)
 
 
 def _sum(data: str | bytes) -> str:
