@@ -35,7 +35,7 @@ def best_of(count: int, *command: str) -> float:
 def train(seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
     """One run; its result and the means of its iterations."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "agent_r1.cli.boundary", "train", "hopworld"]
+    command = [sys.executable, "-m", "agent_r1.cli", "train", "hopworld"]
     subprocess.run([*command, "--seed", str(seed), "--run", str(folder), *overrides], check=True)
     wall = time.perf_counter() - start
     result = json.loads((folder / "result.json").read_text())
@@ -88,7 +88,7 @@ def main() -> None:
         "overrides": overrides,
         "import_seconds": best_of(5, sys.executable, "-c", "import agent_r1"),
         "python_start_seconds": best_of(5, sys.executable, "-c", "pass"),
-        "help_seconds": best_of(5, sys.executable, "-m", "agent_r1.cli.boundary", "--help"),
+        "help_seconds": best_of(5, sys.executable, "-m", "agent_r1.cli", "--help"),
         "runs": [train(seed, folder / f"seed-{seed}", overrides) for seed in arguments.seeds],
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def iteration(data: Path) -> dict[str, Any]:
     """By the command line, so that another checkout can be measured in the same way."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [sys.executable, "-m", "agent_r1.cli.boundary", "train", "multihop-smollm2"]
+        command = [sys.executable, "-m", "agent_r1.cli", "train", "multihop-smollm2"]
         options = {
             "env.path": data.resolve(),
             "train.tasks": 2,

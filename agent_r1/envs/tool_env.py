@@ -60,8 +60,9 @@ class ToolEnv:
         Attributes:
             noise: Make the tools messy on purpose, see ``noise.py``.
             cassette: Record what tools return, or play it back, see ``cassette.py``.
-            failure: What a failure of each tool leads to, by its name, see ``failure.py``.
-            mcp: MCP servers whose tools the agent gets besides, see ``tools/mcp.py``.
+            failure: What a failure of each tool leads to, by its name, see
+                ``tools/failure_policy.py``.
+            mcp: MCP servers whose tools the agent gets besides, see ``tools/mcp/``.
         """
 
         noise: NoiseSettings | None = None

@@ -260,7 +260,7 @@ class RunFolder:
         """The iterations whose trajectories are stored, in order."""
         names = (path.name for path in (self.path / "trajectories").glob("*.jsonl.gz"))
         return sorted(
-            int(name[:6]) for name in names if re.fullmatch(r"[0-9]{6,}\.jsonl\.gz", name)
+            int(name.split(".")[0]) for name in names if re.fullmatch(r"[0-9]{6,}\.jsonl\.gz", name)
         )
 
     def must_go_on(self, checkpoints: Checkpoints) -> None:

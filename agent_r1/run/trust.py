@@ -23,6 +23,8 @@ refused; that is every recipe that did not run here.
 """
 _TELLING = ("command", "url", "taskset", "headers", "env", "cassette", "id", "path", "module")
 """Keys whose values are shown as well."""
+_RELATIVE_FILE = re.compile(r"(?![-/~@])(\S*/\S*|\S*\.[A-Za-z]\w{0,3})")
+"""Words of a command that are files of the current folder, by their form."""
 MAX_SHOWN = 12
 
 
@@ -70,7 +72,10 @@ def must_be_allowed(data: dict[str, Any], file: Path) -> None:
 
 def _file_of(data: dict[str, Any]) -> Path:
     text = json.dumps(data, sort_keys=True)
-    if any(map(_is_relative, texts_in(data))):
+    commands = (value for key, value in code_of(data) if key.endswith("command"))
+    if any(map(_is_relative_code, texts_in(data))) or any(
+        _RELATIVE_FILE.fullmatch(word) for command in commands for word in texts_in(command)
+    ):
         text += str(Path.cwd())  # another folder's files of the same names are not these
     home = Path(os.environ.get("XDG_STATE_HOME", ""))
     if not home.is_absolute():  # to be ignored, by the XDG specification
@@ -78,13 +83,11 @@ def _file_of(data: dict[str, Any]) -> Path:
     return home / "agent-r1" / "runs" / hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_relative(value: str) -> bool:
-    """Whether it names code, or a file, that is looked for from the current folder."""
+def _is_relative_code(value: str) -> bool:
+    """Whether it names code that is looked for from the current folder."""
     if Path(value).is_absolute() or "://" in value:
         return False
-    with contextlib.suppress(OSError, ValueError):  # too long a name, a NUL in it
-        return _CODE.fullmatch(value) is not None or Path(value).is_file()
-    return False
+    return _CODE.fullmatch(value) is not None
 
 
 def _is_code(key: str, value: Any) -> bool:

@@ -1,5 +1,5 @@
 """The environments that ship, by name. Your own: ``name = "my_env.py:MyEnv"``, or an entry point
-``agent_r1.envs.lifecycle``.
+``agent_r1.env``.
 """
 
 from agent_r1.config.registry import Registry

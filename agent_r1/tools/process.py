@@ -27,9 +27,8 @@ async def in_process(call: Callable[[], Any]) -> Any:
     """Runs ``call`` in a fresh Python process (``agent_r1.tools.isolated``) that is killed when
     we stop waiting.
     """
-    start = (
-        f"import sys; sys.path[:] = {sys.path!r}; from agent_r1.tools.isolated import main; main()"
-    )
+    path = [*map(str, sys.path)]
+    start = f"import sys; sys.path[:] = {path!r}; from agent_r1.tools.isolated import main; main()"
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",  # what lies in the current folder is not to be imported

@@ -322,6 +322,10 @@ def test_a_file_of_the_current_folder_is_another_in_another_folder(tmp_path, mon
     monkeypatch.chdir(tmp_path / "b")
     with pytest.raises(ConfigError, match="--trust"):
         must_be_allowed(recipe, tmp_path)
+    recorded = {"env": {"name": "hopworld", "cassette": {"path": "api.jsonl", "mode": "record"}}}
+    allow(recorded)
+    (tmp_path / "b" / "api.jsonl").touch()  # the run itself has made it
+    must_be_allowed(recorded, tmp_path)
     monkeypatch.chdir(tmp_path / "a")
     monkeypatch.setenv("XDG_STATE_HOME", "st")  # a folder of a stranger's could hold one
     with pytest.raises(ConfigError, match="--trust"):

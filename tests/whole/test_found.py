@@ -195,6 +195,23 @@ def test_a_secret_in_clear_is_refused(settings):
     assert "hunter2" not in str(error.value).partition("input_value")[0]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"command": ["postgres-mcp", "--access-mode=unrestricted", "--auth", "/home/me/a.json"]},
+        {"command": ["s", "--key-file", "/etc/tls/key.pem", "--token-file", "run/secrets/tok"]},
+        {"command": ["python", "hf_search_server.py"]},
+        {"command": ["uvx", "mcp-sk-learn-server"]},
+        {"command": ["s"], "env": {"AUTH_URL": "https://auth.example.com", "TOKEN": "10000000"}},
+        {"command": ["s"], "env": {"KEY_PREFIX": "customers", "S3_KEY": "data/corpus.jsonl"}},
+        {"url": "http://x/mcp?access=readonly", "headers": {"Cookie": "session=$TOKEN"}},
+    ],
+    ids=str,
+)
+def test_ordinary_settings_are_no_secrets(settings):
+    McpServer.model_validate(settings)
+
+
 def test_what_is_no_secret_is_taken(monkeypatch):
     McpServer.model_validate(
         {

@@ -15,18 +15,17 @@ from agent_r1.errors import ConfigError
 from agent_r1.utils.text import printable
 
 _SECRET = re.compile(
-    r"(^|[_-])(api_?key|key|token|secret|password|passwd|passphrase|pass|pwd|pat|auth|access"
-    r"|credentials?|authorization|cookie|bearer)([_-]|$)|(password|passwd|secret|token|apikey)$",
+    r"(^|[_-])(api_?key|key|token|secret|password|passwd|passphrase|pass|pwd|pat|auth"
+    r"|credentials?|authorization|cookie|bearer)$|(password|passwd|secret|token|apikey)$",
     re.IGNORECASE,
 )
-"""Names of what is likely to be one, if it is at least so long:"""
-
-
+"""How names of secrets end; a value counts as one if it is at least so long:"""
 SECRET_LENGTH = 8
 
 
 _KNOWN_SECRET = re.compile(
-    r"\b(sk-|ghp_|github_pat_|glpat-|xox[bp]-|hf_|AKIA)[\w-]{8,}|://[^/\s:@]*:[^/\s@]+@"
+    r"(?<![\w-])(sk-(?=[\w-]*\d)|ghp_|github_pat_|glpat-|xox[bp]-|hf_|AKIA)[A-Za-z0-9_-]{16,}"
+    r"|://[^/\s:@]*:[^/\s@]+@"
 )
 """What has the form of one, under whatever name; the last is a password in a URL."""
 
@@ -35,6 +34,8 @@ EXPANDED: dict[str, str] = {}
 """What stood for a reference to our environment, and the reference: no message shows it."""
 
 
+_PLAIN = re.compile(r"[/~.]|\w+://|\d+$|.*\.[a-zA-Z]\w{0,5}$")
+"""Paths, addresses, numbers and names of files, which no secret begins or ends like."""
 _REFERENCE = re.compile(r"\$\$|\$(\w+)|\$\{(\w+)\}")
 
 
@@ -71,9 +72,10 @@ class McpServer(Section):
             raise ValueError("give a command, or a url")
         for where, name, value in self._texts():
             clear = _REFERENCE.sub("", value)
-            is_path = where.startswith("env.") and value.startswith(("/", "~", "."))
+            is_plain = not where.startswith("headers.") and _PLAIN.match(value)
             name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
-            named = _SECRET.search(name) and len(clear) >= SECRET_LENGTH and not is_path
+            named = _SECRET.search(name) and len(value) >= SECRET_LENGTH and clear == value
+            named = named and not is_plain
             if named or _KNOWN_SECRET.search(clear):
                 cure = "write '$NAME' here"
                 if where.startswith("command"):
