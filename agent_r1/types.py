@@ -206,8 +206,9 @@ class Trajectory:
     resample: bool = False
     """It failed so that it should be played again."""
     discarded: int = 0
-    """How often it was, before this one, and ``discarded_events``: what went wrong then."""
+    """Number of earlier plays of this attempt that were thrown away."""
     discarded_events: tuple[str, ...] = ()
+    """What went wrong in them."""
     seconds: float = 0.0
 
     def __repr__(self) -> str:

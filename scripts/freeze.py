@@ -35,7 +35,10 @@ RUNS = {
 TIMES = ("seconds", "tokens_per_second")
 NEW_NAMES = {"ticks": "passes"}
 """Of figures that OLD may still call otherwise."""
-START = "import sys; from agent_r1.cli import main; sys.exit(main())"
+START = """import sys, agent_r1
+assert agent_r1.__file__.startswith(sys.argv.pop(1)), agent_r1.__file__
+from agent_r1.cli import main
+sys.exit(main())"""
 
 
 def main(old: str, new: str) -> int:
@@ -72,9 +75,10 @@ def main(old: str, new: str) -> int:
 
 
 def agent_r1(checkout: str, command: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"}
+    place = str(Path(checkout).resolve())
+    environment = os.environ | {"PYTHONPATH": place, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", START, *command.split()],
+        [sys.executable, "-P", "-c", START, place, *command.split()],
         env=environment,
         capture_output=True,
         text=True,

@@ -38,7 +38,7 @@ class Algorithm:
     assigned, and ``value_targets`` and ``value_loss`` must be written.
     """
     compares_units: ClassVar[bool] = False
-    """Whether it goes by ``Credit.compare``, whose keys have no effect otherwise."""
+    """Whether it calls ``Credit.compare``; if not, a recipe that sets its keys is refused."""
     replaces_groups: ClassVar[bool] = False
     """Whether groups without a signal are no part of the batch, but replaced by fresh ones."""
     demonstrated: ClassVar[bool] = False

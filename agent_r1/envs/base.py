@@ -25,15 +25,15 @@ class Transition:
     Attributes:
         messages: What the agent gets to see.
         rewards: Process rewards by part.
-        done: Whether the task has ended; ``truncated``: by a limit of the environment's own, and
-            not of itself.
+        done: Whether the episode has ended.
+        truncated: The environment's own limit ended the episode, not the task.
         state_key: A name for the state now reached, equal where two states count as the same.
         events: What went wrong with tools, as ``"fault/timeout:search"``, ``"mistake/..."`` (the
             agent's own), ``"noise/..."`` (injected); counted, never scored by themselves.
-        history: All messages, the opening ones included, that the agent has before it from now on
-            instead of what it had and ``messages``: a summary, a truncation, another agent's task.
-            It ends with a message to the agent. A message of the agent that ``step`` was given
-            stays token for token as it was sampled; whatever is used again is not trained on again.
+        history: If set, replaces the whole conversation from now on, the opening messages included;
+            ``messages`` is ignored. For summaries, truncation, another agent's task. It ends with a
+            message to the agent. The agent's own messages that stay in it keep their sampled
+            tokens, and are not trained on a second time.
     """
 
     messages: tuple[Message, ...] = ()

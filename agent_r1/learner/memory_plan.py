@@ -23,7 +23,7 @@ from agent_r1.model.tree_attention import PackedTree, Span
 SHARE = 0.85
 """Of the free memory that a run plans with; the rest is for what the estimate leaves out."""
 TRANSIENT = 1.3
-"""Peak of a backward pass over what the forward pass keeps for it."""
+"""Ratio of peak backward memory to saved activations."""
 MAX_MICRO_BATCH = {"cpu": 4096, "cuda": 32768}
 """Beyond this nothing gets faster; on a CPU what is worked on at once falls out of its caches."""
 

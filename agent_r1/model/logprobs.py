@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 2**25
-"""Of float32 logits that are worked on at once: what a processor's cache can hold of it counts."""
+"""Bytes of float32 logits per chunk; fits a CPU cache."""
 KEPT_BYTES = 2**30
-"""Up to this size the chunks are kept for the backward pass; what is beyond is computed again."""
+"""Bytes of chunks kept for the backward pass; chunks beyond are computed again."""
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ SCRIPT_SECONDS = 30.0
 
 
 MAX_SECONDS = 2.0
-"""Of a query, whatever it does within its steps; that much, it holds up all episodes."""
+"""Time limit of one query; it blocks the event loop for at most this long."""
 
 
 _BROKEN = {
