@@ -10,8 +10,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
     from collections.abc import Iterator, Sequence
 
     from agent_r1.run.recipe import Recipe

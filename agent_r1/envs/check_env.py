@@ -34,30 +34,18 @@ BAD_ACTIONS = (
     '<tool_call>\n{"name": 7}\n</tool_call>',
 )
 """What an untrained agent writes; each must become an observation."""
-
-
 MAX_PROBLEMS = 12
 """So many are told; more would not be read."""
-
-
 MAX_LAZY = 64
 """Tasks of a lazy sequence that are looked at."""
-
-
 BUDGET_SECONDS = 20.0
 """After which no other task of a split is played."""
-
-
 MAX_EXPIRED = 1
 """Episodes that run out of time, after which no other is tried."""
-
-
 _THREADS = (
     "; plain code of an episode runs in one thread of its own, async code in the event loop: make "
     "all that uses this state plain ('def'), or all of it async"
 )
-
-
 MAX_MOVES = 12
 """Random valid actions of a game that are played."""
 

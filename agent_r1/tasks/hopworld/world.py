@@ -22,30 +22,14 @@ from dataclasses import dataclass
 from agent_r1.types import Task, derive_seed
 
 _ONSETS = "BDFGHKLMNPRT"
-
-
 _FIRST_RIMES = ("ana", "elo", "iri", "omu", "uke", "avi", "eda", "ost")
-
-
 _LAST_RIMES = ("arn", "eck", "ild", "ont", "ush", "amp", "erg", "iff")
-
-
 FIRST_NAMES = [onset + rime for onset in _ONSETS for rime in _FIRST_RIMES]
-
-
 LAST_NAMES = [onset + rime for onset in _ONSETS for rime in _LAST_RIMES]
-
-
 RELATIONS = ["mentor", "rival", "cousin", "friend", "neighbor"]
-
-
 NUM_PEOPLE = 20
-
-
 NUM_NAMES = {"people": 10, "namesakes": 5}
 """First names, and last names, of a world, by family."""
-
-
 NUM_TASKS = 100_000
 """Tasks in a split; worlds are built when asked for, so this costs nothing."""
 
