@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from agent_r1.types import Group, Kind, Step
+from agent_r1.types import Group, Kind, StepKey
 
 MIN_SHARED = 16
 """Prompts that differ before are kept apart: so little is not worth a node."""
@@ -20,12 +20,12 @@ MIN_SHARED = 16
 
 @dataclass(slots=True, frozen=True)
 class Node:
-    """A run of tokens by one author. ``step`` is set for action nodes."""
+    """A run of tokens by one author. ``step`` is set for action nodes: whose action it is."""
 
     parent: int | None
     kind: Kind
     token_ids: tuple[int, ...]
-    step: Step | None = None
+    step: StepKey | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -35,13 +35,13 @@ class Branch:
     Attributes:
         token_ids: T ids.
         kinds: T kinds.
-        actions: ``(start, step)`` for each action that this branch trains. An action shared by
-            several branches is in one of them only.
+        actions: ``(start, end, step)`` for each action that this branch trains. An action shared
+            by several branches is in one of them only.
     """
 
     token_ids: list[int]
     kinds: list[Kind]
-    actions: list[tuple[int, Step]]
+    actions: list[tuple[int, int, StepKey]]
 
 
 @dataclass(slots=True)
@@ -51,7 +51,11 @@ class TokenTree:
     nodes: list[Node] = field(default_factory=list)
 
     def add(
-        self, parent: int | None, kind: Kind, token_ids: tuple[int, ...], step: Step | None = None
+        self,
+        parent: int | None,
+        kind: Kind,
+        token_ids: tuple[int, ...],
+        step: StepKey | None = None,
     ) -> int:
         self.nodes.append(Node(parent, kind, token_ids, step))
         return len(self.nodes) - 1
@@ -89,7 +93,8 @@ class TokenTree:
                 node = self.nodes[index]
                 if node.step is not None and index not in trained:
                     trained.add(index)
-                    branch.actions.append((len(branch.token_ids), node.step))
+                    start = len(branch.token_ids)
+                    branch.actions.append((start, start + len(node.token_ids), node.step))
                 branch.token_ids.extend(node.token_ids)
                 branch.kinds.extend([node.kind] * len(node.token_ids))
             yield branch
@@ -103,15 +108,17 @@ def build_tree(*groups: Group) -> TokenTree:
     each make three nodes and 7 tokens, where separate sequences would have 10.
     """
     tree = TokenTree()
-    trajectories = [trajectory for group in groups for trajectory in group.scored]
     prompts: dict[tuple[int, ...], int] = {}
-    _add_prompts(tree, sorted({t.prompt_ids for t in trajectories}), None, 0, prompts)
-    for trajectory in trajectories:
-        tip = prompts[trajectory.prompt_ids]
-        for step in trajectory.steps:
+    openings = {trajectory.prompt_ids for group in groups for trajectory in group.scored}
+    _add_prompts(tree, sorted(openings), None, 0, prompts)
+    tip = 0
+    for group in groups:
+        for key, step in group.steps():
+            if key.step == 0:
+                tip = prompts[group.trajectories[key.attempt].prompt_ids]
             if step.context_ids is not None:
                 tip = _rewrite(tree, tip, step.context_ids)
-            tip = tree.add(tip, Kind.ACTION, step.action.token_ids, step)
+            tip = tree.add(tip, Kind.ACTION, step.action.token_ids, key)
             if step.observation_ids:
                 tip = tree.add(tip, Kind.OBSERVATION, step.observation_ids)
     return tree

@@ -2,15 +2,17 @@
 
 Words: a *step* is one model call and what the environment answered; a *trajectory* is the steps of
 one episode; a *group* is the trajectories of one task instance. ``None`` means "not known (yet)",
-never zero.
+never zero. What was sampled (``Step``) is frozen; what is found out about it later (``Estimates``)
+stands apart and names its step by a key, so that both can travel between processes.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 
 class Kind(IntEnum):
@@ -137,7 +139,7 @@ class Action:
     stop: Literal["stop", "length", "memory"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, frozen=True)
 class Step:
     """One model call and what the environment made of it.
 
@@ -158,16 +160,6 @@ class Step:
             the policy had before it then, the prompt included.
         generate_seconds: Wall time waited for the engine.
         env_seconds: Wall time waited for the environment.
-        reference_logprobs: Of each action token under the reference policy, where a KL term asks.
-        old_logprobs: Of each action token under the policy that the update started from, as the
-            learner sees it; ``None`` where the sampling ones stand for them.
-        values: The critic's, of the state before each action token and, as one number more, of that
-            after the last; ``None`` without a critic.
-        advantages: Per action token; ``None`` until credit is assigned.
-        value_targets: Per action token, what the critic should have said.
-        ratios: Importance ratio per action token, new policy over the one the update started from
-            (for GSPO that of the sequence), at the first update that used it; ``None`` if no update
-            did.
     """
 
     action: Action
@@ -180,12 +172,58 @@ class Step:
     context_ids: tuple[int, ...] | None = None
     generate_seconds: float = 0.0
     env_seconds: float = 0.0
-    reference_logprobs: tuple[float, ...] | None = None
-    old_logprobs: tuple[float, ...] | None = None
-    values: tuple[float, ...] | None = None
-    advantages: tuple[float, ...] | None = None
-    value_targets: tuple[float, ...] | None = None
-    ratios: tuple[float, ...] | None = None
+
+
+class StepKey(NamedTuple):
+    """Names a step of a rollout, in every process alike.
+
+    Attributes:
+        group: ``Group.number``.
+        attempt: Place of the trajectory in ``Group.trajectories``.
+        step: Place of the step in the trajectory.
+    """
+
+    group: int
+    attempt: int
+    step: int
+
+
+PerToken = tuple[float, ...]
+"""A number for each action token of a step."""
+
+
+@dataclass(slots=True)
+class Estimates:
+    """What learner and credit found out about the steps of a rollout: numbers by step, one for each
+    action token. A step that a table does not have was not asked about.
+
+    Attributes:
+        reference_logprobs: Log-probabilities (nats) under the reference policy of a KL term.
+        old_logprobs: Log-probabilities (nats) under the policy that the update starts from, by the
+            learner; without them those at sampling count.
+        values: The critic's values of the state before each action token and, as one number more,
+            of the state after the last.
+        advantages: What the loss weighs a token by; there once credit is assigned.
+        value_targets: What the critic should have said.
+        ratios: Importance ratios, new policy over the one that the update starts from (for GSPO
+            those of the sequence), at the first update that used the step.
+    """
+
+    reference_logprobs: dict[StepKey, PerToken] = field(default_factory=dict)
+    old_logprobs: dict[StepKey, PerToken] = field(default_factory=dict)
+    values: dict[StepKey, PerToken] = field(default_factory=dict)
+    advantages: dict[StepKey, PerToken] = field(default_factory=dict)
+    value_targets: dict[StepKey, PerToken] = field(default_factory=dict)
+    ratios: dict[StepKey, PerToken] = field(default_factory=dict)
+
+    def tables(self) -> dict[str, dict[StepKey, PerToken]]:
+        """The tables by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def add(self, other: Estimates) -> None:
+        """Takes over what ``other`` knows."""
+        for name, table in other.tables().items():
+            getattr(self, name).update(table)
 
 
 @dataclass(slots=True, repr=False)
@@ -243,15 +281,31 @@ class Trajectory:
 class Group:
     """All attempts at one task instance. Attempts that failed through no fault of the agent are
     kept, but not used.
+
+    Attributes:
+        number: Place of the group in its rollout, by which its steps are named.
     """
 
     task: Task
     trajectories: list[Trajectory]
+    number: int = 0
 
     @property
     def scored(self) -> list[Trajectory]:
         """The attempts that count: those with an outcome and at least one action."""
-        return [t for t in self.trajectories if t.outcome is not None and t.steps]
+        return [trajectory for _, trajectory in self.attempts()]
+
+    def attempts(self) -> Iterator[tuple[int, Trajectory]]:
+        """The same, each with its place among all."""
+        for attempt, trajectory in enumerate(self.trajectories):
+            if trajectory.outcome is not None and trajectory.steps:
+                yield attempt, trajectory
+
+    def steps(self) -> Iterator[tuple[StepKey, Step]]:
+        """The steps of the attempts that count, by key, in order."""
+        for attempt, trajectory in self.attempts():
+            for index, step in enumerate(trajectory.steps):
+                yield StepKey(self.number, attempt, index), step
 
 
 def derive_seed(*parts: object) -> int:

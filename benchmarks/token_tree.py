@@ -101,29 +101,42 @@ def workload(num_episodes: int, vocabulary: int) -> list[list[tuple[list[int], i
 
 
 def groups_of(episodes: Any) -> Any:
-    """The workload as scored groups, for the learner."""
-    from agent_r1.types import Action, Group, Message, Outcome, Step, StopReason, Task, Trajectory
+    """The workload as scored groups with an advantage for each attempt, for the learner."""
+    from agent_r1.types import (
+        Action,
+        Estimates,
+        Group,
+        Message,
+        Outcome,
+        Step,
+        StopReason,
+        Task,
+        Trajectory,
+    )
 
     rng = random.Random(1)
-    groups = []
+    groups, known = [], Estimates()
     for start in range(0, len(episodes), 8):
-        trajectories = []
+        trajectories: list[Trajectory] = []
+        advantages: list[float] = []
         for attempt, turns in enumerate(episodes[start : start + 8]):
             advantage, steps = rng.uniform(-1, 1), []
             for index, (_, length) in enumerate(turns):
                 ids = tuple(rng.randrange(100, 40_000) for _ in range(length))
                 action = Action(ids, (-10.0,) * length, (1.0,) * length, 0, "stop")
                 observation = tuple(turns[index + 1][0]) if index + 1 < len(turns) else ()
-                step = Step(action, Message("assistant", ""), observation_ids=observation)
-                step.advantages = (advantage,) * length
-                steps.append(step)
+                steps.append(Step(action, Message("assistant", ""), observation_ids=observation))
+            advantages.append(advantage)
             prompt = tuple(turns[0][0])
             outcome = Outcome(0.0, False)
             trajectories.append(
                 Trajectory("t", "", attempt, (), prompt, steps, StopReason.DONE, outcome)
             )
-        groups.append(Group(Task("t", "?"), trajectories))
-    return groups
+        group = Group(Task("t", "?"), trajectories, len(groups))
+        for key, step in group.steps():
+            known.advantages[key] = (advantages[key.attempt],) * len(step.action.token_ids)
+        groups.append(group)
+    return groups, known
 
 
 # learner ------------------------------------------------------------------------------------------
@@ -140,7 +153,7 @@ def learner(path: str) -> dict[str, Any]:
     from agent_r1.learner.settings import LearnerSettings
 
     policy = load(SMOLLM2)
-    groups = groups_of(workload(32, policy.base.config.vocab_size))
+    groups, known = groups_of(workload(32, policy.base.config.vocab_size))
     algorithm = GRPO(GRPO.Settings())
     learner = Learner(policy, algorithm, LearnerSettings(), temperature=1.0)
     learner.cut = packs if path == "packed" else rows
@@ -151,7 +164,7 @@ def learner(path: str) -> dict[str, Any]:
 
     def once() -> None:
         nonlocal update
-        update = learner.update(groups, lr=1e-9, seed=0)
+        update = learner.update(groups, known, lr=1e-9, seed=0)
 
     seconds = clock(once, runs=2)
     trajectories = [t for g in groups for t in g.trajectories]

@@ -2,9 +2,20 @@
 unequal lengths, a truncated trajectory, an excluded one, a group of equal outcomes.
 """
 
+import dataclasses
 import random
 
-from agent_r1.types import Action, Group, Message, Outcome, Step, StopReason, Task, Trajectory
+from agent_r1.types import (
+    Action,
+    Estimates,
+    Group,
+    Message,
+    Outcome,
+    Step,
+    StopReason,
+    Task,
+    Trajectory,
+)
 
 
 def make_step(num_tokens, num_observed, rewards, key, rng):
@@ -16,15 +27,12 @@ def make_step(num_tokens, num_observed, rewards, key, rng):
         "stop",
     )
     observed = tuple(rng.randrange(1, 40) for _ in range(num_observed))
-    step = Step(action, Message("assistant", "said"), (), observed, dict(rewards), key)
-    step.values = tuple(rng.uniform(-1, 1) for _ in range(num_tokens + 1))
-    step.reference_logprobs = tuple(rng.uniform(-3, -0.1) for _ in range(num_tokens))
-    return step
+    return Step(action, Message("assistant", "said"), (), observed, dict(rewards), key)
 
 
 def make_trajectory(attempt, outcome, steps, rng, stop=StopReason.DONE):
     made = [make_step(*step, rng) for step in steps]
-    made[-1].observation_ids = ()
+    made[-1] = dataclasses.replace(made[-1], observation_ids=())
     result = None if outcome is None else Outcome(outcome, outcome >= 1)
     return Trajectory("t", "", attempt, (), (5, 6, 7), made, stop, result)
 
@@ -52,14 +60,24 @@ def make_groups(seed=0):
                 make_trajectory(i, outcome, steps, rng, stop)
                 for i, ((outcome, steps), stop) in enumerate(zip(first, stops, strict=True))
             ],
+            0,
         ),
         Group(
             Task("two", "?"),
             [make_trajectory(i, outcome, steps, rng) for i, (outcome, steps) in enumerate(equal)],
+            1,
         ),
     ]
 
 
-def flat(nested):
-    """Numbers per group, trajectory, step and token in a row."""
-    return [x for group in nested for trajectory in group for step in trajectory for x in step]
+def make_known(groups):
+    """Values and reference log-probabilities of each step, the same wherever its attempt stands."""
+    known = Estimates()
+    for group in groups:
+        for key, step in group.steps():
+            attempt = group.trajectories[key.attempt].attempt
+            rng = random.Random(f"{group.number} {attempt} {key.step}")
+            count = len(step.action.token_ids)
+            known.values[key] = tuple(rng.uniform(-1, 1) for _ in range(count + 1))
+            known.reference_logprobs[key] = tuple(rng.uniform(-3, -0.1) for _ in range(count))
+    return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import torch
@@ -19,8 +20,21 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from agent_r1.algorithms.base import Algorithm
+from agent_r1.learner.credit_assignment import loss_weights, steps_of
+from agent_r1.learner.micro_batch import Batch
 from agent_r1.model.policy import Policy, make_policy
-from agent_r1.types import Action, Group, Message, Outcome, Step, StopReason, Task, Trajectory
+from agent_r1.types import (
+    Action,
+    Estimates,
+    Group,
+    Message,
+    Outcome,
+    Step,
+    StopReason,
+    Task,
+    Trajectory,
+)
 
 VOCABULARY = 97
 SIZES = {
@@ -73,9 +87,7 @@ def make_family(name: str) -> Policy:
 
 
 def random_groups(seed: int = 0, *, num_groups: int = 2, rewrite: bool = True) -> list[Group]:
-    """Groups with shared prompts, several turns, rewritten contexts and unequal lengths, scored and
-    with advantages.
-    """
+    """Groups with shared prompts, several turns, rewritten contexts and unequal lengths, scored."""
     rng = random.Random(seed)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
@@ -98,17 +110,40 @@ def random_groups(seed: int = 0, *, num_groups: int = 2, rewrite: bool = True) -
                     0,
                     "stop",
                 )
-                step = Step(action, Message("assistant", ""), observation_ids=ids(1, 12))
-                step.advantages = (rng.uniform(-1, 1),) * count
+                observed = ids(1, 12)
+                rng.uniform(-1, 1)  # so that a seed gives what it always gave
+                context_ids = None
                 if rewrite and turn and rng.random() < 0.5:  # keeps the first turn, or less
                     first = steps[0].action.token_ids + steps[0].observation_ids
                     kept = rng.choice([prompt + first, prompt, prompt[:-2], ()])
-                    step.context_ids = kept + ids(1, 10)
-                steps.append(step)
-            steps[-1].observation_ids = ()
+                    context_ids = kept + ids(1, 10)
+                steps.append(
+                    Step(
+                        action,
+                        Message("assistant", ""),
+                        observation_ids=observed,
+                        context_ids=context_ids,
+                    )
+                )
+            steps[-1] = dataclasses.replace(steps[-1], observation_ids=())
             outcome = Outcome(rng.random(), False)
             trajectories.append(
                 Trajectory("t", "", attempt, (), prompt, steps, StopReason.DONE, outcome)
             )
-        groups.append(Group(Task(f"t{number}", "?"), trajectories))
+        groups.append(Group(Task(f"t{number}", "?"), trajectories, number))
     return groups
+
+
+def random_estimates(groups: list[Group], seed: int = 0) -> Estimates:
+    """One advantage for all tokens of a step."""
+    rng, known = random.Random(seed), Estimates()
+    for group in groups:
+        for key, step in group.steps():
+            known.advantages[key] = (rng.uniform(-1, 1),) * len(step.action.token_ids)
+    return known
+
+
+def random_batch(groups: list[Group], algorithm: Algorithm) -> Batch:
+    """The groups as one mini-batch with random advantages."""
+    known = random_estimates(groups)
+    return Batch(steps_of(groups), known, loss_weights(groups, algorithm))

@@ -1,12 +1,13 @@
 """What an algorithm is: an advantage estimator, a policy loss, a normaliser, and perhaps a KL term.
 
-A new one is a file with a subclass of ``Algorithm`` and a line in ``ALGORITHMS``, or no line at
-all when the recipe names it as ``"my_algorithm.py:MyAlgorithm"``. The shortest is a function from
-the returns of a group to its advantages, see ``advantage``.
+A new one is a file with a subclass of ``PolicyGradient`` and a line in ``ALGORITHMS``, or no line
+at all when the recipe names it as ``"my_algorithm.py:MyAlgorithm"``. The shortest is a function
+from the returns of a group to its advantages, see ``advantage``.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -14,17 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from agent_r1.algorithms.advantages import ZERO_STD
-from agent_r1.algorithms.credit import Credit, PerToken
+from agent_r1.algorithms.credit import Attempt, Credit
 from agent_r1.algorithms.kl import ESTIMATORS, KLSettings
 from agent_r1.config.section import NamedSection
-from agent_r1.types import Group, Trajectory
+from agent_r1.types import Estimates, Group, Trajectory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Algorithm:
-    """Subclass it and write ``advantages``; the loss is PPO's clipped one unless you write yours.
+    """What trainer and learner ask of every algorithm.
 
     Advantages are made for all groups of a rollout at once, so that an algorithm may normalise over
     them. The loss is a mean over all scored groups: one without a signal, whose tokens add nothing
@@ -34,21 +35,125 @@ class Algorithm:
     compares_attempts: ClassVar[bool] = False
     """Whether a group needs two attempts or more."""
     critic: ClassVar[bool] = False
-    """Whether a value head is trained; then every ``Step.values`` is there before credit is
-    assigned, and ``value_targets`` and ``value_loss`` must be written.
+    """Whether a value head is trained; then ``Attempt.values`` are there when credit is assigned,
+    and ``value_targets`` and ``value_loss`` must be written.
     """
     compares_units: ClassVar[bool] = False
     """Whether it calls ``Credit.compare``; if not, a recipe that sets its keys is refused."""
     replaces_groups: ClassVar[bool] = False
     """Whether groups without a signal are no part of the batch, but replaced by fresh ones."""
     demonstrated: ClassVar[bool] = False
-    """Whether it learns from demonstrations (``settings.source``, ``settings.require``) instead of
-    what the policy samples.
-    """
+    """Whether it learns from demonstrations instead of what the policy samples."""
     whole_trajectories: ClassVar[bool] = False
     """Whether the loss needs all tokens of a trajectory in one micro-batch."""
 
+    # What the settings of some algorithms let a recipe choose; they explain the names.
+    kl: KLSettings | None = None
+    entropy_coef: float = 0.0
+    importance_cap: float | None = None
+    loss_mask: bool = True
+    advantage_mask: bool = True
+    refills: int = 0
+    critic_warmup: int = 0
+    value_lr: float = 0.0
+    value_gradient: bool = False
+
     class Settings(NamedSection):
+        """The keys of ``[algorithm]``."""
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    # Credit ------------------------------------------------------------------------------------
+
+    def advantages(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
+        """The advantage of every action token of all groups, one attempt's after another's."""
+        raise NotImplementedError(f"{type(self).__name__} has no advantages(groups, credit)")
+
+    def rewards(self, group: Sequence[Attempt], credit: Credit) -> list[list[float]]:
+        """What a group's attempts earned, placed on their action tokens: a row (T,) an attempt."""
+        true = [a.trajectory.outcome.reward for a in group if a.trajectory.outcome is not None]
+        gated = credit.gate and bool(true) and max(true) - min(true) < ZERO_STD
+        return [
+            # What is paid at the end is part of what the value there stands for.
+            credit.rewards(
+                a,
+                self.outcome(a.trajectory),
+                gated=gated or (credit.pays_at_the_end and self.bootstraps(a.trajectory)),
+            )
+            for a in group
+        ]
+
+    def outcome(self, trajectory: Trajectory) -> float:
+        """The outcome reward that is learned from."""
+        assert trajectory.outcome is not None
+        return trajectory.outcome.reward
+
+    def bootstraps(self, trajectory: Trajectory) -> bool:
+        """Whether the critic's value stands in for what a cut-off trajectory did not come to."""
+        return False
+
+    @property
+    def trains_on_all(self) -> bool:
+        """Whether a group whose advantages are all 0 has something to train, too."""
+        in_loss = self.kl is not None and self.kl.place == "loss"
+        return self.critic or in_loss or bool(self.entropy_coef)
+
+    def has_signal(self, group: Group, known: Estimates) -> bool:
+        """Whether a group has something to tell the policy: some advantage is not zero."""
+        return any(any(known.advantages.get(key, ())) for key, _ in group.steps())
+
+    def masks(self, trajectory: Trajectory) -> bool:
+        """Whether a trajectory is compared with, but left out of the loss."""
+        return False
+
+    # Loss --------------------------------------------------------------------------------------
+
+    def token_weights(self, num_action_tokens: list[int]) -> list[float]:
+        """What one action token of each trajectory weighs in the loss: here, all alike.
+
+        Because the weights are known before the first forward pass, the loss does not depend on
+        how a batch is cut into micro-batches.
+        """
+        return [1.0 / sum(num_action_tokens)] * len(num_action_tokens)
+
+    def ratio(self, logprobs: Tensor, old_logprobs: Tensor, sequences: Tensor) -> Tensor:
+        """(T,): the ratio of new to old policy that is clipped; 1 where there is no old one."""
+        return logprobs.new_ones(logprobs.shape)
+
+    def clip_bounds(self) -> tuple[float, float]:
+        """Ratios outside are reported as clipped."""
+        return 1.0, 1.0
+
+    def policy_loss(
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, sequences: Tensor
+    ) -> Tensor:
+        """Loss of each action token. All arguments and the result are (T,); ``sequences`` are
+        integers, equal for the tokens of one trajectory.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no policy_loss(...)")
+
+    # Only with a critic ------------------------------------------------------------------------
+
+    def value_targets(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
+        """What the critic should have said before each action token; in the order of
+        ``advantages``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no value_targets(groups, credit)")
+
+    def value_loss(self, values: Tensor, old_values: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each action token's value, its weight included; all (T,)."""
+        raise NotImplementedError(f"{type(self).__name__} has no value_loss(...)")
+
+
+class PolicyGradient(Algorithm):
+    """Learns from what the policy sampled. Subclass it and write ``advantages``; the loss is PPO's
+    clipped one unless you write yours.
+    """
+
+    class Settings(Algorithm.Settings):
         """The keys of ``[algorithm]``.
 
         Attributes:
@@ -94,113 +199,55 @@ class Algorithm:
                 raise ValueError("importance_cap has no effect with loss_mask = false")
             return self
 
-    def __init__(self, settings: Any) -> None:
-        self.settings = settings
+    settings: Settings
 
-    # Credit ------------------------------------------------------------------------------------
-
-    def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
-        """Per group, per scored trajectory, per step, per action token."""
-        raise NotImplementedError(f"{type(self).__name__} has no advantages(groups, credit)")
-
-    @property
-    def trains_on_all(self) -> bool:
-        """Whether a group whose advantages are all 0 has something to train, too."""
-        kl: KLSettings | None = self.settings.kl
-        in_loss = kl is not None and kl.place == "loss"
-        return self.critic or in_loss or bool(self.settings.entropy_coef)
-
-    def has_signal(self, group: Group) -> bool:
-        """Whether a group has something to tell the policy: some advantage is not zero."""
-        return any(any(step.advantages or ()) for t in group.scored for step in t.steps)
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.kl, self.entropy_coef = settings.kl, settings.entropy_coef
+        self.importance_cap, self.loss_mask = settings.importance_cap, settings.loss_mask
 
     def masks(self, trajectory: Trajectory) -> bool:
         """Whether a trajectory is compared with, but left out of the loss."""
         return bool(self.settings.truncated == "mask" and trajectory.stop.truncated)
 
-    def bootstraps(self, trajectory: Trajectory) -> bool:
-        """Whether the critic's value stands in for what a cut-off trajectory did not come to."""
-        return False
-
-    def outcome(self, trajectory: Trajectory) -> float:
-        """The outcome reward that is learned from."""
-        assert trajectory.outcome is not None
-        return trajectory.outcome.reward
-
-    def rewards(self, group: Group, credit: Credit) -> list[PerToken]:
-        """Rewards of a group's scored trajectories, placed on their action tokens by ``credit``,
-        the KL penalty taken off if it belongs there.
-        """
-        true = [t.outcome.reward for t in group.scored if t.outcome is not None]
-        gated = credit.gate and bool(true) and max(true) - min(true) < ZERO_STD
-        rewards = [
-            # What is paid at the end is part of what the value there stands for.
-            credit.rewards(
-                t,
-                self.outcome(t),
-                gated=gated or (credit.pays_at_the_end and self.bootstraps(t)),
-            )
-            for t in group.scored
-        ]
-        kl: KLSettings | None = self.settings.kl
-        if kl is not None and kl.place == "reward":
-            for trajectory, per_step in zip(group.scored, rewards, strict=True):
-                for step, tokens in zip(trajectory.steps, per_step, strict=True):
-                    assert step.reference_logprobs is not None, "the learner prepares first"
-                    pairs = zip(step.action.logprobs, step.reference_logprobs, strict=True)
-                    for index, (logprob, reference) in enumerate(pairs):
-                        tokens[index] -= kl.coef * ESTIMATORS[kl.estimator](logprob, reference)
+    def rewards(self, group: Sequence[Attempt], credit: Credit) -> list[list[float]]:
+        """The same, the KL penalty taken off if it belongs there."""
+        rewards = super().rewards(group, credit)
+        if self.kl is not None and self.kl.place == "reward":
+            estimate = ESTIMATORS[self.kl.estimator]
+            for attempt, per_token in zip(group, rewards, strict=True):
+                pairs = zip(attempt.logprobs, attempt.reference_logprobs, strict=True)
+                for index, (logprob, reference) in enumerate(pairs):
+                    per_token[index] -= self.kl.coef * estimate(logprob, reference)
         return rewards
 
-    # Loss --------------------------------------------------------------------------------------
-
     def token_weights(self, num_action_tokens: list[int]) -> list[float]:
-        """What one action token of each trajectory weighs in the loss.
-
-        Because the weights are known before the first forward pass, the loss does not depend on
-        how a batch is cut into micro-batches.
-        """
         num = len(num_action_tokens)
         if self.settings.aggregation == "fixed":
+            assert self.settings.fixed_length is not None, "the settings see to it"
             return [1.0 / (num * self.settings.fixed_length)] * num
         if self.settings.aggregation == "sequence":
             return [1.0 / (num * count) for count in num_action_tokens]
-        total = sum(num_action_tokens)
-        return [1.0 / total] * num
+        return super().token_weights(num_action_tokens)
 
     def ratio(self, logprobs: Tensor, old_logprobs: Tensor, sequences: Tensor) -> Tensor:
-        """(T,): the ratio of new to old policy that is clipped."""
         from agent_r1.algorithms.losses import importance_ratio
 
         return importance_ratio(logprobs, old_logprobs)
 
     def clip_bounds(self) -> tuple[float, float]:
-        """Ratios outside are reported as clipped."""
         return 1.0 - self.settings.clip_low, 1.0 + self.settings.clip_high
 
     def policy_loss(
         self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, sequences: Tensor
     ) -> Tensor:
-        """Loss of each action token. All arguments and the result are (T,); ``sequences`` are
-        integers, equal for the tokens of one trajectory.
-        """
         from agent_r1.algorithms.losses import clipped_policy_loss
 
         low, high = self.settings.clip_low, self.settings.clip_high
         return clipped_policy_loss(logprobs, old_logprobs, advantages, clip_low=low, clip_high=high)
 
-    # Only with a critic ------------------------------------------------------------------------
 
-    def value_targets(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
-        """What the critic should have said before each action token; shaped like advantages."""
-        raise NotImplementedError
-
-    def value_loss(self, values: Tensor, old_values: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each action token's value, its weight included; all (T,)."""
-        raise NotImplementedError
-
-
-class GroupAlgorithm(Algorithm):
+class GroupAlgorithm(PolicyGradient):
     """Advantages relative to the group: returns of its units against a baseline."""
 
     compares_attempts = True
@@ -210,8 +257,9 @@ class GroupAlgorithm(Algorithm):
         """Advantages of returns that are compared with one another."""
         raise NotImplementedError
 
-    def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
-        return [credit.compare(g, self.rewards(g, credit), self.baseline) for g in groups]
+    def advantages(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
+        of_groups = (credit.compare(g, self.rewards(g, credit), self.baseline) for g in groups)
+        return [*itertools.chain.from_iterable(of_groups)]
 
 
 def advantage(function: Callable[[Sequence[float]], list[float]]) -> type[GroupAlgorithm]:

@@ -24,6 +24,8 @@ class CISPO(GRPO):
         clip_low: float = Field(1.0, gt=0)
         clip_high: float = Field(1.0, gt=0)
 
+    settings: Settings
+
     def policy_loss(
         self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, sequences: Tensor
     ) -> Tensor:

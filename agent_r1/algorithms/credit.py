@@ -5,17 +5,71 @@ and with what they are compared. Plain numbers, no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import chain
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from agent_r1.algorithms.advantages import returns_to_go
 from agent_r1.config.section import NamedSection
-from agent_r1.types import Group, Step, Trajectory
+from agent_r1.types import Estimates, Group, StepKey, Trajectory
 
-PerToken = list[list[float]]
-"""Of one trajectory: per step, per action token."""
+
+@dataclass(slots=True, frozen=True)
+class Attempt:
+    """A trajectory that counts, and the numbers of its action tokens: those of all steps in one
+    row (T,), a step's after those of the step before.
+
+    Attributes:
+        number: Place of the trajectory in its group.
+        trajectory: What was sampled.
+        lengths: (S,), action tokens of each step; T together.
+        logprobs: (T,), log-probabilities (nats) at sampling; none for a demonstration.
+        reference_logprobs: (T,), under the reference policy; none without a KL term in the reward.
+        values: (T,), the critic's values of the state before each token; none without a critic.
+        last_value: The critic's value of the state after the last token.
+    """
+
+    number: int
+    trajectory: Trajectory
+    lengths: Sequence[int]
+    logprobs: Sequence[float] = ()
+    reference_logprobs: Sequence[float] = ()
+    values: Sequence[float] = ()
+    last_value: float = 0.0
+
+    def by_step(self, per_token: Sequence[float]) -> list[Sequence[float]]:
+        """(T,) numbers as those of each step."""
+        ends = accumulate(self.lengths, initial=0)
+        return [per_token[start:end] for start, end in pairwise(ends)]
+
+    def spread(self, per_step: Sequence[float]) -> list[float]:
+        """(S,) numbers, each repeated for the tokens of its step: (T,)."""
+        pairs = zip(per_step, self.lengths, strict=True)
+        return [value for value, length in pairs for _ in range(length)]
+
+
+def attempts_of(group: Group, known: Estimates) -> list[Attempt]:
+    """A group's trajectories that count, with what the learner found out about them."""
+    found = []
+    for number, trajectory in group.attempts():
+        steps = trajectory.steps
+        keys = [StepKey(group.number, number, index) for index in range(len(steps))]
+        values = [known.values[key] for key in keys if key in known.values]
+        reference = [known.reference_logprobs.get(key, ()) for key in keys]
+        found.append(
+            Attempt(
+                number,
+                trajectory,
+                [len(step.action.token_ids) for step in steps],
+                [*chain.from_iterable(step.action.logprobs for step in steps)],
+                [*chain.from_iterable(reference)],
+                [*chain.from_iterable(of_step[:-1] for of_step in values)],
+                values[-1][-1] if values else 0.0,
+            )
+        )
+    return found
 
 
 class Credit:
@@ -29,13 +83,14 @@ class Credit:
     class Settings(NamedSection):
         """The keys of ``[credit]``."""
 
+    settings: Settings
     gate: bool = False
     """Whether process rewards are left out where all outcomes of a group are equal."""
 
     pays_at_the_end: ClassVar[bool] = False
     """Whether ``rewards`` places process rewards on the last token of the trajectory."""
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.gate = getattr(settings, "gate", False)
 
@@ -43,47 +98,47 @@ class Credit:
         """What a step's process rewards are worth together."""
         raise NotImplementedError
 
-    def rewards(self, trajectory: Trajectory, outcome: float, *, gated: bool) -> PerToken:
-        """Each step's process reward on its last token and the outcome on the very last."""
+    def rewards(self, attempt: Attempt, outcome: float, *, gated: bool) -> list[float]:
+        """(T,): each step's process reward on its last token, the outcome on the very last."""
         raise NotImplementedError
 
-    def returns(self, trajectory: Trajectory, rewards: PerToken) -> PerToken:
-        """The return of the unit that each token belongs to."""
+    def returns(self, attempt: Attempt, rewards: Sequence[float]) -> list[float]:
+        """(T,): the return of the unit that each token belongs to."""
         raise NotImplementedError
 
-    def units(self, trajectory: Trajectory, returns: PerToken) -> list[tuple[float, Hashable]]:
-        """Each unit once, in order: its return, and a key that it shares with those it is compared
-        with.
+    def units(self, attempt: Attempt) -> list[tuple[Hashable, int]]:
+        """Each unit in order: a key that it shares with those it is compared with, and its number
+        of tokens.
         """
         raise NotImplementedError
 
     def compare(
         self,
-        group: Group,
-        rewards: Sequence[PerToken],
+        group: Sequence[Attempt],
+        rewards: Sequence[Sequence[float]],
         baseline: Callable[[Sequence[float]], list[float]],
-    ) -> list[PerToken]:
-        """Advantages of a group's scored trajectories: ``baseline`` among units of the same key."""
-        returns = [self.returns(t, r) for t, r in zip(group.scored, rewards, strict=True)]
-        units = [self.units(t, r) for t, r in zip(group.scored, returns, strict=True)]
-        flat = list(chain.from_iterable(units))
+    ) -> list[float]:
+        """Advantages of all action tokens of a group, one attempt's after another's: ``baseline``
+        among units of the same key.
+        """
+        units = [unit for attempt in group for unit in self.units(attempt)]
+        per_token = [
+            value
+            for attempt, given in zip(group, rewards, strict=True)
+            for value in self.returns(attempt, given)
+        ]
+        starts = accumulate((length for _, length in units), initial=0)
+        returns = [per_token[start] for start, _ in zip(starts, units, strict=False)]
         alike: dict[Hashable, list[int]] = {}
-        for index, (_, key) in enumerate(flat):
+        for index, (key, _) in enumerate(units):
             alike.setdefault(key, []).append(index)
-        advantages = [0.0] * len(flat)
+        advantages = [0.0] * len(units)
         for indices in alike.values():
-            values = baseline([flat[index][0] for index in indices])
+            values = baseline([returns[index] for index in indices])
             for index, value in zip(indices, values, strict=True):
                 advantages[index] = value
-        rest = iter(advantages)
-        return [
-            self._spread([next(rest) for _ in of_trajectory], per_token)
-            for of_trajectory, per_token in zip(units, returns, strict=True)
-        ]
-
-    def _spread(self, per_unit: list[float], like: PerToken) -> PerToken:
-        """A trajectory's numbers per unit, repeated for each token of the unit."""
-        raise NotImplementedError
+        pairs = zip(advantages, units, strict=True)
+        return [value for value, (_, length) in pairs for _ in range(length)]
 
 
 class OutcomeCredit(Credit):
@@ -93,30 +148,25 @@ class OutcomeCredit(Credit):
 
     pays_at_the_end = True
 
-    class Settings(NamedSection):
+    class Settings(Credit.Settings):
         name: str = "outcome"
 
     def process(self, rewards: Mapping[str, float]) -> float:
         return 0.0
 
-    def rewards(self, trajectory: Trajectory, outcome: float, *, gated: bool) -> PerToken:
-        placed = _zeros(trajectory)
-        process = 0.0 if gated else sum(self.process(step.rewards) for step in trajectory.steps)
-        placed[-1][-1] = outcome + process
-        return placed
+    def rewards(self, attempt: Attempt, outcome: float, *, gated: bool) -> list[float]:
+        steps = attempt.trajectory.steps
+        process = 0.0 if gated else sum(self.process(step.rewards) for step in steps)
+        return [0.0] * (sum(attempt.lengths) - 1) + [outcome + process]
 
-    def returns(self, trajectory: Trajectory, rewards: PerToken) -> PerToken:
-        total = sum(map(sum, rewards))
-        return [[total] * len(step) for step in rewards]
+    def returns(self, attempt: Attempt, rewards: Sequence[float]) -> list[float]:
+        return [sum(map(sum, attempt.by_step(rewards)))] * len(rewards)
 
-    def units(self, trajectory: Trajectory, returns: PerToken) -> list[tuple[float, Hashable]]:
-        return [(returns[0][0], None)]
-
-    def _spread(self, per_unit: list[float], like: PerToken) -> PerToken:
-        return [[per_unit[0]] * len(step) for step in like]
+    def units(self, attempt: Attempt) -> list[tuple[Hashable, int]]:
+        return [(None, sum(attempt.lengths))]
 
 
-class _Process(NamedSection):
+class _Process(Credit.Settings):
     """How process rewards count.
 
     Attributes:
@@ -139,8 +189,10 @@ class TrajectoryCredit(OutcomeCredit):
     class Settings(_Process):
         name: str = "trajectory"
 
+    settings: Settings
+
     def process(self, rewards: Mapping[str, float]) -> float:
-        return float(self.settings.process(rewards))
+        return self.settings.process(rewards)
 
 
 class StepCredit(Credit):
@@ -158,33 +210,30 @@ class StepCredit(Credit):
         gamma: float = Field(1.0, ge=0.0, le=1.0)
         compare: Literal["group", "index", "state_key"] = "group"
 
-    def process(self, rewards: Mapping[str, float]) -> float:
-        return float(self.settings.process(rewards))
+    settings: Settings
 
-    def rewards(self, trajectory: Trajectory, outcome: float, *, gated: bool) -> PerToken:
-        placed = _zeros(trajectory)
-        for tokens, step in zip(placed, trajectory.steps, strict=True):
-            tokens[-1] = 0.0 if gated else self.process(step.rewards)
-        placed[-1][-1] += outcome
+    def process(self, rewards: Mapping[str, float]) -> float:
+        return self.settings.process(rewards)
+
+    def rewards(self, attempt: Attempt, outcome: float, *, gated: bool) -> list[float]:
+        placed: list[float] = []
+        for length, step in zip(attempt.lengths, attempt.trajectory.steps, strict=True):
+            placed += [0.0] * (length - 1) + [0.0 if gated else self.process(step.rewards)]
+        placed[-1] += outcome
         return placed
 
-    def returns(self, trajectory: Trajectory, rewards: PerToken) -> PerToken:
-        to_go = returns_to_go([sum(step) for step in rewards], gamma=self.settings.gamma)
-        return [[value] * len(step) for value, step in zip(to_go, rewards, strict=True)]
+    def returns(self, attempt: Attempt, rewards: Sequence[float]) -> list[float]:
+        of_steps = [sum(step) for step in attempt.by_step(rewards)]
+        return attempt.spread(returns_to_go(of_steps, gamma=self.settings.gamma))
 
-    def units(self, trajectory: Trajectory, returns: PerToken) -> list[tuple[float, Hashable]]:
-        return [
-            (values[0], self._key(index, step))
-            for index, (values, step) in enumerate(zip(returns, trajectory.steps, strict=True))
-        ]
+    def units(self, attempt: Attempt) -> list[tuple[Hashable, int]]:
+        return [(self._key(attempt, i), length) for i, length in enumerate(attempt.lengths)]
 
-    def _key(self, index: int, step: Step) -> Hashable:
+    def _key(self, attempt: Attempt, index: int) -> Hashable:
         if self.settings.compare == "state_key":
-            return step.state_key if step.state_key is not None else ("no key", id(step))
+            state_key = attempt.trajectory.steps[index].state_key
+            return state_key if state_key is not None else (attempt.number, index)
         return index if self.settings.compare == "index" else None
-
-    def _spread(self, per_unit: list[float], like: PerToken) -> PerToken:
-        return [[value] * len(step) for value, step in zip(per_unit, like, strict=True)]
 
 
 class TokenCredit(StepCredit):
@@ -197,26 +246,11 @@ class TokenCredit(StepCredit):
 
         name: str = "token"
 
-    def returns(self, trajectory: Trajectory, rewards: PerToken) -> PerToken:
-        flat = returns_to_go(list(chain.from_iterable(rewards)), gamma=self.settings.gamma)
-        return like(rewards, flat)
+    settings: Settings
 
-    def units(self, trajectory: Trajectory, returns: PerToken) -> list[tuple[float, Hashable]]:
-        return [
-            (value, self._key(index, step))
-            for index, (values, step) in enumerate(zip(returns, trajectory.steps, strict=True))
-            for value in values
-        ]
+    def returns(self, attempt: Attempt, rewards: Sequence[float]) -> list[float]:
+        return returns_to_go(rewards, gamma=self.settings.gamma)
 
-    def _spread(self, per_unit: list[float], like_: PerToken) -> PerToken:
-        return like(like_, per_unit)
-
-
-def like(shape: PerToken, flat: Sequence[float]) -> PerToken:
-    """Numbers of a trajectory's action tokens in a row, as numbers per step and token."""
-    rest = iter(flat)
-    return [[next(rest) for _ in step] for step in shape]
-
-
-def _zeros(trajectory: Trajectory) -> PerToken:
-    return [[0.0] * len(step.action.token_ids) for step in trajectory.steps]
+    def units(self, attempt: Attempt) -> list[tuple[Hashable, int]]:
+        lengths = enumerate(attempt.lengths)
+        return [(self._key(attempt, i), 1) for i, length in lengths for _ in range(length)]

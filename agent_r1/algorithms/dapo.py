@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from agent_r1.algorithms.advantages import ZERO_STD
 from agent_r1.algorithms.grpo import GRPO
 from agent_r1.config.section import Section
-from agent_r1.types import Group, StopReason, Trajectory
+from agent_r1.types import Estimates, Group, StopReason, Trajectory
 
 
 class OverlongSettings(Section):
@@ -50,7 +50,13 @@ class DAPO(GRPO):
         refills: int = Field(3, ge=0)
         overlong: OverlongSettings | None = None
 
-    def has_signal(self, group: Group) -> bool:
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.refills = settings.refills
+
+    def has_signal(self, group: Group, known: Estimates) -> bool:
         outcomes = [t.outcome.reward for t in group.scored if t.outcome is not None]
         return bool(outcomes) and max(outcomes) - min(outcomes) >= ZERO_STD
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
 from agent_r1.algorithms.advantages import group_relative, returns_to_go
 from agent_r1.algorithms.base import GroupAlgorithm
-from agent_r1.algorithms.credit import Credit, PerToken
-from agent_r1.types import Group
+from agent_r1.algorithms.credit import Attempt, Credit
 
 
 class GiGPO(GroupAlgorithm):
@@ -31,21 +30,24 @@ class GiGPO(GroupAlgorithm):
         gamma: float = Field(0.95, gt=0, le=1)
         step_weight: float = Field(1.0, ge=0)
 
+    settings: Settings
+
     def baseline(self, returns: Sequence[float]) -> list[float]:
         return group_relative(returns, normalize_std=self.settings.normalize_std)
 
-    def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
-        return [self._of_group(group, self.rewards(group, credit)) for group in groups]
+    def advantages(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
+        return [a for g in groups for a in self._of_group(g, self.rewards(g, credit))]
 
-    def _of_group(self, group: Group, rewards: list[PerToken]) -> list[PerToken]:
-        episode = self.baseline([sum(map(sum, per_step)) for per_step in rewards])
-        to_go = [
-            returns_to_go([sum(step) for step in per_step], gamma=self.settings.gamma)
-            for per_step in rewards
-        ]
+    def _of_group(
+        self, group: Sequence[Attempt], rewards: Sequence[Sequence[float]]
+    ) -> Iterator[float]:
+        pairs = zip(group, rewards, strict=True)
+        earned = [[sum(step) for step in attempt.by_step(given)] for attempt, given in pairs]
+        episode = self.baseline([sum(of_steps) for of_steps in earned])
+        to_go = [returns_to_go(of_steps, gamma=self.settings.gamma) for of_steps in earned]
         anchors: dict[str, list[tuple[int, int]]] = {}
-        for i, trajectory in enumerate(group.scored):
-            for s, step in enumerate(trajectory.steps):
+        for i, attempt in enumerate(group):
+            for s, step in enumerate(attempt.trajectory.steps):
                 if step.state_key is not None:
                     anchors.setdefault(step.state_key, []).append((i, s))
         advantages = [[a] * len(steps) for a, steps in zip(episode, to_go, strict=True)]
@@ -53,7 +55,5 @@ class GiGPO(GroupAlgorithm):
             relative = self.baseline([to_go[i][s] for i, s in places])
             for (i, s), value in zip(places, relative, strict=True):
                 advantages[i][s] += self.settings.step_weight * value
-        return [
-            [[a] * len(tokens) for a, tokens in zip(per_step, tokens_of, strict=True)]
-            for per_step, tokens_of in zip(advantages, rewards, strict=True)
-        ]
+        for attempt, per_step in zip(group, advantages, strict=True):
+            yield from attempt.spread(per_step)

@@ -25,5 +25,7 @@ class GRPO(GroupAlgorithm):
         aggregation: Literal["token", "sequence", "fixed"] = "sequence"
         normalize_std: bool = True
 
+    settings: Settings
+
     def baseline(self, returns: Sequence[float]) -> list[float]:
         return group_relative(returns, normalize_std=self.settings.normalize_std)

@@ -27,6 +27,8 @@ class GSPO(GRPO):
         clip_high: float = Field(4e-4, gt=0)
         aggregation: Literal["token", "sequence", "fixed"] = "sequence"
 
+    settings: Settings
+
     def ratio(self, logprobs: Tensor, old_logprobs: Tensor, sequences: Tensor) -> Tensor:
         from agent_r1.algorithms.losses import sequence_ratio
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from agent_r1.algorithms.advantages import gae
-from agent_r1.algorithms.base import Algorithm
-from agent_r1.algorithms.credit import Credit, PerToken, like
+from agent_r1.algorithms.base import PolicyGradient
+from agent_r1.algorithms.credit import Attempt, Credit
 from agent_r1.algorithms.reinforce_pp import whitened
-from agent_r1.types import Group, Trajectory
+from agent_r1.types import Trajectory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PPO(Algorithm):
+class PPO(PolicyGradient):
     """GAE over the action tokens of a trajectory, across its turns: from the last token of one turn
     it goes on to the first of the next, and the observation between them is no time. The critic is
     a value head on the policy's own last hidden states. The loss is a mean over all action tokens
@@ -27,7 +26,7 @@ class PPO(Algorithm):
 
     critic = True
 
-    class Settings(Algorithm.Settings):
+    class Settings(PolicyGradient.Settings):
         """Further keys.
 
         Attributes:
@@ -65,48 +64,49 @@ class PPO(Algorithm):
                 raise ValueError("importance_cap has no effect with advantage_mask = false")
             return self
 
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.advantage_mask, self.critic_warmup = settings.advantage_mask, settings.critic_warmup
+        self.value_lr, self.value_gradient = settings.value_lr, settings.value_gradient
+
     def outcome(self, trajectory: Trajectory) -> float:
         return 0.0 if self.bootstraps(trajectory) else super().outcome(trajectory)
 
     def bootstraps(self, trajectory: Trajectory) -> bool:
-        return bool(self.settings.truncated == "bootstrap" and trajectory.stop.truncated)
+        return self.settings.truncated == "bootstrap" and trajectory.stop.truncated
 
-    def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
-        advantages = [
-            [self.estimate(trajectory, rewards)[0] for trajectory, rewards in pairs]
-            for pairs in self._rewarded(groups, credit)
-        ]
+    def advantages(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
+        advantages = [a for of_attempt, _ in self._estimates(groups, credit) for a in of_attempt]
         return whitened(advantages, groups, self) if self.settings.normalize else advantages
 
-    def value_targets(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
-        return [
-            [self.estimate(trajectory, rewards)[1] for trajectory, rewards in pairs]
-            for pairs in self._rewarded(groups, credit)
-        ]
+    def value_targets(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
+        return [t for _, of_attempt in self._estimates(groups, credit) for t in of_attempt]
 
-    def _rewarded(
-        self, groups: Sequence[Group], credit: Credit
-    ) -> list[list[tuple[Trajectory, PerToken]]]:
-        return [[*zip(g.scored, self.rewards(g, credit), strict=True)] for g in groups]
+    def _estimates(
+        self, groups: Sequence[Sequence[Attempt]], credit: Credit
+    ) -> Iterator[tuple[list[float], list[float]]]:
+        for group in groups:
+            for attempt, rewards in zip(group, self.rewards(group, credit), strict=True):
+                yield self.estimate(attempt, rewards)
 
-    def estimate(self, trajectory: Trajectory, rewards: PerToken) -> tuple[PerToken, PerToken]:
-        """GAE of one trajectory, and ``A + V``, the return that it stands for."""
-        before = [*chain.from_iterable(values(trajectory, s) for s in range(len(rewards)))]
+    def estimate(
+        self, attempt: Attempt, rewards: Sequence[float]
+    ) -> tuple[list[float], list[float]]:
+        """GAE of one trajectory, and ``A + V``, the return that it stands for; (T,) each."""
         advantages = gae(
-            [*chain.from_iterable(rewards)],
-            before,
-            last_value=self.last_value(trajectory),
+            rewards,
+            attempt.values,
+            last_value=self.last_value(attempt),
             gamma=self.settings.gamma,
             lam=self.settings.lam,
         )
-        targets = [a + v for a, v in zip(advantages, before, strict=True)]
-        return like(rewards, advantages), like(rewards, targets)
+        return advantages, [a + v for a, v in zip(advantages, attempt.values, strict=True)]
 
-    def last_value(self, trajectory: Trajectory) -> float:
+    def last_value(self, attempt: Attempt) -> float:
         """The value after the last action: 0 unless a limit cut the episode off."""
-        last = trajectory.steps[-1].values
-        assert last is not None
-        return last[-1] if self.bootstraps(trajectory) else 0.0
+        return attempt.last_value if self.bootstraps(attempt.trajectory) else 0.0
 
     def value_loss(self, values: Tensor, old_values: Tensor, targets: Tensor) -> Tensor:
         from agent_r1.algorithms.losses import value_loss
@@ -114,10 +114,3 @@ class PPO(Algorithm):
         loss = value_loss(values, old_values, targets, clip=self.settings.value_clip)
         weighted: Tensor = self.settings.value_coef * loss
         return weighted
-
-
-def values(trajectory: Trajectory, index: int) -> Sequence[float]:
-    """The critic's values of the states before each action token of a step."""
-    of_step = trajectory.steps[index].values
-    assert of_step is not None, "the learner prepares first"
-    return of_step[:-1]

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 from pydantic import Field
 
 from agent_r1.algorithms.advantages import group_relative, returns_to_go, whiten
-from agent_r1.algorithms.base import Algorithm, GroupAlgorithm
-from agent_r1.algorithms.credit import Credit, PerToken, like
-from agent_r1.types import Group
+from agent_r1.algorithms.base import Algorithm, GroupAlgorithm, PolicyGradient
+from agent_r1.algorithms.credit import Attempt, Credit
 
 
-class ReinforcePP(Algorithm):
+class ReinforcePP(PolicyGradient):
     """``A_t = sum_(i >= t) r_i``, normalised over all action tokens of the iteration that are in
     the loss, which is a mean over the same; no critic and no group, so none without a signal. The
     paper's KL belongs in the reward: ``kl = {coef = ..., estimator = "k1", place = "reward"}``.
     """
 
-    class Settings(Algorithm.Settings):
+    class Settings(PolicyGradient.Settings):
         """``gamma``: discount per action token."""
 
         name: str = "reinforce++"
         gamma: float = Field(1.0, gt=0, le=1)
 
-    def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
+    settings: Settings
+
+    def advantages(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
         gamma = self.settings.gamma
-        to_go = [
-            [
-                like(rewards, returns_to_go([*chain.from_iterable(rewards)], gamma=gamma))
-                for rewards in self.rewards(group, credit)
-            ]
-            for group in groups
-        ]
+        rewards = (row for group in groups for row in self.rewards(group, credit))
+        to_go = [value for row in rewards for value in returns_to_go(row, gamma=gamma)]
         return whitened(to_go, groups, self)
 
 
@@ -49,24 +44,18 @@ class ReinforcePPBaseline(GroupAlgorithm):
     def baseline(self, returns: Sequence[float]) -> list[float]:
         return group_relative(returns, normalize_std=False)
 
-    def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
+    def advantages(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
         return whitened(super().advantages(groups, credit), groups, self)
 
 
 def whitened(
-    advantages: list[list[PerToken]], groups: Sequence[Group], algorithm: Algorithm
-) -> list[list[PerToken]]:
+    advantages: Sequence[float], groups: Sequence[Sequence[Attempt]], algorithm: Algorithm
+) -> list[float]:
     """``whiten`` over all tokens of all groups that are in the loss."""
-    flat = [a for group in advantages for trajectory in group for step in trajectory for a in step]
     counted = [
-        not algorithm.masks(trajectory)
+        not algorithm.masks(attempt.trajectory)
         for group in groups
-        for trajectory in group.scored
-        for step in trajectory.steps
-        for _ in step.action.token_ids
+        for attempt in group
+        for _ in range(sum(attempt.lengths))
     ]
-    rest = iter(whiten(flat, counted))
-    return [
-        [[[next(rest) for _ in step] for step in trajectory] for trajectory in group]
-        for group in advantages
-    ]
+    return whiten(advantages, counted)

@@ -5,14 +5,12 @@ it (rejection sampling, e.g. STaR, arXiv 2203.14465).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from agent_r1.algorithms.base import Algorithm
-from agent_r1.algorithms.credit import Credit, PerToken
-from agent_r1.config.section import NamedSection
-from agent_r1.types import Group
+from agent_r1.algorithms.credit import Attempt, Credit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +20,10 @@ class SFT(Algorithm):
     """``-log pi`` of each action token of demonstrations, all tokens of a batch alike."""
 
     demonstrated = True
+    refills = 20
+    """A task without a demonstration is replaced, so often in an iteration."""
 
-    class Settings(NamedSection):
+    class Settings(Algorithm.Settings):
         """The keys of ``[algorithm]``.
 
         Attributes:
@@ -37,26 +37,10 @@ class SFT(Algorithm):
         source: str | tuple[str, ...] = "gold"
         require: dict[str, float] = Field(default_factory=dict)
 
-        # What other algorithms let the recipe choose. A task without a demonstration is replaced.
-        refills: ClassVar[int] = 20
-        aggregation: ClassVar[str] = "token"
-        kl: ClassVar[None] = None
-        entropy_coef: ClassVar[float] = 0.0
-        truncated: ClassVar[str] = "keep"
-        importance_cap: ClassVar[None] = None
-        loss_mask: ClassVar[bool] = True
+    settings: Settings
 
-    def advantages(self, groups: Sequence[Group], credit: Credit) -> list[list[PerToken]]:
-        return [
-            [[[1.0] * len(step.action.token_ids) for step in t.steps] for t in group.scored]
-            for group in groups
-        ]
-
-    def ratio(self, logprobs: Tensor, old_logprobs: Tensor, sequences: Tensor) -> Tensor:
-        return logprobs.new_ones(logprobs.shape)  # no policy sampled these
-
-    def clip_bounds(self) -> tuple[float, float]:
-        return 1.0, 1.0
+    def advantages(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
+        return [1.0] * sum(sum(attempt.lengths) for group in groups for attempt in group)
 
     def policy_loss(
         self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, sequences: Tensor

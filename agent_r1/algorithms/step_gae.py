@@ -5,10 +5,11 @@ critic (arXiv 2402.19446, section 3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agent_r1.algorithms.advantages import gae
-from agent_r1.algorithms.credit import PerToken
-from agent_r1.algorithms.ppo import PPO, values
-from agent_r1.types import Trajectory
+from agent_r1.algorithms.credit import Attempt
+from agent_r1.algorithms.ppo import PPO
 
 
 class StepGAE(PPO):
@@ -23,18 +24,16 @@ class StepGAE(PPO):
 
         name: str = "step-gae"
 
-    def estimate(self, trajectory: Trajectory, rewards: PerToken) -> tuple[PerToken, PerToken]:
-        before = [values(trajectory, index)[0] for index in range(len(rewards))]
+    def estimate(
+        self, attempt: Attempt, rewards: Sequence[float]
+    ) -> tuple[list[float], list[float]]:
+        before = [values[0] for values in attempt.by_step(attempt.values)]
         advantages = gae(
-            [sum(step) for step in rewards],
+            [sum(step) for step in attempt.by_step(rewards)],
             before,
-            last_value=self.last_value(trajectory),
+            last_value=self.last_value(attempt),
             gamma=self.settings.gamma,
             lam=self.settings.lam,
         )
         targets = [a + v for a, v in zip(advantages, before, strict=True)]
-        return _spread(advantages, rewards), _spread(targets, rewards)
-
-
-def _spread(per_step: list[float], like: PerToken) -> PerToken:
-    return [[value] * len(tokens) for value, tokens in zip(per_step, like, strict=True)]
+        return attempt.spread(advantages), attempt.spread(targets)

@@ -102,8 +102,7 @@ async def _play(
     report: DryRun, recipe: Recipe, env: Any, task: Any, renderer: Any, tokenizer: Any
 ) -> None:
     length = 0
-    sampled: dict[int, tuple[int, ...]] = {}
-    said: list[Message] = []
+    said: list[tuple[Message, tuple[int, ...]]] = []
 
     def add(kind: Kind, ids: tuple[int, ...]) -> None:
         nonlocal length
@@ -129,19 +128,18 @@ async def _play(
             )
         add(Kind.ACTION, ids)
         message = renderer.parse(action)
-        sampled[id(message)] = ids
-        said.append(message)  # kept, so that its id is not given away
+        said.append((message, ids))
         transition = await env.step(message)
         report.rewards.append(transition.rewards)
         if transition.done:
             break
         if transition.history is not None:
-            history = render_history(transition.history, env.schemas, renderer, sampled)
+            history = render_history(transition.history, env.schemas, renderer, said)
             add(Kind.CONTEXT, tuple(history))
         else:
             add(Kind.OBSERVATION, renderer.observation(transition.messages, action))
     outcome = await env.outcome()
-    if said and env.schemas and not any(message.tool_calls for message in said):
+    if said and env.schemas and not any(message.tool_calls for message, _ in said):
         report.warnings.append(
             "the gold actions use no tool: `agent-r1 sft` would teach the agent to use none"
         )

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from agent_r1.algorithms import ALGORITHMS, CREDITS
-from agent_r1.algorithms.base import Algorithm
-from agent_r1.algorithms.credit import Credit
+from agent_r1.algorithms.base import Algorithm, PolicyGradient
+from agent_r1.algorithms.credit import Credit, attempts_of
 from agent_r1.analysis.explanation import Column, Explanation, Place
 from agent_r1.config.section import explain as explain_error
 from agent_r1.errors import ConfigError
@@ -25,9 +25,8 @@ from agent_r1.learner.credit_assignment import (
     minibatches,
     trained_on,
 )
-from agent_r1.learner.mask_ablation import masks_of
 from agent_r1.run.folder import RunFolder
-from agent_r1.types import Group, Trajectory, derive_seed
+from agent_r1.types import Estimates, Group, PerToken, StepKey, derive_seed
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def _settings_of(run: RunFolder, *, trust: bool) -> _Settings:
         file = str(run.path / "recipe.json")
         raise explain_error(error, file, lambda location: []) from error
     algorithm = (
-        Algorithm(Algorithm.Settings(name=names["algorithm"]))
+        PolicyGradient(PolicyGradient.Settings(name=names["algorithm"]))
         if section is None
         else ALGORITHMS.resolve(section.name)(section)
     )
@@ -95,10 +94,10 @@ def explain(run: RunFolder, where: str | None = None, *, trust: bool = False) ->
     """
     iteration, number, attempt = _parse(run, where)
     settings = _settings_of(run, trust=trust)
-    groups = list(run.trajectories(iteration))
+    groups, known = _stored(run, iteration)
     if number is None:
-        has_signal = _was_told if settings.own else settings.algorithm.has_signal
-        number = next((n for n, g in enumerate(groups, 1) if has_signal(g)), 1)
+        has_signal = settings.algorithm.has_signal
+        number = next((n for n, g in enumerate(groups, 1) if has_signal(g, known)), 1)
     group = _pick(groups, number, f"iteration {iteration} has groups")
     if attempt is None:
         attempt = next((n for n, t in enumerate(group.trajectories, 1) if t in group.scored), 1)
@@ -107,56 +106,60 @@ def explain(run: RunFolder, where: str | None = None, *, trust: bool = False) ->
         raise ConfigError(
             f"attempt {attempt} of group {number} was excluded: {trajectory.fault or 'no action'}"
         )
-    return _explain(settings, groups, (iteration, number, attempt), trajectory)
+    return _explain(settings, groups, known, (iteration, number, attempt))
 
 
-def _was_told(group: Group) -> bool:
-    """Whether some stored advantage of a group is not 0."""
-    return any(any(step.advantages or ()) for t in group.scored for step in t.steps)
+def _stored(run: RunFolder, iteration: int) -> tuple[list[Group], Estimates]:
+    groups, known = [], Estimates()
+    for group, of_group in run.estimated(iteration):
+        groups.append(group)
+        known.add(of_group)
+    return groups, known
 
 
 def _explain(
-    settings: _Settings, groups: list[Group], place: Place, trajectory: Trajectory
+    settings: _Settings, groups: list[Group], known: Estimates, place: Place
 ) -> Explanation:
     algorithm, credit = settings.algorithm, settings.credit
     group = groups[place[1] - 1]
-    index = next(i for i, t in enumerate(group.scored) if t is trajectory)
-    stored = [[step.advantages for step in t.steps] for g in groups for t in g.scored]
-    advantages = [step.advantages or () for step in trajectory.steps]
-    of_group = algorithm.rewards(group, credit)
-    rewards = of_group[index]
-    counted = iter(sum(map(sum, per_step)) for per_step in of_group)
-    totals = [
-        next(counted) if any(t is s for s in group.scored) else None for t in group.trajectories
-    ]
-    earned = [sum(values) for values in rewards]
-    returns = [values[0] for values in credit.returns(trajectory, rewards)]
+    trajectory = group.trajectories[place[2] - 1]
+    keys = [key for key, _ in group.steps() if key.attempt == place[2] - 1]
+    attempts = attempts_of(group, known)
+    rows = algorithm.rewards(attempts, credit)
+    earned = {
+        attempt.number: [sum(of_step) for of_step in attempt.by_step(row)]
+        for attempt, row in zip(attempts, rows, strict=True)
+    }
+    totals = {number: sum(of_steps) for number, of_steps in earned.items()}
+    attempt, row = next(p for p in zip(attempts, rows, strict=True) if p[0].number == place[2] - 1)
+    returns = attempt.by_step(credit.returns(attempt, row))
     seed = derive_seed(settings.seed, "iteration", place[0])
-    again = stored
-    if not settings.own and all(masks_of(algorithm)):
-        assign_credit(groups, algorithm, credit)
-        again = [[step.advantages for step in t.steps] for g in groups for t in g.scored]
+    again = known.advantages
+    if not settings.own and _all_masks(algorithm):
+        again = _advantages(groups, known, algorithm, credit)
     own_weights: list[float] = []
     if not settings.own:
-        own_weights = _weights(settings, algorithm, groups, trajectory, seed)
-    if is_warm_up := place[0] <= getattr(algorithm.settings, "critic_warmup", 0):
+        own_weights = _weights(settings, algorithm, groups, known, keys, seed)
+    if is_warm_up := place[0] <= algorithm.critic_warmup:
         own_weights = [0.0] * len(own_weights)
+    advantages = [known.advantages.get(key, ()) for key in keys]
     notes = [*_notes(settings, advantages, own_weights, is_warm_up=is_warm_up)]
-    if not _close(stored, again):
+    if not _close(known.advantages, again):
         notes.insert(
             0,
             "the advantages computed now differ from those stored, which are shown: an "
             "environment or an algorithm has changed since",
         )
-    others = _others(settings, groups, trajectory, seed)
+    others = _others(settings, groups, known, keys, seed)
     return Explanation(
         place,
         group,
         trajectory,
+        known,
         settings.credit_name,
-        earned,
-        returns,
-        totals,
+        earned[attempt.number],
+        [values[0] for values in returns],
+        [totals.get(number) for number in range(len(group.trajectories))],
         Column(f"{settings.name} (this run)", advantages, own_weights),
         _together(others),
         notes,
@@ -176,7 +179,7 @@ def _notes(
             f"{settings.name!r} is code that the run names and was not run: its advantages are "
             "those stored, what is counted leaves it out; --trust runs it"
         )
-    if not all(masks_of(settings.algorithm)):
+    if not _all_masks(settings.algorithm):
         yield (
             "a mask was off: advantages are those stored; weights are those that the agent's own "
             "tokens would have had with the mask on"
@@ -191,8 +194,25 @@ def _notes(
         yield "all advantages are 0: only terms besides the algorithm's loss were felt"
 
 
+def _all_masks(algorithm: Algorithm) -> bool:
+    return algorithm.loss_mask and algorithm.advantage_mask
+
+
+def _advantages(
+    groups: list[Group], known: Estimates, algorithm: Algorithm, credit: Credit
+) -> dict[StepKey, PerToken]:
+    """The advantages that an algorithm gives to what is known."""
+    fresh = dataclasses.replace(known, advantages={}, value_targets={})
+    assign_credit(groups, fresh, algorithm, credit)
+    return fresh.advantages
+
+
 def _others(
-    settings: _Settings, groups: list[Group], trajectory: Trajectory, seed: int
+    settings: _Settings,
+    groups: list[Group],
+    known: Estimates,
+    keys: Sequence[StepKey],
+    seed: int,
 ) -> list[Column]:
     """What the other algorithms would have made of the same episodes."""
     others = []
@@ -201,9 +221,10 @@ def _others(
         if other_class.critic or other_class.demonstrated or name == settings.name:
             continue
         other: Algorithm = other_class(ALGORITHMS.section(name))
-        assign_credit(groups, other, settings.credit)
-        given = [step.advantages or () for step in trajectory.steps]
-        others.append(Column(name, given, _weights(settings, other, groups, trajectory, seed)))
+        given = _advantages(groups, known, other, settings.credit)
+        theirs = dataclasses.replace(known, advantages=given)
+        weights = _weights(settings, other, groups, theirs, keys, seed)
+        others.append(Column(name, [given[key] for key in keys], weights))
     return others
 
 
@@ -211,18 +232,19 @@ def _weights(
     settings: _Settings,
     algorithm: Algorithm,
     groups: list[Group],
-    trajectory: Trajectory,
+    known: Estimates,
+    keys: Sequence[StepKey],
     seed: int,
 ) -> list[float]:
-    """Per step, the weight of its tokens in the first epoch's mini-batch that has them; credit is
-    assigned.
+    """What a token of each of a trajectory's steps weighs in the first epoch's mini-batch that has
+    them.
     """
-    batch = batch_of(groups, algorithm)
+    batch = batch_of(groups, known, algorithm)
     for part in minibatches(batch, settings.minibatches, derive_seed(seed, 0)):
-        if any(t is trajectory for g in trained_on(part, algorithm) for t in g.scored):
-            of = loss_weights(part, algorithm)
-            return [of[id(step)].weight for step in trajectory.steps]
-    return [0.0] * len(trajectory.steps)
+        if any(group.number == keys[0].group for group in trained_on(part, known, algorithm)):
+            weights = loss_weights(part, algorithm)
+            return [weights[key].weight for key in keys]
+    return [0.0] * len(keys)
 
 
 def _together(columns: Sequence[Column]) -> list[Column]:
@@ -264,10 +286,8 @@ def _pick(items: Sequence[Any], number: int, what: str) -> Any:
     return items[number - 1]
 
 
-def _close(one: list[Any], two: list[Any]) -> bool:
-    flat_one, flat_two = (
-        [x for steps in nested for values in steps for x in values or ()] for nested in (one, two)
-    )
+def _close(one: dict[StepKey, PerToken], two: dict[StepKey, PerToken]) -> bool:
+    flat_one, flat_two = ([x for values in table.values() for x in values] for table in (one, two))
     return len(flat_one) == len(flat_two) and all(
         math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
         for a, b in zip(flat_one, flat_two, strict=True)

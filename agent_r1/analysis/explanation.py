@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent_r1.types import Group, MalformedCall, Step, Trajectory
+from agent_r1.types import Estimates, Group, MalformedCall, Step, StepKey, Trajectory
 
 Place = tuple[int, int, int]
 """Iteration, group and attempt, the latter two counted from 1."""
@@ -37,6 +37,7 @@ class Explanation:
         place: Where the trajectory is stored.
         group: All attempts at its task.
         trajectory: The one that is explained.
+        known: What was stored of its group's steps.
         earned: Per step, the rewards that credit and algorithm placed on its tokens: process
             rewards as weighed, the outcome, a KL penalty.
         returns: Per step, what the run's credit gives its first token.
@@ -50,6 +51,7 @@ class Explanation:
     place: Place
     group: Group
     trajectory: Trajectory
+    known: Estimates
     credit: str
     earned: list[float]
     returns: list[float]
@@ -80,14 +82,21 @@ class Explanation:
                     "return": value,
                     "token_ids": step.action.token_ids,
                     "logprobs": step.action.logprobs,
-                    "values": step.values,
-                    "ratios": step.ratios,
+                    "values": self.known.values.get(key),
+                    "ratios": self.known.ratios.get(key),
                 }
-                for step, earned, value in zip(t.steps, self.earned, self.returns, strict=True)
+                for key, step, earned, value in zip(
+                    self._keys, t.steps, self.earned, self.returns, strict=True
+                )
             ],
             "algorithms": [dataclasses.asdict(column) for column in (self.own, *self.others)],
             "notes": self.notes,
         }
+
+    @property
+    def _keys(self) -> list[StepKey]:
+        attempt = self.place[2] - 1
+        return [key for key, _ in self.group.steps() if key.attempt == attempt]
 
     def as_text(self, *, tokens: bool = False) -> str:
         """For people; with ``tokens``, a line for each action token."""
@@ -144,13 +153,16 @@ class Explanation:
 
     def _token_lines(self) -> Iterator[str]:
         yield "step  token     id   logprob   value  advantage   ratio  weight x advantage x 1000"
-        for number, step in enumerate(self.trajectory.steps, 1):
+        for number, (key, step) in enumerate(
+            zip(self._keys, self.trajectory.steps, strict=True), 1
+        ):
             advantages = self.own.advantages[number - 1]
             weight = self.own.weights[number - 1] if self.own.weights else math.nan
+            values, ratios = self.known.values.get(key), self.known.ratios.get(key)
             for index, token_id in enumerate(step.action.token_ids):
                 logprob = f"{step.action.logprobs[index]:.3f}" if step.action.logprobs else "-"
-                value = f"{step.values[index]:+.3f}" if step.values else "-"
-                ratio = f"{step.ratios[index]:.3f}" if step.ratios else "-"
+                value = f"{values[index]:+.3f}" if values else "-"
+                ratio = f"{ratios[index]:.3f}" if ratios else "-"
                 yield (
                     f"{number:4d} {index + 1:6d} {token_id:6d} {logprob:>9} "
                     f"{value:>7} {advantages[index]:+10.3f} {ratio:>7} "

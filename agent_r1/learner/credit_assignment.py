@@ -5,41 +5,55 @@ signal, mini-batches, weights. No torch.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from agent_r1.algorithms.base import Algorithm
-from agent_r1.algorithms.credit import Credit
-from agent_r1.types import Group
+from agent_r1.algorithms.credit import Credit, attempts_of
+from agent_r1.types import Estimates, Group, PerToken, Step, StepKey
 
 
-def assign_credit(groups: Sequence[Group], algorithm: Algorithm, credit: Credit) -> None:
-    """Fills in ``Step.advantages`` of all scored trajectories, and ``value_targets`` if there is a
+def steps_of(groups: Sequence[Group]) -> dict[StepKey, Step]:
+    """The steps of all attempts that count, by key.
+
+    Raises:
+        ValueError: Two groups have the same number, so that keys name two steps.
+    """
+    if len({group.number for group in groups}) < len(groups):
+        raise ValueError(f"groups of one rollout need numbers of their own: {groups!r:.200}")
+    return {key: step for group in groups for key, step in group.steps()}
+
+
+def assign_credit(
+    groups: Sequence[Group], known: Estimates, algorithm: Algorithm, credit: Credit
+) -> None:
+    """Fills in the advantages of all steps that count, and the value targets if there is a
     critic.
     """
-    for group, of_group in zip(groups, algorithm.advantages(groups, credit), strict=True):
-        for trajectory, per_step in zip(group.scored, of_group, strict=True):
-            for step, values in zip(trajectory.steps, per_step, strict=True):
-                step.advantages = tuple(values)
-    if not algorithm.critic:
-        return
-    for group, of_group in zip(groups, algorithm.value_targets(groups, credit), strict=True):
-        for trajectory, per_step in zip(group.scored, of_group, strict=True):
-            for step, values in zip(trajectory.steps, per_step, strict=True):
-                step.value_targets = tuple(values)
+    attempts = [attempts_of(group, known) for group in groups]
+    known.advantages |= _by_step(groups, algorithm.advantages(attempts, credit))
+    if algorithm.critic:
+        known.value_targets |= _by_step(groups, algorithm.value_targets(attempts, credit))
 
 
-def informative(groups: list[Group], algorithm: Algorithm) -> list[Group]:
+def _by_step(groups: Sequence[Group], per_token: Sequence[float]) -> dict[StepKey, PerToken]:
+    steps = steps_of(groups)
+    rest = iter(per_token)
+    return {key: tuple(islice(rest, len(step.action.token_ids))) for key, step in steps.items()}
+
+
+def informative(groups: list[Group], known: Estimates, algorithm: Algorithm) -> list[Group]:
     """The groups that have something to tell the policy; credit is assigned."""
-    return [group for group in groups if algorithm.has_signal(group)]
+    return [group for group in groups if algorithm.has_signal(group, known)]
 
 
-def batch_of(groups: list[Group], algorithm: Algorithm) -> list[Group]:
+def batch_of(groups: list[Group], known: Estimates, algorithm: Algorithm) -> list[Group]:
     """The groups of an iteration's batch, whose tokens the loss is a mean over: all that were
     scored, but for an algorithm that replaces those without a signal.
     """
     scored = [group for group in groups if group.scored]
-    return informative(scored, algorithm) if algorithm.replaces_groups else scored
+    return informative(scored, known, algorithm) if algorithm.replaces_groups else scored
 
 
 def minibatches(groups: list[Group], count: int, seed: int) -> list[list[Group]]:
@@ -50,11 +64,11 @@ def minibatches(groups: list[Group], count: int, seed: int) -> list[list[Group]]
     return [shuffled[part::count] for part in range(count)]
 
 
-def trained_on(batch: list[Group], algorithm: Algorithm) -> list[Group]:
+def trained_on(batch: list[Group], known: Estimates, algorithm: Algorithm) -> list[Group]:
     """The groups of a batch that have to be run: those with a signal; all of them for a critic, and
     where a KL or an entropy term pulls at every token. The others count in its mean all the same.
     """
-    return batch if algorithm.trains_on_all else informative(batch, algorithm)
+    return batch if algorithm.trains_on_all else informative(batch, known, algorithm)
 
 
 @dataclass(slots=True, frozen=True)
@@ -67,8 +81,7 @@ class LossWeight:
     sequence: int
 
 
-LossWeights = dict[int, LossWeight]
-"""By ``id`` of a step."""
+LossWeights = Mapping[StepKey, LossWeight]
 
 
 def loss_weights(groups: list[Group], algorithm: Algorithm) -> LossWeights:
@@ -80,10 +93,10 @@ def loss_weights(groups: list[Group], algorithm: Algorithm) -> LossWeights:
     counts = [t.num_action_tokens for t, keep in zip(trajectories, kept, strict=True) if keep]
     weights = iter(algorithm.token_weights(counts) if counts else ())
     per_trajectory = [next(weights) if keep else 0.0 for keep in kept]
+    places = {(g.number, attempt): None for g in groups for attempt, _ in g.attempts()}
+    sequences = {place: number for number, place in enumerate(places)}
     return {
-        id(step): LossWeight(weight, number)
-        for number, (trajectory, weight) in enumerate(
-            zip(trajectories, per_trajectory, strict=True)
-        )
-        for step in trajectory.steps
+        key: LossWeight(per_trajectory[number], number)
+        for key in steps_of(groups)
+        for number in [sequences[key.group, key.attempt]]
     }

@@ -15,14 +15,14 @@ from torch import Tensor
 from agent_r1.algorithms.base import Algorithm
 from agent_r1.algorithms.kl import ESTIMATORS, KLSettings
 from agent_r1.algorithms.losses import truncated_importance
-from agent_r1.learner.credit_assignment import LossWeights, loss_weights, minibatches, trained_on
-from agent_r1.learner.micro_batch import Actions, Forward, MicroBatch, MicroBatcher
+from agent_r1.learner.credit_assignment import loss_weights, minibatches, steps_of, trained_on
+from agent_r1.learner.micro_batch import Actions, Batch, Forward, MicroBatch, MicroBatcher
 from agent_r1.learner.optimizer import Optimizer
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.padded_rows import rows
 from agent_r1.learner.settings import LearnerSettings
 from agent_r1.model.policy import Policy
-from agent_r1.types import Group, Step, derive_seed
+from agent_r1.types import Estimates, Group, PerToken, StepKey, derive_seed
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Update:
             any step.
         num_tokens: Tokens run forward and backward, padding not counted.
         num_steps: Optimiser steps made.
+        ratios: Importance ratios of each step that was trained on, see ``Estimates``.
         skipped: Why optimiser steps were skipped, one line each.
         notes: What else the user should know, e.g. that memory ran out and was made do with.
     """
@@ -54,6 +55,7 @@ class Update:
     logprob_error: float = 0.0
     num_tokens: int = 0
     num_steps: int = 0
+    ratios: dict[StepKey, PerToken] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -69,7 +71,7 @@ class _Sums:
     num_counted: int = 0
     logprob_error: float = 0.0
     num_tokens: int = 0
-    ratios: list[tuple[Step, tuple[float, ...]]] = field(default_factory=list)
+    ratios: dict[StepKey, PerToken] = field(default_factory=dict)
 
 
 class Learner:
@@ -99,11 +101,11 @@ class Learner:
             policy.model.parameters(),
             settings,
             head=() if self.critic is None else self.critic.parameters(),
-            head_lr=algorithm.settings.value_lr if algorithm.critic else 0.0,
+            head_lr=algorithm.value_lr,
         )
         self.cut: MicroBatcher = rows if policy.unpackable else packs
         self.micro_batch_tokens = micro_batch_tokens
-        self.kl: KLSettings | None = algorithm.settings.kl
+        self.kl = algorithm.kl
         if self.kl and reference is None and not policy.has_adapter:
             raise ValueError(f"kl = {self.kl!r} needs a reference policy")
         self.reference = reference
@@ -111,29 +113,32 @@ class Learner:
             policy.base.activation_checkpointing_enable({"use_reentrant": False})
 
     @torch.no_grad()
-    def prepare(self, groups: list[Group], *, old: bool = False) -> None:
-        """Fills in what must be known of the policy before credit is assigned: the critic's values,
+    def prepare(self, groups: list[Group], *, old: bool = False) -> Estimates:
+        """What must be known of the policy before credit is assigned: the critic's values,
         log-probabilities of the reference for a KL term in the reward, and with ``old`` or an
         importance cap those of the policy itself. Costs nothing where none is asked for.
         """
-        old = old or self.algorithm.settings.importance_cap is not None
+        known = Estimates()
+        old = old or self.algorithm.importance_cap is not None
         if self.critic is not None or old:
             with self._packed(self.policy):
                 for micro in self._micro_batches(groups, ends=self.critic is not None):
-                    self._look(micro, micro.forward(self.policy, self.temperature), old=old)
+                    found = micro.forward(self.policy, self.temperature)
+                    if old:
+                        known.old_logprobs |= _by_step(micro, found.logprobs)
+                    if self.critic is not None:
+                        known.values |= self._values_by_step(micro, found)
         if self.kl is not None and self.kl.place == "reward":
-            self._refer(groups)
+            known.reference_logprobs = self._refer(groups)
+        return known
 
-    def _look(self, micro: MicroBatch, found: Forward, *, old: bool) -> None:
-        if old:
-            for step, logprobs in _by_step(micro.steps, found.logprobs):
-                step.old_logprobs = logprobs
-        if self.critic is not None:
-            assert found.after is not None
-            after = self._values(found.after).tolist()
-            of_steps = _by_step(micro.steps, self._values(found.before))
-            for (step, values), last in zip(of_steps, after, strict=True):
-                step.values = (*values, last)
+    def _values_by_step(self, micro: MicroBatch, found: Forward) -> dict[StepKey, PerToken]:
+        assert found.after is not None
+        before = _by_step(micro, self._values(found.before))
+        after = self._values(found.after).tolist()
+        return {
+            key: (*values, last) for (key, values), last in zip(before.items(), after, strict=True)
+        }
 
     def _values(self, hidden: Tensor) -> Tensor:
         assert self.critic is not None
@@ -141,17 +146,17 @@ class Learner:
         return values
 
     @torch.no_grad()
-    def _refer(self, groups: list[Group]) -> None:
-        """Fills in ``Step.reference_logprobs``."""
+    def _refer(self, groups: list[Group]) -> dict[StepKey, PerToken]:
+        """Log-probabilities under the reference policy."""
         policy = self.reference or self.policy
+        found: dict[StepKey, PerToken] = {}
         with (
             nullcontext() if self.reference else self.policy.without_adapter(),
             self._packed(policy),
         ):
             for micro in self._micro_batches(groups):
-                found = micro.forward(policy, self.temperature)
-                for step, logprobs in _by_step(micro.steps, found.logprobs):
-                    step.reference_logprobs = logprobs
+                found |= _by_step(micro, micro.forward(policy, self.temperature).logprobs)
+        return found
 
     def _micro_batches(self, groups: list[Group], *, ends: bool = False) -> Iterator[MicroBatch]:
         return self.cut(
@@ -166,31 +171,43 @@ class Learner:
         return nullcontext() if policy.unpackable else policy.packed()
 
     def update(
-        self, groups: list[Group], *, lr: float, seed: int, critic_only: bool = False
+        self,
+        groups: list[Group],
+        known: Estimates,
+        *,
+        lr: float,
+        seed: int,
+        critic_only: bool = False,
     ) -> Update:
         """Trains on a batch's action tokens; credit must be assigned. No groups, no update.
 
         The loss is a mean over the whole batch, whether or not a group has anything to train and is
         run. ``critic_only``: the value head alone is trained.
         """
-        result = Update(explained_variance=explained_variance(groups) if self.critic else None)
+        steps = steps_of(groups)
+        result = Update()
+        if self.critic is not None:
+            result.explained_variance = explained_variance([*steps], known)
         num_batches = 0
         if self.kl is not None and self.kl.place == "loss":
-            self._refer(groups)
+            known.reference_logprobs |= self._refer(groups)
         with self._mode():
             for epoch in range(self.settings.epochs if groups else 0):
                 parts = minibatches(groups, self.settings.minibatches, derive_seed(seed, epoch))
                 for index, part in enumerate(parts):
                     where = f"epoch {epoch + 1}, mini-batch {index + 1}"
+                    batch = Batch(steps, known, loss_weights(part, self.algorithm))
+                    run = trained_on(part, known, self.algorithm)
                     num_batches += self._step(
-                        part, result, lr=lr, critic_only=critic_only, where=where
+                        run, batch, result, lr=lr, critic_only=critic_only, where=where
                     )
         if num_batches:
             result.clip_fraction /= num_batches
         for name in ("loss", "grad_norm", "kl", "value_loss"):
             setattr(result, name, getattr(result, name) / max(1, result.num_steps))
         if self.kl is not None and self.kl.place == "reward":
-            result.kl = _mean_kl(groups, self.kl)
+            sampled = {key: step.action.logprobs for key, step in steps.items()}
+            result.kl = _mean_kl(sampled, known, self.kl)
         return result
 
     @contextmanager
@@ -204,21 +221,26 @@ class Learner:
             self.policy.model.eval()
 
     def _step(
-        self, groups: list[Group], result: Update, *, lr: float, critic_only: bool, where: str
+        self,
+        groups: list[Group],
+        batch: Batch,
+        result: Update,
+        *,
+        lr: float,
+        critic_only: bool,
+        where: str,
     ) -> bool:
-        """One optimiser step on one mini-batch; whether there was anything to train."""
-        weights = loss_weights(groups, self.algorithm)
-        groups = trained_on(groups, self.algorithm)
-        steps = (step for group in groups for t in group.scored for step in t.steps)
-        if not any(weights[id(step)].weight for step in steps):
+        """One optimiser step on a mini-batch, of which ``groups`` are run; whether there was
+        anything to train.
+        """
+        if not any(batch.weights[key].weight for key in steps_of(groups)):
             return False  # no signal, or all of it masked
-        sums = self._accumulate(groups, weights, result, critic_only=critic_only)
+        sums = self._accumulate(groups, batch, result, critic_only=critic_only)
         if result.num_steps == 0:
             result.logprob_error = max(result.logprob_error, sums.logprob_error)
         result.clip_fraction += sums.num_clipped / sums.num_counted
         result.num_tokens += sums.num_tokens
-        for step, ratios in sums.ratios:
-            step.ratios = step.ratios or ratios
+        result.ratios = sums.ratios | result.ratios  # of the first update that used a step
         norm = self.optimizer.clip_grad(self.settings.max_grad_norm)
         if not (math.isfinite(sums.loss) and math.isfinite(norm)):
             culprit = self._culprit()
@@ -235,7 +257,7 @@ class Learner:
         return True
 
     def _accumulate(
-        self, groups: list[Group], weights: LossWeights, result: Update, *, critic_only: bool
+        self, groups: list[Group], batch: Batch, result: Update, *, critic_only: bool
     ) -> _Sums:
         """The gradient of a mini-batch; begun again in smaller cuts when the device's memory runs
         out.
@@ -245,7 +267,7 @@ class Learner:
             sums = _Sums()
             try:
                 for micro in self._micro_batches(groups):
-                    self._backward(micro, weights, sums, critic_only=critic_only)
+                    self._backward(micro, batch, sums, critic_only=critic_only)
                 return sums
             except torch.OutOfMemoryError:
                 if self.micro_batch_tokens < MIN_MICRO_BATCH:
@@ -259,17 +281,17 @@ class Learner:
             torch.cuda.empty_cache()
 
     def _backward(
-        self, micro: MicroBatch, weights: LossWeights, sums: _Sums, *, critic_only: bool = False
+        self, micro: MicroBatch, batch: Batch, sums: _Sums, *, critic_only: bool = False
     ) -> None:
         """Adds the gradient of one micro-batch, and its share of what is reported."""
-        actions = Actions.of(micro.steps, weights, self.policy.device)
+        actions = Actions.of(micro.keys, batch, self.policy.device)
         found = micro.forward(self.policy, self.temperature)
         if critic_only:
             loss = torch.zeros_like(found.logprobs)
         else:
             loss = self._policy_loss(found, actions, sums)
         if self.critic is not None:
-            through = self.algorithm.settings.value_gradient and not critic_only
+            through = self.algorithm.value_gradient and not critic_only
             values = self._values(found.before if through else found.before.detach())
             assert actions.old_values is not None and actions.value_targets is not None
             value_loss = self.algorithm.value_loss(
@@ -285,11 +307,10 @@ class Learner:
 
     def _policy_loss(self, found: Forward, actions: Actions, sums: _Sums) -> Tensor:
         """(A,): the algorithm's loss, importance weights, KL and entropy terms."""
-        settings = self.algorithm.settings
         loss = self.algorithm.policy_loss(
             found.logprobs, actions.old_logprobs, actions.advantages, actions.sequences
         )
-        if (cap := settings.importance_cap) is not None:
+        if (cap := self.algorithm.importance_cap) is not None:
             loss = loss * truncated_importance(
                 actions.old_logprobs, actions.sampling_logprobs, cap=cap
             )
@@ -299,8 +320,8 @@ class Learner:
             penalty = estimate(found.logprobs, actions.reference_logprobs)
             sums.kl += (actions.weights * penalty.detach()).sum().item()
             loss = loss + self.kl.coef * penalty
-        if settings.entropy_coef:
-            loss = loss - settings.entropy_coef * found.entropies
+        if self.algorithm.entropy_coef:
+            loss = loss - self.algorithm.entropy_coef * found.entropies
         return loss
 
     def _note(self, micro: MicroBatch, actions: Actions, logprobs: Tensor, sums: _Sums) -> None:
@@ -313,7 +334,7 @@ class Learner:
         counted = actions.weights > 0
         sums.num_clipped += int((((ratios < low) | (ratios > high)) & counted).sum())
         sums.num_counted += int(counted.sum())
-        sums.ratios += _by_step(micro.steps, ratios)
+        sums.ratios |= _by_step(micro, ratios)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next update depends on, besides the policy."""
@@ -346,32 +367,29 @@ def value_head(policy: Policy) -> torch.nn.Linear:
     return head
 
 
-def explained_variance(groups: list[Group]) -> float:
+def explained_variance(keys: Sequence[StepKey], known: Estimates) -> float:
     """``1 - var(target - value) / var(target)`` over the action tokens; 0 if all targets are
     equal.
     """
-    steps = [step for group in groups for t in group.scored for step in t.steps]
-    targets = torch.tensor([x for step in steps for x in step.value_targets or ()])
-    values = torch.tensor([x for step in steps for x in (step.values or ())[:-1]])
+    targets = torch.tensor([x for key in keys for x in known.value_targets[key]])
+    values = torch.tensor([x for key in keys for x in known.values[key][:-1]])
     if len(targets) < 2 or (variance := targets.var().item()) == 0.0:
         return 0.0
     return 1.0 - (targets - values).var().item() / variance
 
 
-def _mean_kl(groups: list[Group], kl: KLSettings) -> float:
-    """The estimate at sampling, over all action tokens; the learner has prepared."""
-    steps = [step for group in groups for t in group.scored for step in t.steps]
+def _mean_kl(sampled: dict[StepKey, PerToken], known: Estimates, kl: KLSettings) -> float:
+    """The estimate at sampling, over all action tokens."""
     estimates = [
         ESTIMATORS[kl.estimator](logprob, reference)
-        for step in steps
-        for logprob, reference in zip(
-            step.action.logprobs, step.reference_logprobs or (), strict=True
-        )
+        for key, logprobs in sampled.items()
+        for logprob, reference in zip(logprobs, known.reference_logprobs[key], strict=True)
     ]
     return math.fsum(estimates) / max(1, len(estimates))
 
 
-def _by_step(steps: Sequence[Step], per_token: Tensor) -> list[tuple[Step, tuple[float, ...]]]:
-    """Numbers per action token (A,), each step's own."""
+def _by_step(micro: MicroBatch, per_token: Tensor) -> dict[StepKey, PerToken]:
+    """(A,) numbers of a micro-batch's action tokens, each step's own."""
     rest = iter(per_token.tolist())
-    return [(step, tuple(islice(rest, len(step.action.token_ids)))) for step in steps]
+    pairs = zip(micro.keys, micro.lengths, strict=True)
+    return {key: tuple(islice(rest, length)) for key, length in pairs}

@@ -1,38 +1,88 @@
-"""What the loss mask and the advantage mask are for, by switching them off: trajectories in which
-every token that the environment wrote counts as part of the action before it. For ablations alone.
+"""Whose tokens are trained on: the agent's own; or, to show what the loss mask and the advantage
+mask are for, those of the environment too, as part of the action before them. For ablations alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from typing import Protocol
 
 from agent_r1.algorithms.base import Algorithm
-from agent_r1.types import Action, Group, Step
+from agent_r1.algorithms.credit import Credit
+from agent_r1.learner.credit_assignment import assign_credit, steps_of
+from agent_r1.types import Action, Estimates, Group, Step, StepKey
 
 
-def masks_of(algorithm: Algorithm) -> tuple[bool, bool]:
-    """Whether the loss mask and the advantage mask are on."""
-    return algorithm.settings.loss_mask, getattr(algorithm.settings, "advantage_mask", True)
+class Prepares(Protocol):
+    """What is asked of the learner before credit is assigned."""
+
+    def prepare(self, groups: list[Group], *, old: bool = False) -> Estimates: ...
 
 
-def unmasked(groups: list[Group]) -> list[Group]:
-    """The same groups with observations as actions. Their log-probabilities are not known yet: the
-    learner must prepare them with ``old=True``, then ``settle``.
+class Masked:
+    """The rule: the agent's own tokens count, nobody else's."""
+
+    def credited(
+        self, groups: list[Group], learner: Prepares, algorithm: Algorithm, credit: Credit
+    ) -> tuple[list[Group], Estimates]:
+        """The groups to train on, and what is known of their steps, credit assigned."""
+        known = learner.prepare(groups)
+        assign_credit(groups, known, algorithm, credit)
+        return groups, known
+
+    def own(self, groups: list[Group], known: Estimates) -> Estimates:
+        """What is known of the agent's own tokens."""
+        return known
+
+
+class Unmasked(Masked):
+    """The advantage mask is off: estimators walk over the environment's tokens, too. With
+    ``in_loss``, so is the loss mask, and those tokens are trained on.
     """
-    return [
-        Group(
-            group.task,
-            [
-                dataclasses.replace(trajectory, steps=[_merged(step) for step in trajectory.steps])
-                for trajectory in group.trajectories
-            ],
-        )
-        for group in groups
-    ]
+
+    def __init__(self, *, in_loss: bool) -> None:
+        self._in_loss = in_loss
+
+    def credited(
+        self, groups: list[Group], learner: Prepares, algorithm: Algorithm, credit: Credit
+    ) -> tuple[list[Group], Estimates]:
+        view = [_changed(group, {k: _merged(s) for k, s in group.steps()}) for group in groups]
+        known = learner.prepare(view, old=True)
+        # The environment's tokens were never sampled: the learner's log-probabilities stand in.
+        for key, step in steps_of(groups).items():
+            found = known.old_logprobs[key][len(step.action.token_ids) :]
+            known.old_logprobs[key] = step.action.logprobs + found
+        view = [_changed(g, {k: _settled(s, k, known) for k, s in g.steps()}) for g in view]
+        assign_credit(view, known, algorithm, credit)
+        return (view, known) if self._in_loss else (groups, self.own(groups, known))
+
+    def own(self, groups: list[Group], known: Estimates) -> Estimates:
+        counts = {key: len(step.action.token_ids) for key, step in steps_of(groups).items()}
+        own = Estimates()
+        for name, table in known.tables().items():
+            after = name == "values"  # one number more: that of the state after the last token
+            setattr(own, name, {k: row[: counts[k] + after] for k, row in table.items()})
+        return own
+
+
+def masks_of(algorithm: Algorithm) -> Masked:
+    """Whose tokens count by an algorithm's settings."""
+    if algorithm.loss_mask and algorithm.advantage_mask:
+        return Masked()
+    return Unmasked(in_loss=not algorithm.loss_mask)
+
+
+def _changed(group: Group, steps: dict[StepKey, Step]) -> Group:
+    """A group with other steps in the attempts that count."""
+    trajectories = list(group.trajectories)
+    for attempt, trajectory in group.attempts():
+        new = [step for key, step in steps.items() if key.attempt == attempt]
+        trajectories[attempt] = dataclasses.replace(trajectory, steps=new)
+    return Group(group.task, trajectories, group.number)
 
 
 def _merged(step: Step) -> Step:
+    """A step whose observation is part of its action; its log-probabilities are not known yet."""
     action, zeros = step.action, (0.0,) * len(step.observation_ids)
     merged = Action(
         action.token_ids + step.observation_ids,
@@ -44,29 +94,6 @@ def _merged(step: Step) -> Step:
     return dataclasses.replace(step, action=merged, observation_ids=())
 
 
-def settle(view: list[Group], groups: list[Group]) -> None:
-    """Gives the environment's tokens of ``view`` the log-probabilities that the learner found, and
-    the agent's own those they were sampled with.
-    """
-    for merged, step in _pairs(view, groups):
-        assert merged.old_logprobs is not None, "the learner prepares first"
-        count = len(step.action.token_ids)
-        logprobs = step.action.logprobs + merged.old_logprobs[count:]
-        merged.action = dataclasses.replace(merged.action, logprobs=logprobs)
-        merged.old_logprobs = logprobs
-
-
-def copy_back(view: list[Group], groups: list[Group]) -> None:
-    """What was found out in ``view`` about the agent's own tokens, written into ``groups``."""
-    for merged, step in _pairs(view, groups):
-        count = len(step.action.token_ids)
-        for name in ("reference_logprobs", "old_logprobs", "advantages", "value_targets", "ratios"):
-            values = getattr(merged, name)
-            setattr(step, name, None if values is None else values[:count])
-        step.values = None if merged.values is None else merged.values[: count + 1]
-
-
-def _pairs(view: list[Group], groups: list[Group]) -> Iterator[tuple[Step, Step]]:
-    for seen, group in zip(view, groups, strict=True):
-        for one, other in zip(seen.scored, group.scored, strict=True):
-            yield from zip(one.steps, other.steps, strict=True)
+def _settled(step: Step, key: StepKey, known: Estimates) -> Step:
+    action = dataclasses.replace(step.action, logprobs=known.old_logprobs[key])
+    return dataclasses.replace(step, action=action)

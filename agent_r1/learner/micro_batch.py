@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agent_r1.learner.credit_assignment import LossWeights
 from agent_r1.model.policy import Policy
-from agent_r1.types import Group, Step
+from agent_r1.types import Estimates, Group, PerToken, Step, StepKey
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,31 +38,44 @@ class Actions:
     sequences: Tensor
 
     @classmethod
-    def of(cls, steps: Sequence[Step], loss_weights: LossWeights, device: torch.device) -> Actions:
+    def of(cls, keys: Sequence[StepKey], batch: Batch, device: torch.device) -> Actions:
         """Credit must be assigned."""
+        known, actions = batch.known, [batch.steps[key].action for key in keys]
 
-        def flat(values: Callable[[Step], Sequence[float] | None]) -> Tensor:
-            listed = [value for step in steps for value in values(step) or ()]
+        def flat(values: Callable[[StepKey], PerToken]) -> Tensor:
+            listed = [value for key in keys for value in values(key)]
             return torch.tensor(listed, dtype=torch.float32, device=device)
 
-        def known(values: Callable[[Step], Sequence[float] | None]) -> Tensor | None:
-            return None if any(values(step) is None for step in steps) else flat(values)
+        def of_table(table: Mapping[StepKey, PerToken]) -> Tensor | None:
+            return flat(table.__getitem__) if all(key in table for key in keys) else None
 
-        assert all(step.advantages is not None for step in steps), "credit comes before batches"
-        of = [loss_weights[id(step)] for step in steps]
-        counts = [len(step.action.token_ids) for step in steps]
+        values = {key: row[:-1] for key in keys if (row := known.values.get(key))}
+        sampled = {key: action.logprobs for key, action in zip(keys, actions, strict=True)}
+        of = [batch.weights[key] for key in keys]
+        counts = [len(action.token_ids) for action in actions]
         numbers = [s.sequence for s, count in zip(of, counts, strict=True) for _ in range(count)]
         weights = [s.weight for s, count in zip(of, counts, strict=True) for _ in range(count)]
         return cls(
-            sampling_logprobs=flat(lambda step: step.action.logprobs),
-            old_logprobs=flat(lambda step: step.old_logprobs or step.action.logprobs),
-            reference_logprobs=known(lambda step: step.reference_logprobs),
-            advantages=flat(lambda step: step.advantages),
-            old_values=known(lambda step: step.values and step.values[:-1]),
-            value_targets=known(lambda step: step.value_targets),
+            sampling_logprobs=flat(sampled.__getitem__),
+            old_logprobs=flat(lambda key: known.old_logprobs.get(key) or sampled[key]),
+            reference_logprobs=of_table(known.reference_logprobs),
+            advantages=flat(known.advantages.__getitem__),
+            old_values=of_table(values),
+            value_targets=of_table(known.value_targets),
             weights=torch.tensor(weights, dtype=torch.float32, device=device),
             sequences=torch.tensor(numbers, dtype=torch.long, device=device),
         )
+
+
+@dataclass(slots=True, frozen=True)
+class Batch:
+    """What is known of the steps of a mini-batch: as sampled, what was found out, and what their
+    tokens weigh in its loss.
+    """
+
+    steps: Mapping[StepKey, Step]
+    known: Estimates
+    weights: LossWeights
 
 
 @dataclass(slots=True, frozen=True)
@@ -85,8 +98,13 @@ class MicroBatch(Protocol):
     """What one forward and backward pass runs."""
 
     @property
-    def steps(self) -> Sequence[Step]:
+    def keys(self) -> Sequence[StepKey]:
         """Whose actions it trains, each step in one micro-batch only."""
+        ...
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """(S,), action tokens of each of these steps."""
         ...
 
     @property

@@ -14,7 +14,7 @@ from agent_r1.learner.micro_batch import Forward
 from agent_r1.model.policy import Policy
 from agent_r1.model.tree_attention import PackedTree, Span
 from agent_r1.tree import TokenTree, build_tree
-from agent_r1.types import Group, Step
+from agent_r1.types import Group, StepKey
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,7 +28,8 @@ class Pack:
         action_ids: (A,).
         ends: (S,), the index of each step's last token; ``None`` unless asked for.
         tree: Who attends to whom.
-        steps: Whose the action tokens are.
+        keys: (S,), whose the action tokens are.
+        lengths: (S,), how many each step has.
     """
 
     token_ids: Tensor
@@ -37,7 +38,8 @@ class Pack:
     action_ids: Tensor
     ends: Tensor | None
     tree: PackedTree
-    steps: Sequence[Step]
+    keys: Sequence[StepKey]
+    lengths: Sequence[int]
 
     @property
     def num_tokens(self) -> int:
@@ -67,7 +69,7 @@ def packs(
     trained: set[int] = set()
     part: set[int] = set()
     num_tokens = 0
-    for path in _together(tree, groups) if whole else _paths(tree):
+    for path in _together(tree) if whole else _paths(tree):
         size = sum(len(tree.nodes[node].token_ids) for node in path if node not in part)
         if part and num_tokens + size > max_tokens:
             yield _pack(tree, part, trained, device, ends=ends)
@@ -80,14 +82,13 @@ def packs(
         yield _pack(tree, part, trained, device, ends=ends)
 
 
-def _together(tree: TokenTree, groups: list[Group]) -> list[list[int]]:
+def _together(tree: TokenTree) -> list[list[int]]:
     """The nodes of each trajectory's paths."""
-    owner = {id(s): n for n, t in enumerate(t for g in groups for t in g.scored) for s in t.steps}
-    nodes: dict[int, dict[int, None]] = {}
+    nodes: dict[tuple[int, int], dict[int, None]] = {}
     for path in _paths(tree):
         step = tree.nodes[path[-1]].step
         assert step is not None, "a path ends with an action"
-        nodes.setdefault(owner[id(step)], {}).update(dict.fromkeys(path))
+        nodes.setdefault((step.group, step.attempt), {}).update(dict.fromkeys(path))
     return [list(of_trajectory) for of_trajectory in nodes.values()]
 
 
@@ -129,10 +130,11 @@ def _pack(
         torch.tensor(layout.token_ids, device=device),
         torch.tensor(layout.positions, device=device),
         torch.tensor(layout.predictors, device=device),
-        torch.tensor([i for step in layout.steps for i in step.action.token_ids], device=device),
+        torch.tensor(layout.action_ids, device=device),
         torch.tensor(layout.lasts, device=device) if ends else None,
         PackedTree(layout.spans, device),
-        layout.steps,
+        layout.keys,
+        layout.lengths,
     )
 
 
@@ -153,7 +155,9 @@ class _Layout:
         self.predictors: list[int] = []
         self.spans: list[Span] = []
         self.lasts: list[int] = []
-        self.steps: list[Step] = []
+        self.action_ids: list[int] = []
+        self.keys: list[StepKey] = []
+        self.lengths: list[int] = []
 
     def lay(self, node: int, *, position: int, last: int) -> None:
         """Adds the chain of only children that starts with ``node``, then what branches off below.
@@ -169,7 +173,9 @@ class _Layout:
                 first = len(self.token_ids)
                 self.predictors += [last, *range(first, first + len(ids) - 1)]
                 self.lasts.append(first + len(ids) - 1)
-                self.steps.append(step)
+                self.action_ids += ids
+                self.keys.append(step)
+                self.lengths.append(len(ids))
             # As a rule nothing asks what follows the last token of all.
             kept = ids if below or self.ends else ids[:-1]
             self.token_ids += kept

@@ -14,7 +14,7 @@ from agent_r1.learner.micro_batch import Forward
 from agent_r1.model.logprobs import token_logprobs
 from agent_r1.model.policy import Policy
 from agent_r1.tree import Branch, build_tree
-from agent_r1.types import Group, Step
+from agent_r1.types import Group, StepKey
 
 
 @dataclass(slots=True, frozen=True)
@@ -27,7 +27,8 @@ class Rows:
         row: (A,), and ``column``: (A,): where each action token stands.
         ends: (S,), the place of each step's last token in the flattened rows; ``None`` unless asked
             for.
-        steps: Whose the action tokens are.
+        keys: (S,), whose the action tokens are.
+        lengths: (S,), how many each step has.
     """
 
     token_ids: Tensor
@@ -35,7 +36,8 @@ class Rows:
     row: Tensor
     column: Tensor
     ends: Tensor | None
-    steps: Sequence[Step]
+    keys: Sequence[StepKey]
+    lengths: Sequence[int]
 
     @property
     def num_tokens(self) -> int:
@@ -70,12 +72,12 @@ def rows(
     """A ``MicroBatcher``; padding counts as tokens."""
     units: list[list[Branch]] = []
     for group in groups:
-        if whole:
-            for trajectory in group.scored:
-                alone = build_tree(Group(group.task, [trajectory]))
-                units.append([branch for branch in alone.branches() if branch.actions])
-        else:
-            units += [[branch] for branch in build_tree(group).branches() if branch.actions]
+        branches = [branch for branch in build_tree(group).branches() if branch.actions]
+        by_attempt: dict[int, list[Branch]] = {}
+        for number, branch in enumerate(branches):
+            (_, _, step) = branch.actions[0]
+            by_attempt.setdefault(step.attempt if whole else number, []).append(branch)
+        units += by_attempt.values()
     units.sort(key=_longest)  # like lengths together: little padding
     part: list[Branch] = []
     for unit in units:
@@ -101,16 +103,16 @@ def _pad(branches: list[Branch], device: torch.device, *, ends: bool) -> Rows:
     for index, branch in enumerate(branches):
         token_ids[index, : len(branch.token_ids)] = torch.tensor(branch.token_ids)
         mask[index, : len(branch.token_ids)] = 1
-        for start, step in branch.actions:
-            count = len(step.action.token_ids)
-            row += [index] * count
-            column += range(start, start + count)
-            lasts.append(index * length + start + count - 1)
+        for start, end, _ in branch.actions:
+            row += [index] * (end - start)
+            column += range(start, end)
+            lasts.append(index * length + end - 1)
     return Rows(
         token_ids.to(device),
         mask.to(device),
         torch.tensor(row, device=device),
         torch.tensor(column, device=device),
         torch.tensor(lasts, device=device) if ends else None,
-        [step for branch in branches for _, step in branch.actions],
+        [step for branch in branches for _, _, step in branch.actions],
+        [end - start for branch in branches for start, end, _ in branch.actions],
     )

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -122,7 +122,7 @@ class Rollout:
             )
 
         trajectories = await Episodes(self.engine, play, len(plan)).run(self.concurrency)
-        groups = [Group(task, []) for task in tasks]
+        groups = [Group(task, [], number) for number, task in enumerate(tasks)]
         for (index, _), trajectory in zip(plan, trajectories, strict=True):
             groups[index].trajectories.append(trajectory)
         return groups
@@ -225,9 +225,14 @@ class _Play:
             message = self.renderer.parse(action)
             if action.stop == "length":
                 message = dataclasses.replace(message, cut=True)
-            step = Step(action, message, state_key=state_key)
-            step.context_ids = context_ids
-            step.generate_seconds = time.perf_counter() - clock
+            seconds = time.perf_counter() - clock
+            step = Step(
+                action,
+                message,
+                state_key=state_key,
+                context_ids=context_ids,
+                generate_seconds=seconds,
+            )
             self.trajectory.steps.append(step)
             path += action.token_ids
             if action.stop == "memory":
@@ -235,7 +240,7 @@ class _Play:
             if len(path) >= self.limits.tokens and action.stop == "length":
                 return StopReason.MAX_TOKENS  # a sentence that our limit cut is no answer
             try:
-                transition = await self._step(step)
+                transition = await self._step(message)
             except _OutOfTimeError:
                 return StopReason.MAX_TIME
             if transition.done:
@@ -243,23 +248,30 @@ class _Play:
             if turn + 1 == self.limits.turns:
                 break
             with _faults("step"):
-                path = self._next_path(path, step, transition)
+                path = self._next_path(path, transition)
             context_ids = None if transition.history is None else tuple(path)
             if len(path) >= self.limits.tokens:
-                step.observation_ids = ()
+                self._note(observation_ids=())
                 return StopReason.MAX_TOKENS
             state_key = transition.state_key
         return StopReason.MAX_TURNS
 
-    def _next_path(self, path: list[int], step: Step, transition: Transition) -> list[int]:
+    def _note(self, **found: Any) -> None:
+        """Adds to the last step what has become known of it."""
+        steps = self.trajectory.steps
+        steps[-1] = dataclasses.replace(steps[-1], **found)
+
+    def _next_path(self, path: list[int], transition: Transition) -> list[int]:
         """What the policy has before it next: the history and the observation after it, or what the
         environment put in their place.
         """
-        if transition.history is None:
-            step.observation_ids = self.renderer.observation(step.observation, step.action)
-            return path + list(step.observation_ids)
-        sampled = {id(step.message): step.action.token_ids for step in self.trajectory.steps}
-        return render_history(transition.history, schemas_of(self.env), self.renderer, sampled)
+        steps = self.trajectory.steps
+        if transition.history is not None:
+            own = [(step.message, step.action.token_ids) for step in steps]
+            return render_history(transition.history, schemas_of(self.env), self.renderer, own)
+        ids = self.renderer.observation(steps[-1].observation, steps[-1].action)
+        self._note(observation_ids=ids)
+        return path + list(ids)
 
     def _remaining(self) -> float:
         return self.deadline - time.perf_counter()
@@ -286,25 +298,24 @@ class _Play:
             return None
         return f"have {size:,} characters, limits.tokens is {self.limits.tokens}"
 
-    async def _step(self, step: Step) -> Transition:
+    async def _step(self, message: Message) -> Transition:
         """Takes the action to the environment and writes down what it answered."""
         clock = time.perf_counter()
         try:
-            work = functools.partial(self.env.step, step.message)
+            work = functools.partial(self.env.step, message)
             transition = await _guarded(work, self._remaining(), "step")
         except _FaultError as error:
-            step.events = error.events
+            self._note(events=error.events)
             raise
         finally:
-            step.env_seconds = time.perf_counter() - clock
+            self._note(env_seconds=time.perf_counter() - clock)
         with _faults("step"):
-            step.observation = tuple(map(tidy, transition.messages))
-            if (size := self._too_large(step.observation)) is not None:
-                step.observation = ()
+            observation = tuple(map(tidy, transition.messages))
+            if (size := self._too_large(observation)) is not None:
                 raise ValueError(f"the messages {size}; shorten what the agent gets to see")
+            self._note(observation=observation)
             must_be_plain(transition)
-            step.rewards = plain_rewards(transition)
-            step.events = tuple(transition.events)
+            self._note(rewards=plain_rewards(transition), events=tuple(transition.events))
         return transition
 
 
@@ -323,10 +334,10 @@ def render_history(
     history: Sequence[Message],
     schemas: Sequence[dict[str, Any]],
     renderer: Renderer,
-    sampled: Mapping[int, tuple[int, ...]],
+    sampled: Sequence[tuple[Message, tuple[int, ...]]],
 ) -> list[int]:
-    """The tokens of a rewritten history, up to the agent's next turn. A message of the agent's, by
-    its ``id()`` in ``sampled``, stays as it was sampled.
+    """The tokens of a rewritten history, up to the agent's next turn. A message that the agent
+    wrote, found in ``sampled``, keeps its tokens.
     """
     rest = list(history)
     if not rest or rest[-1].role == "assistant":
@@ -334,11 +345,22 @@ def render_history(
     ids = list(renderer.prompt(_until_assistant(rest), schemas))
     while rest:
         message = rest.pop(0)
-        own = sampled.get(id(message)) or renderer.encode_message(message)
+        own = _tokens_of(message, sampled) or renderer.encode_message(message)
         zeros = (0.0,) * len(own)
         action = Action(own, zeros, zeros, 0, "stop")
         ids += [*own, *renderer.observation(_until_assistant(rest), action)]
     return ids
+
+
+def _tokens_of(
+    message: Message, sampled: Sequence[tuple[Message, tuple[int, ...]]]
+) -> tuple[int, ...] | None:
+    """The tokens that a message was sampled as: of this very object, else of the latest equal
+    one; ``None`` if the agent wrote nothing like it.
+    """
+    same = [ids for other, ids in sampled if other is message]
+    equal = [ids for other, ids in sampled if other == message]
+    return next(reversed(same or equal), None)
 
 
 def _until_assistant(rest: list[Message]) -> list[Message]:

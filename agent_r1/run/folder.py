@@ -29,13 +29,14 @@ from pydantic import BaseModel, Json, TypeAdapter, ValidationError
 from agent_r1.errors import ConfigError
 from agent_r1.run.recipe import Recipe, load_recipe
 from agent_r1.run.trust import allow, must_be_allowed
-from agent_r1.types import Group
+from agent_r1.types import Estimates, Group, PerToken
 from agent_r1.utils.durable import append, make_folder, write_atomically
 
 if TYPE_CHECKING:
     from agent_r1.run.checkpoint import Checkpoints, State
 
 _GROUP = TypeAdapter(Group)
+_PER_TOKEN: TypeAdapter[PerToken] = TypeAdapter(PerToken)
 MAX_JSON_BYTES = 1 << 26
 """Of a recipe and what is noted beside it."""
 MAX_GROUP_BYTES = 1 << 29
@@ -230,22 +231,44 @@ class RunFolder:
             rows.append((line.removesuffix(b"\n") + b"\n", row))  # an editor may have cut it
         return rows
 
-    def write_trajectories(self, iteration: int, groups: list[Group]) -> None:
+    def write_trajectories(self, iteration: int, groups: list[Group], known: Estimates) -> None:
+        """One group a line; what is known of a step stands beside what was sampled."""
         path = self._trajectories(iteration)
         make_folder(path.parent)
-        lines = "".join(
-            json.dumps(_GROUP.dump_python(group, mode="json")) + "\n" for group in groups
-        )
-        write_atomically(path, gzip.compress(lines.encode(), compresslevel=5, mtime=0))
+        lines = []
+        for group in groups:
+            row = _GROUP.dump_python(group, mode="json", exclude={"number"})  # that of the line
+            for t in row["trajectories"]:
+                for step in t["steps"]:
+                    step |= dict.fromkeys(known.tables())
+            for key, _ in group.steps():
+                step = row["trajectories"][key.attempt]["steps"][key.step]
+                step |= {name: table.get(key) for name, table in known.tables().items()}
+            lines.append(json.dumps(row) + "\n")
+        write_atomically(path, gzip.compress("".join(lines).encode(), compresslevel=5, mtime=0))
 
     def trajectories(self, iteration: int) -> Iterator[Group]:
         """The groups of an iteration, as they were trained on."""
+        return (group for group, _ in self.estimated(iteration))
+
+    def estimated(self, iteration: int) -> Iterator[tuple[Group, Estimates]]:
+        """The same, each with what was known of its steps."""
         path = self._trajectories(iteration)
         must_be_file(path)
         try:
             with gzip.open(path) as file:
-                while line := file.readline(MAX_GROUP_BYTES):
-                    yield _GROUP.validate_python(json.loads(line))
+                for number in itertools.count():
+                    if not (line := file.readline(MAX_GROUP_BYTES)):
+                        break
+                    row = json.loads(line)
+                    group = _GROUP.validate_python(row)
+                    group.number, known = number, Estimates()
+                    for key, _ in group.steps():
+                        step = row["trajectories"][key.attempt]["steps"][key.step]
+                        for name, table in known.tables().items():
+                            if step.get(name) is not None:
+                                table[key] = _PER_TOKEN.validate_python(step[name])
+                    yield group, known
         except (
             OSError,
             EOFError,

@@ -58,12 +58,12 @@ class GoldDemonstrations:
         self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
     ) -> list[Group]:
         groups = []
-        for task in tasks:
+        for number, task in enumerate(tasks):
             trajectory = await _play(self._rollout, task, seed)
             flaw = _flaw(trajectory) or _shortfall(trajectory, self._require)
             # A fault stays, so that it is counted; nobody learns from it.
             kept = flaw is None or trajectory.outcome is None
-            groups.append(Group(task, [trajectory] if kept else []))
+            groups.append(Group(task, [trajectory] if kept else [], number))
             self._num_bad = self._num_bad + 1 if flaw else 0
             if self._num_bad == MAX_BAD:
                 raise ConfigError(
@@ -99,7 +99,7 @@ class PastDemonstrations:
             known = self._of[task.id]
             first = derive_seed(seed, index, task.id) % len(known)
             chosen = (known[first:] + known[:first])[:attempts]
-            groups.append(Group(task, [_as_demonstration(t) for t in chosen]))
+            groups.append(Group(task, [_as_demonstration(t) for t in chosen], index))
         return groups
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from agent_r1.algorithms import ALGORITHMS, CREDITS
+from agent_r1.algorithms.credit import attempts_of
 from agent_r1.config.section import nearest
 from agent_r1.errors import RunError
-from agent_r1.learner.credit_assignment import assign_credit, batch_of, informative, trained_on
+from agent_r1.learner.credit_assignment import batch_of, informative, trained_on
 from agent_r1.learner.learner import Learner
-from agent_r1.learner.mask_ablation import copy_back, masks_of, settle, unmasked
+from agent_r1.learner.mask_ablation import masks_of
 from agent_r1.model.load import load_policy
 from agent_r1.model.policy import Policy
 from agent_r1.rollout.episode import Rollout
@@ -36,7 +37,7 @@ from agent_r1.training.demonstrations import (
 from agent_r1.training.evaluate import Evaluation, evaluate, must_be_scored
 from agent_r1.training.metrics import Clock, figures_of
 from agent_r1.training.preflight import memory_of, try_env, warnings_of
-from agent_r1.types import Group, Task, derive_seed
+from agent_r1.types import Estimates, Group, Task, derive_seed
 from agent_r1.utils.blocked import held_up
 from agent_r1.utils.run_async import run_async
 
@@ -56,6 +57,7 @@ class Trainer:
         self.policy = load_policy(recipe.model, checkpoint=last, seed=recipe.seed)
         self.algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
         self.credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
+        self.masks = masks_of(self.algorithm)
         rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
         self.rollout = dataclasses.replace(rollout, proven=True)
         self.validator = evaluator(self.rollout, recipe)
@@ -123,18 +125,20 @@ class Trainer:
         seed = derive_seed(recipe.seed, "iteration", iteration)
         clock = Clock()
         self.rollout.engine.report()  # what a validation added does not count
-        groups, view, batch = self._collect(seed, clock)
+        groups, seen, known = self._collect(seed, clock)
+        batch = batch_of(seen, known, self.algorithm)
         if episodes := [t for g in groups for t in g.trajectories]:  # demonstrations may be missing
             must_be_scored(episodes, f"iteration {iteration}")
         with clock("learner"):
             lr = recipe.learner.rate(iteration, recipe.train.iterations)
-            warmup: int = getattr(recipe.algorithm, "critic_warmup", 0)
-            update = self.learner.update(batch, lr=lr, seed=seed, critic_only=iteration <= warmup)
+            critic_only = iteration <= self.algorithm.critic_warmup
+            update = self.learner.update(batch, known, lr=lr, seed=seed, critic_only=critic_only)
             self.rollout.engine.load(iteration)
         with clock("other"):
-            if view is not groups:
-                copy_back(view, groups)
-            self.run.write_trajectories(iteration, groups)
+            known.ratios = update.ratios
+            used = trained_on(batch, known, self.algorithm)
+            known = self.masks.own(groups, known)
+            self.run.write_trajectories(iteration, groups, known)
         state.iteration = iteration
         state.micro_batch_tokens = self.learner.micro_batch_tokens
         state.train_seconds += clock.total
@@ -147,13 +151,13 @@ class Trainer:
             self.reporter.warn(
                 f"iteration {iteration}: {len(faults)} episodes excluded, the first: {faults[0]}"
             )
-        used = trained_on(batch, self.algorithm)
-        shaped = self._shaped(groups)
+        shaped = self._shaped(groups, known)
         row = {"iteration": iteration, **figures_of(groups, used, update, shaped, lr, clock)}
         engine = self.rollout.engine.report()
         row["engine"] = engine
         self._advise(iteration, engine, clock)
-        self._advise_on(row, groups, used)
+        has_signal = bool(informative(used, known, self.algorithm))
+        self._advise_on(row, groups, used, has_signal=has_signal)
         self.reporter.iteration(row)
         best = state.best_iteration
         is_last = iteration == recipe.train.iterations or self._out_of_time()
@@ -171,16 +175,17 @@ class Trainer:
         self.state.metrics = self.run.metrics_sum(self.state.iteration)
         self.checkpoints.save(self.state, self.policy, self.learner)
 
-    def _collect(self, seed: int, clock: Clock) -> tuple[list[Group], list[Group], list[Group]]:
-        """All groups of an iteration; the same as the learner sees them; and those of the latter
-        that make up its batch. Credit is assigned; groups without a signal are, as often as the
-        algorithm wants, replaced by fresh ones.
+    def _collect(self, seed: int, clock: Clock) -> tuple[list[Group], list[Group], Estimates]:
+        """All groups of an iteration; the same as the learner sees them; and what is known of their
+        steps. Credit is assigned; groups without a signal are, as often as the algorithm wants,
+        replaced by fresh ones.
         """
         train = self.recipe.train
         groups: list[Group] = []
-        view: list[Group] = []
+        seen: list[Group] = []
+        known = Estimates()
         missing = train.tasks
-        for refill in range(1 + getattr(self.recipe.algorithm, "refills", 0)):
+        for refill in range(1 + self.algorithm.refills):
             with clock("rollout"):
                 fresh = run_async(
                     self.source.run(
@@ -191,10 +196,13 @@ class Trainer:
                     )
                 )
             with clock("credit"):
-                seen = self._assign_credit(fresh)
+                for number, group in enumerate(fresh, len(groups)):
+                    group.number = number
+                view, found = self.masks.credited(fresh, self.learner, self.algorithm, self.credit)
                 groups += fresh
-                view += seen
-            missing -= len(informative(seen, self.algorithm))
+                seen += view
+                known.add(found)
+            missing -= len(informative(view, found, self.algorithm))
             if missing <= 0:
                 break
         if self.algorithm.demonstrated and missing > 0:
@@ -202,28 +210,16 @@ class Trainer:
                 f"{missing} of {train.tasks} demonstrations are missing: too few of those tried "
                 "were good enough"
             )
-        whole = all(one is other for one, other in zip(view, groups, strict=True))
-        view = groups if whole else view
-        return groups, view, batch_of(view, self.algorithm)
+        return groups, seen, known
 
-    def _assign_credit(self, groups: list[Group]) -> list[Group]:
-        """Returns the groups to train on: these, or a view of them with a mask switched off."""
-        loss_mask, advantage_mask = masks_of(self.algorithm)
-        if loss_mask and advantage_mask:
-            self.learner.prepare(groups)
-            assign_credit(groups, self.algorithm, self.credit)
-            return groups
-        view = unmasked(groups)
-        self.learner.prepare(view, old=True)
-        settle(view, groups)
-        assign_credit(view, self.algorithm, self.credit)
-        copy_back(view, groups)
-        return groups if loss_mask else view
-
-    def _shaped(self, groups: list[Group]) -> float | None:
+    def _shaped(self, groups: list[Group], known: Estimates) -> float | None:
         """The mean of what episodes earned by the algorithm's and the credit's reckoning."""
-        rewards = [self.algorithm.rewards(group, self.credit) for group in groups]
-        totals = [sum(map(sum, per_step)) for of_group in rewards for per_step in of_group]
+        attempts = [attempts_of(group, known) for group in groups]
+        totals = [
+            sum(map(sum, attempt.by_step(row)))
+            for group in attempts
+            for attempt, row in zip(group, self.algorithm.rewards(group, self.credit), strict=True)
+        ]
         return sum(totals) / len(totals) if totals else None
 
     def _advise(self, iteration: int, engine: dict[str, float], clock: Clock) -> None:
@@ -245,11 +241,13 @@ class Trainer:
                 "engine.cache_gib or a smaller train.concurrency helps"
             )
 
-    def _advise_on(self, row: dict[str, Any], groups: list[Group], used: list[Group]) -> None:
+    def _advise_on(
+        self, row: dict[str, Any], groups: list[Group], used: list[Group], *, has_signal: bool
+    ) -> None:
         """Says what stands in the way of learning, and notes it in the row."""
         figures, before = row["figures"], self.last_row.get("figures", {})
         silent = before.get("iterations_without_signal", 0) + 1
-        figures["iterations_without_signal"] = 0 if informative(used, self.algorithm) else silent
+        figures["iterations_without_signal"] = 0 if has_signal else silent
         has_tools = self._has_tools
         advice: Advice = {}
         if self.algorithm.demonstrated:
@@ -315,7 +313,7 @@ class Trainer:
         """The policy as it came, frozen, if there is a KL term."""
         lora = self.recipe.model.lora
         starts_bare = lora is not None and lora.start is None
-        if self.algorithm.settings.kl is None or starts_bare:
+        if self.algorithm.kl is None or starts_bare:
             return None  # what came is the policy with its adapter switched off
         return load_policy(self.recipe.model)
 

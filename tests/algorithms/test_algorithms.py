@@ -1,5 +1,6 @@
 """Every algorithm against plain NumPy written from its paper, not from our code."""
 
+import dataclasses
 import itertools
 import math
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.algorithms.advantages import gae, group_relative, leave_one_out, whiten
 from agent_r1.algorithms.base import Algorithm, advantage
+from agent_r1.algorithms.credit import attempts_of
 from agent_r1.algorithms.dapo import overlong_punishment
 from agent_r1.algorithms.kl import k1, k2, k3
 from agent_r1.algorithms.losses import (
@@ -28,8 +30,8 @@ from agent_r1.learner.credit_assignment import (
     loss_weights,
     trained_on,
 )
-from agent_r1.types import StopReason
-from tests.batches import flat, make_groups
+from agent_r1.types import StepKey, StopReason
+from tests.batches import make_groups, make_known
 
 WEIGHTS = {"format": 0.1, "reached": 2.0}
 
@@ -40,6 +42,30 @@ def algorithm(name, **keys):
 
 def credit(name, **keys):
     return CREDITS.resolve(name)(CREDITS.section({"name": name, **keys}))
+
+
+def attempts(groups, known=None):
+    known = make_known(groups) if known is None else known
+    return [attempts_of(group, known) for group in groups]
+
+
+def advantages(made, groups, level, known=None):
+    """What our code gives, a number for each action token of all groups."""
+    return made.advantages(attempts(groups, known), level)
+
+
+def of_groups(groups, flat):
+    """The same by group."""
+    ends = np.cumsum([sum(sum(lengths(t)) for t in scored(g)) for g in groups])[:-1]
+    return [part.tolist() for part in np.split(np.array(flat), ends)]
+
+
+def keyed(groups):
+    """Each trajectory that counts, and the keys of its steps."""
+    for group in groups:
+        for attempt, t in enumerate(group.trajectories):
+            if t.outcome is not None:
+                yield t, [StepKey(group.number, attempt, i) for i in range(len(t.steps))]
 
 
 # The oracle: rewards -----------------------------------------------------------------------------
@@ -136,30 +162,30 @@ def credit_of(level):
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_group_advantages(name, level):
     groups = make_groups()
-    ours = algorithm(name).advantages(groups, credit_of(level))
+    ours = advantages(algorithm(name), groups, credit_of(level))
     theirs = [oracle_group(group, level, BASELINES[name]) for group in groups]
-    assert flat(ours) == pytest.approx(np.concatenate(list(itertools.chain(*theirs))).tolist())
+    assert ours == pytest.approx(np.concatenate(list(itertools.chain(*theirs))).tolist())
     if level == "outcome":
-        assert not any(flat([ours[1]])), "a group of equal outcomes has no signal"
+        assert not any(of_groups(groups, ours)[1]), "a group of equal outcomes has no signal"
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_reinforce_pp(level):
     groups = make_groups()
-    ours = algorithm("reinforce++", gamma=0.9).advantages(groups, credit_of(level))
+    ours = advantages(algorithm("reinforce++", gamma=0.9), groups, credit_of(level))
     returns = np.concatenate(
         [discounted_sums(token_rewards(t, level), 0.9) for g in groups for t in scored(g)]
     )
     expected = (returns - returns.mean()) / returns.std()
-    assert flat(ours) == pytest.approx(expected.tolist())
+    assert ours == pytest.approx(expected.tolist())
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_reinforce_pp_with_baseline(level):
     groups = make_groups()
-    ours = algorithm("reinforce++-baseline").advantages(groups, credit_of(level))
+    ours = advantages(algorithm("reinforce++-baseline"), groups, credit_of(level))
     a = np.concatenate([x for g in groups for x in oracle_group(g, level, centre)])
-    assert flat(ours) == pytest.approx(((a - a.mean()) / a.std()).tolist())
+    assert ours == pytest.approx(((a - a.mean()) / a.std()).tolist())
 
 
 @pytest.mark.parametrize("level", ["outcome", "step"])
@@ -167,7 +193,7 @@ def test_reinforce_pp_with_baseline(level):
 def test_gigpo(level, normalize_std):
     groups = make_groups()
     keys = {"gamma": 0.9, "step_weight": 0.7, "normalize_std": normalize_std}
-    ours = algorithm("gigpo", **keys).advantages(groups, credit_of(level))
+    ours = advantages(algorithm("gigpo", **keys), groups, credit_of(level))
     norm = zscore if normalize_std else centre
     expected = []
     for group in groups:
@@ -188,7 +214,7 @@ def test_gigpo(level, normalize_std):
                 relative = norm(values)[same.index((i, s))] if len(values) > 1 else 0.0
                 per_step[s] = episode[i] + 0.7 * relative
             expected.append(repeat_tokens(t, per_step))
-    assert flat(ours) == pytest.approx(np.concatenate(expected).tolist())
+    assert ours == pytest.approx(np.concatenate(expected).tolist())
 
 
 def oracle_gae(r, v, last, gamma, lam):
@@ -203,41 +229,43 @@ def oracle_gae(r, v, last, gamma, lam):
 def test_ppo_walks_over_action_tokens_across_turns(level, truncated):
     groups = make_groups()
     ppo = algorithm("ppo", gamma=0.95, lam=0.9, truncated=truncated, normalize=False)
-    ours = ppo.advantages(groups, credit_of(level))
-    targets = ppo.value_targets(groups, credit_of(level))
+    ours = advantages(ppo, groups, credit_of(level))
+    targets = ppo.value_targets(attempts(groups), credit_of(level))
     expected, expected_targets = [], []
-    for t in (t for g in groups for t in scored(g)):
-        v = np.concatenate([s.values[:-1] for s in t.steps])
+    known = make_known(groups)
+    for t, keys in keyed(groups):
+        v = np.concatenate([known.values[key][:-1] for key in keys])
         cut = truncated == "bootstrap" and t.stop == "max_turns"
         r = token_rewards(t, level, 0.0 if cut else None)
         if cut and level == "trajectory":
             r[:] = 0.0  # what would be paid at the end is in the value of the last state
-        a = oracle_gae(r, v, t.steps[-1].values[-1] if cut else 0.0, 0.95, 0.9)
+        a = oracle_gae(r, v, known.values[keys[-1]][-1] if cut else 0.0, 0.95, 0.9)
         expected.append(a)
         expected_targets.append(a + v)
-    assert flat(ours) == pytest.approx(np.concatenate(expected).tolist())
-    assert flat(targets) == pytest.approx(np.concatenate(expected_targets).tolist())
+    assert ours == pytest.approx(np.concatenate(expected).tolist())
+    assert targets == pytest.approx(np.concatenate(expected_targets).tolist())
     a = np.concatenate(expected)
     whitened = algorithm("ppo", gamma=0.95, lam=0.9, truncated=truncated)
-    ours = flat(whitened.advantages(groups, credit_of(level)))
+    ours = advantages(whitened, groups, credit_of(level))
     assert ours == pytest.approx(((a - a.mean()) / a.std()).tolist())
 
 
 def test_step_gae_takes_a_turn_for_one_action():
     groups = make_groups()
     steps = algorithm("step-gae", gamma=0.9, lam=0.8, normalize=False)
-    ours = steps.advantages(groups, credit_of("step"))
-    targets = steps.value_targets(groups, credit_of("step"))
+    ours = advantages(steps, groups, credit_of("step"))
+    targets = steps.value_targets(attempts(groups), credit_of("step"))
     expected, expected_targets = [], []
-    for t in (t for g in groups for t in scored(g)):
-        v = np.array([s.values[0] for s in t.steps])
+    known = make_known(groups)
+    for t, keys in keyed(groups):
+        v = np.array([known.values[key][0] for key in keys])
         cut = t.stop == "max_turns"
         r = step_sums(t, token_rewards(t, "step", 0.0 if cut else None))
-        a = oracle_gae(r, v, t.steps[-1].values[-1] if cut else 0.0, 0.9, 0.8)
+        a = oracle_gae(r, v, known.values[keys[-1]][-1] if cut else 0.0, 0.9, 0.8)
         expected.append(repeat_tokens(t, a))
         expected_targets.append(repeat_tokens(t, a + v))
-    assert flat(ours) == pytest.approx(np.concatenate(expected).tolist())
-    assert flat(targets) == pytest.approx(np.concatenate(expected_targets).tolist())
+    assert ours == pytest.approx(np.concatenate(expected).tolist())
+    assert targets == pytest.approx(np.concatenate(expected_targets).tolist())
 
 
 def test_numbers_by_hand():
@@ -260,8 +288,8 @@ def test_no_difference_no_signal(values):
 @pytest.mark.parametrize("level", ["step", "token"])
 def test_units_may_be_compared_with_those_of_the_same_index_or_state(level, compare):
     groups = make_groups()
-    ours = algorithm("grpo").advantages(
-        groups, credit(level, weights=WEIGHTS, gamma=0.5, compare=compare)
+    ours = advantages(
+        algorithm("grpo"), groups, credit(level, weights=WEIGHTS, gamma=0.5, compare=compare)
     )
     expected = []
     for group in groups:
@@ -284,17 +312,18 @@ def test_units_may_be_compared_with_those_of_the_same_index_or_state(level, comp
                     same = np.array([v for _, k, v, _ in units if k == key])
                     std = same.std(ddof=1) if len(same) > 1 else 0.0
                     expected += [(value - same.mean()) / std if std > 1e-9 else 0.0] * n
-    assert flat(ours) == pytest.approx(expected)
+    assert ours == pytest.approx(expected)
 
 
 def test_gating_leaves_process_rewards_out_where_outcomes_are_equal():
     groups = make_groups()
     for level in ("trajectory", "step", "token"):
-        gated = algorithm("grpo").advantages(groups, credit(level, weights=WEIGHTS, gate=True))
-        free = algorithm("grpo").advantages(groups, credit(level, weights=WEIGHTS))
-        assert flat([gated[0]]) == flat([free[0]])
-        assert any(flat([free[1]]))
-        assert not any(flat([gated[1]]))
+        gated = advantages(algorithm("grpo"), groups, credit(level, weights=WEIGHTS, gate=True))
+        free = advantages(algorithm("grpo"), groups, credit(level, weights=WEIGHTS))
+        gated, free = of_groups(groups, gated), of_groups(groups, free)
+        assert gated[0] == free[0]
+        assert any(free[1])
+        assert not any(gated[1])
 
 
 def test_soft_punishment_of_over_long_episodes():
@@ -306,7 +335,7 @@ def test_soft_punishment_of_over_long_episodes():
         fine = 0.0 if n <= 2 else (2 - n) / 4 if n <= 6 else -1.0
         return t.outcome.reward + fine
 
-    ours = flat(dapo.advantages(groups, credit_of("outcome")))
+    ours = advantages(dapo, groups, credit_of("outcome"))
     theirs = [oracle_group(g, "outcome", zscore, outcome=outcome) for g in groups]
     assert ours == pytest.approx(np.concatenate(list(itertools.chain(*theirs))).tolist())
     assert [overlong_punishment(n, length=100, buffer=20) for n in (0, 80, 85, 100, 999)] == [
@@ -324,13 +353,16 @@ def test_kl_in_the_reward(estimator):
         "k3": lambda d: np.exp(-d) - 1 + d,
     }
     returns = []
-    for t in (t for g in groups for t in scored(g)):
-        d = np.concatenate([np.subtract(s.action.logprobs, s.reference_logprobs) for s in t.steps])
+    known = make_known(groups)
+    for t, keys in keyed(groups):
+        reference = [known.reference_logprobs[key] for key in keys]
+        sampled = [step.action.logprobs for step in t.steps]
+        d = np.concatenate([np.subtract(s, q) for s, q in zip(sampled, reference, strict=True)])
         r = token_rewards(t, "outcome") - 0.3 * functions[estimator](d)
         returns.append(discounted_sums(r, 1.0))
     x = np.concatenate(returns)
-    ours = algorithm("reinforce++", kl=kl).advantages(groups, credit_of("outcome"))
-    assert flat(ours) == pytest.approx(((x - x.mean()) / x.std()).tolist())
+    ours = advantages(algorithm("reinforce++", kl=kl), groups, credit_of("outcome"))
+    assert ours == pytest.approx(((x - x.mean()) / x.std()).tolist())
     # Where the unit is the trajectory, the penalty of all its tokens is in its return.
     totals = iter([r[0] for r in returns])
     expected = []
@@ -338,8 +370,8 @@ def test_kl_in_the_reward(estimator):
         per_trajectory = zscore(np.array([next(totals) for _ in scored(g)]))
         for a, t in zip(per_trajectory, scored(g), strict=True):
             expected += [a] * sum(lengths(t))
-    ours = algorithm("grpo", kl=kl).advantages(groups, credit_of("outcome"))
-    assert flat(ours) == pytest.approx(expected)
+    ours = advantages(algorithm("grpo", kl=kl), groups, credit_of("outcome"))
+    assert ours == pytest.approx(expected)
 
 
 # Losses ------------------------------------------------------------------------------------------
@@ -482,15 +514,16 @@ def test_token_weights():
 def test_masked_truncated_trajectories_are_compared_but_not_trained_on():
     groups = make_groups()
     grpo = algorithm("grpo", truncated="mask", aggregation="token")
-    assign_credit(groups, grpo, credit_of("outcome"))
+    known = make_known(groups)
+    assign_credit(groups, known, grpo, credit_of("outcome"))
     of = loss_weights(groups, grpo)
-    for t in (t for g in groups for t in scored(g)):
-        assert all((of[id(s)].weight > 0) != t.stop.truncated for s in t.steps)
+    for t, keys in keyed(groups):
+        assert all((of[key].weight > 0) != t.stop.truncated for key in keys)
     weight = next(iter(of.values())).weight
     kept = [t for g in groups for t in scored(g) if not t.stop.truncated]
     assert weight == pytest.approx(1 / sum(sum(lengths(t)) for t in kept))
-    advantages = zscore(np.array([1.0, 0.0, 0.25]))
-    assert groups[0].trajectories[1].steps[0].advantages[0] == pytest.approx(advantages[1])
+    expected = zscore(np.array([1.0, 0.0, 0.25]))
+    assert known.advantages[StepKey(0, 1, 0)][0] == pytest.approx(expected[1])
 
 
 def test_where_every_trajectory_is_masked_nothing_weighs_anything():
@@ -524,12 +557,13 @@ EXTRAS = ({}, {"kl": {"coef": 1e-9}}, {"entropy_coef": 1e-9})
 @pytest.mark.parametrize("name", DENOMINATORS)
 def test_the_denominator_is_the_papers_whatever_other_terms_are_on(name, extra):
     groups, made = make_groups(), algorithm(name, **extra)
-    assign_credit(groups, made, credit_of("outcome"))
-    batch = batch_of(groups, made)
+    known = make_known(groups)
+    assign_credit(groups, known, made, credit_of("outcome"))
+    batch = batch_of(groups, known, made)
     of = loss_weights(batch, made)
     n = np.array([sum(lengths(t)) for g in groups for t in scored(g)])
     expected = DENOMINATORS[name](n)[: sum(len(scored(g)) for g in batch)]
-    weights = [of[id(t.steps[0])].weight for g in batch for t in scored(g)]
+    weights = [of[keys[0]].weight for _, keys in keyed(batch)]
     assert weights == pytest.approx(expected)
     assert {g.task.id for g in batch} == ({"one"} if name == "dapo" else {"one", "two"})
 
@@ -537,8 +571,9 @@ def test_the_denominator_is_the_papers_whatever_other_terms_are_on(name, extra):
 def test_a_group_without_a_signal_is_run_only_where_something_pulls_at_its_tokens():
     for extra, run in zip(EXTRAS, (["one"], ["one", "two"], ["one", "two"]), strict=True):
         groups, grpo = make_groups(), algorithm("grpo", **extra)
-        assign_credit(groups, grpo, credit_of("outcome"))
-        assert [g.task.id for g in trained_on(batch_of(groups, grpo), grpo)] == run
+        known = make_known(groups)
+        assign_credit(groups, known, grpo, credit_of("outcome"))
+        assert [g.task.id for g in trained_on(batch_of(groups, known, grpo), known, grpo)] == run
 
 
 @pytest.mark.parametrize("reward", [0.0, 1.0])
@@ -550,11 +585,12 @@ def test_dapo_goes_by_the_outcomes_as_they_were_given(reward):
     dapo = algorithm(
         "dapo", overlong={"length": 6, "buffer": 4}, kl={"coef": 0.1, "place": "reward"}
     )
-    assign_credit(groups, dapo, credit_of("step"))
-    assert any(any(s.advantages) for t in scored(groups[0]) for s in t.steps)
-    assert batch_of(groups, dapo) == []
+    known = make_known(groups)
+    assign_credit(groups, known, dapo, credit_of("step"))
+    assert any(any(known.advantages[key]) for _, keys in keyed(groups[:1]) for key in keys)
+    assert batch_of(groups, known, dapo) == []
     groups[0].trajectories[0].outcome = type(t.outcome)(1.0 - reward, False)
-    assert batch_of(groups, dapo) == groups[:1]
+    assert batch_of(groups, known, dapo) == groups[:1]
 
 
 def test_an_episode_that_a_limit_of_tokens_cut_is_over_long():
@@ -569,15 +605,11 @@ def test_an_episode_that_a_limit_of_tokens_cut_is_over_long():
 def test_normalisation_leaves_masked_tokens_out(name):
     groups = make_groups()
     made = algorithm(name, truncated="mask")
-    advantages = made.advantages(groups, credit_of("outcome"))
-    kept = [
-        a
-        for group, of_group in zip(groups, advantages, strict=True)
-        for t, of_t in zip(scored(group), of_group, strict=True)
-        if not t.stop.truncated
-        for step in of_t
-        for a in step
-    ]
+    rest = iter(advantages(made, groups, credit_of("outcome")))
+    kept = []
+    for t in (t for g in groups for t in scored(g)):
+        of_trajectory = list(itertools.islice(rest, sum(lengths(t))))
+        kept += [] if t.stop.truncated else of_trajectory
     assert np.mean(kept) == pytest.approx(0, abs=1e-9)
     assert np.std(kept) == pytest.approx(1)
 
@@ -624,11 +656,16 @@ def test_the_order_of_attempts_does_not_matter(order, name, level):
     groups, shuffled = make_groups(), make_groups()
     kept = groups[0].trajectories[:3]
     shuffled[0].trajectories = [shuffled[0].trajectories[i] for i in order]
-    one = algorithm(name).advantages(groups, credit_of(level))[0]
-    two = algorithm(name).advantages(shuffled, credit_of(level))[0]
+
+    def of_first(groups):
+        flat = advantages(algorithm(name), groups, credit_of(level))
+        ends = np.cumsum([sum(lengths(t)) for t in scored(groups[0])])[:-1]
+        return np.split(np.array(of_groups(groups, flat)[0]), ends)
+
+    one, two = of_first(groups), of_first(shuffled)
     assert len(kept) == len(two)
     for place, i in enumerate(order):
-        assert flat([[two[place]]]) == pytest.approx(flat([[one[i]]]), abs=1e-12)
+        assert two[place] == pytest.approx(one[i], abs=1e-12)
 
 
 @given(
@@ -640,10 +677,12 @@ def test_observation_tokens_change_no_advantage_and_no_weight(numbers, name, lev
     groups, longer = make_groups(), make_groups()
     extra = itertools.cycle(numbers)
     for t in (t for g in longer for t in g.trajectories):
-        for step in t.steps:
-            step.observation_ids += (7,) * next(extra)
-    one, two = (algorithm(name).advantages(g, credit_of(level)) for g in (groups, longer))
-    assert flat(one) == flat(two)
+        t.steps = [
+            dataclasses.replace(s, observation_ids=s.observation_ids + (7,) * next(extra))
+            for s in t.steps
+        ]
+    one, two = (advantages(algorithm(name), g, credit_of(level)) for g in (groups, longer))
+    assert one == two
     weights = [
         [s.weight for s in loss_weights(g, algorithm(name)).values()] for g in (groups, longer)
     ]
@@ -657,23 +696,27 @@ def test_normalised_advantages_do_not_know_the_scale_of_rewards(shift, scale, na
     groups, scaled = make_groups(), make_groups()
     for t in (t for g in scaled for t in scored(g)):
         t.outcome = type(t.outcome)(t.outcome.reward * scale + shift, False)
-        for step in t.steps:
-            step.values = tuple(v * scale for v in step.values)
-    one, two = (algorithm(name).advantages(g, credit_of("outcome")) for g in (groups, scaled))
-    assert flat(two) == pytest.approx(flat(one), abs=1e-6)
+    known = make_known(scaled)
+    known.values = {key: tuple(v * scale for v in row) for key, row in known.values.items()}
+    one = advantages(algorithm(name), groups, credit_of("outcome"))
+    two = advantages(algorithm(name), scaled, credit_of("outcome"), known)
+    assert two == pytest.approx(one, abs=1e-6)
 
 
 # Plumbing ----------------------------------------------------------------------------------------
 
 
-def test_credit_is_written_into_the_steps():
+def test_credit_is_noted_for_every_step():
     groups = make_groups()
-    assign_credit(groups, algorithm("ppo"), credit_of("token"))
-    for t in (t for g in groups for t in scored(g)):
-        for step in t.steps:
-            assert len(step.advantages) == len(step.value_targets) == len(step.action.token_ids)
-    assign_credit(groups, algorithm("grpo"), credit_of("outcome"))
-    assert informative(groups, algorithm("grpo")) == groups[:1]
+    known = make_known(groups)
+    assign_credit(groups, known, algorithm("ppo"), credit_of("token"))
+    for t, keys in keyed(groups):
+        for key, n in zip(keys, lengths(t), strict=True):
+            assert len(known.advantages[key]) == len(known.value_targets[key]) == n
+    assign_credit(groups, known, algorithm("grpo"), credit_of("outcome"))
+    assert informative(groups, known, algorithm("grpo")) == groups[:1]
+    with pytest.raises(ValueError, match="numbers of their own"):
+        assign_credit([*groups, *make_groups()], known, algorithm("grpo"), credit_of("outcome"))
 
 
 def test_an_algorithm_from_a_function():
@@ -684,8 +727,10 @@ def test_an_algorithm_from_a_function():
 
     mine = best_of(best_of.Settings(name="mine"))
     assert isinstance(mine, Algorithm)
-    ours = mine.advantages(make_groups()[:1], credit_of("outcome"))
-    assert [trajectory[0][0] for trajectory in ours[0]] == [1.0, 0.0, 0.0]
+    groups = make_groups()[:1]
+    ours = advantages(mine, groups, credit_of("outcome"))
+    counts = [sum(lengths(t)) for t in scored(groups[0])]
+    assert ours == [1.0] * counts[0] + [0.0] * sum(counts[1:])
     new, old, a, s = tensors(NEW, OLD, ADVANTAGES, SEQUENCES)
     assert torch.equal(
         mine.policy_loss(new, old, a, s),
@@ -700,7 +745,7 @@ def test_a_function_that_gives_something_else_is_told_so(given):
     given.__name__ = "mine"
     mine = advantage(given)
     with pytest.raises(ValueError, match="mine must give 3 finite advantages"):
-        mine(mine.Settings(name="mine")).advantages(make_groups()[:1], credit_of("outcome"))
+        advantages(mine(mine.Settings(name="mine")), make_groups()[:1], credit_of("outcome"))
 
 
 @pytest.mark.parametrize("name", NAMES)

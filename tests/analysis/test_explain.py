@@ -29,8 +29,10 @@ def run(tmp_path_factory):
 
 def test_what_is_shown_is_what_was_trained_on(run):
     found = explain(run, "1/2/3")
-    stored = list(run.trajectories(1))[1].trajectories[2]
-    assert found.own.advantages == [step.advantages for step in stored.steps]
+    group, known = list(run.estimated(1))[1]
+    stored = group.trajectories[2]
+    keys = [key for key, _ in group.steps() if key.attempt == 2]
+    assert found.own.advantages == [known.advantages[key] for key in keys]
     assert found.notes == [], "stored and computed advantages agree, and an update used it"
     r = [0.2 * s.rewards.get("format", 0) + sum(v for k, v in s.rewards.items() if k != "format")
          for s in stored.steps]  # fmt: skip

@@ -20,7 +20,7 @@ from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.tree import build_tree
-from agent_r1.types import Kind, Message, Outcome, StopReason, Task
+from agent_r1.types import Estimates, Kind, Message, Outcome, StopReason, Task
 from tests.fakes import END, CharRenderer, ScriptedEngine
 
 SETTINGS = HopWorld.Settings(train_hops=(3,), memory="recent")
@@ -163,10 +163,12 @@ def test_reused_text_is_context_and_every_action_is_trained_once(groups, policy)
     for group in groups:
         for attempt, trajectory in enumerate(group.trajectories):
             trajectory.outcome = Outcome(float(attempt), False)
-    assign_credit(groups, GRPO(GRPO.Settings()), OutcomeCredit(OutcomeCredit.Settings()))
+    known = Estimates()
+    assign_credit(groups, known, GRPO(GRPO.Settings()), OutcomeCredit(OutcomeCredit.Settings()))
     learner = Learner(policy, GRPO(GRPO.Settings()), LearnerSettings(), temperature=1.0)
-    update = learner.update(groups, lr=1e-4, seed=0)
+    update = learner.update(groups, known, lr=1e-4, seed=0)
     assert update.num_steps == 1
     assert update.logprob_error < 1e-4
-    for step in (s for g in groups for t in g.trajectories for s in t.steps):
-        assert step.ratios == pytest.approx([1.0] * len(step.action.token_ids), abs=1e-3)
+    assert len(update.ratios) == sum(len(t.steps) for g in groups for t in g.trajectories)
+    for ratios in update.ratios.values():
+        assert ratios == pytest.approx([1.0] * len(ratios), abs=1e-3)

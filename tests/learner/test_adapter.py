@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM
 import agent_r1
 from agent_r1.algorithms.grpo import GRPO
 from agent_r1.errors import ConfigError
-from agent_r1.learner.credit_assignment import loss_weights
 from agent_r1.learner.learner import Learner, _Sums
 from agent_r1.learner.memory_plan import free_memory, plan_memory
 from agent_r1.learner.micro_batch import Actions
@@ -25,7 +24,14 @@ from agent_r1.model.settings import LoraSettings, ModelSettings
 from agent_r1.model.tree_attention import PackedTree, Span
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.run.recipe import load_recipe
-from tests.families import FAMILIES, SIZES, make_family, random_groups
+from tests.families import (
+    FAMILIES,
+    SIZES,
+    make_family,
+    random_batch,
+    random_estimates,
+    random_groups,
+)
 from tests.learner.test_packed_trees import assert_close, gradients
 from tests.rollout.test_engine_tree import check, ids, run
 
@@ -65,16 +71,16 @@ def test_an_adapter_is_its_own_reference():
     algorithm = GRPO(GRPO.Settings(kl={"coef": 0.5}))
     policy, groups = with_adapter("llama"), random_groups()
     learner = Learner(policy, algorithm, LearnerSettings(), temperature=1.0)
-    update = learner.update(groups, lr=1e-3, seed=0)
+    update = learner.update(groups, random_estimates(groups), lr=1e-3, seed=0)
     plain = make_family("llama")
     expected = 0.0
-    weights = loss_weights(groups, algorithm)
+    batch = random_batch(groups, algorithm)
     for micro in packs(groups, max_tokens=10**6, device=CPU):
         before = with_adapter("llama")
         with torch.no_grad(), before.packed(), plain.packed():
             ours, theirs = (micro.forward(p, 1.0).logprobs for p in (before, plain))
         difference = theirs - ours
-        weighed = Actions.of(micro.steps, weights, CPU).weights
+        weighed = Actions.of(micro.keys, batch, CPU).weights
         expected += (weighed * (difference.exp() - difference - 1)).sum().item()
     assert update.kl == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
@@ -141,7 +147,7 @@ def test_half_precision_steps_are_made_on_float32_masters():
     pairs = zip(learner.optimizer.parameters, learner.optimizer.masters, strict=True)
     weight, master = next(pair for pair in pairs if pair[0].dim() == 1)  # of a norm: all ones
     assert master.dtype == torch.float32
-    learner.update(groups, lr=1e-6, seed=0)
+    learner.update(groups, random_estimates(groups), lr=1e-6, seed=0)
     assert torch.equal(weight, torch.ones_like(weight))
     assert not torch.equal(master, torch.ones_like(master))
     state = copy.deepcopy(learner.optimizer.state_dict())
@@ -149,7 +155,7 @@ def test_half_precision_steps_are_made_on_float32_masters():
     again = Learner(other, GRPO(GRPO.Settings()), settings, temperature=1.0)
     again.optimizer.load_state_dict(state)
     for _ in range(3):
-        learner.update(groups, lr=1e-3, seed=0)
+        learner.update(groups, random_estimates(groups), lr=1e-3, seed=0)
     assert not torch.equal(weight, torch.ones_like(weight))
     assert torch.equal(weight, master.bfloat16())
     for one, two in zip(again.optimizer.masters, state["masters"], strict=True):
@@ -162,10 +168,10 @@ def test_the_gradient_in_half_precision_is_summed_in_float32():
     exact = gradients(make_family("llama"), groups, packs)
     policy = make_policy(make_family("llama").model.to(torch.bfloat16), None)
     learner = Learner(policy, GRPO(GRPO.Settings()), LearnerSettings(), temperature=0.8)
-    weights = loss_weights(groups, learner.algorithm)
+    batch = random_batch(groups, learner.algorithm)
     with policy.packed():
         for micro in packs(groups, max_tokens=40, device=CPU):
-            learner._backward(micro, weights, _Sums())
+            learner._backward(micro, batch, _Sums())
     assert all(p.grad is None for p in learner.optimizer.parameters)
     assert {m.grad.dtype for m in learner.optimizer.masters} == {torch.float32}
     assert len(learner.optimizer.masters) == len(exact)
@@ -203,7 +209,7 @@ def test_memory_that_runs_out_restarts_the_accumulation_in_smaller_cuts():
         learner = Learner(
             policy, algorithm, LearnerSettings(), temperature=1.0, micro_batch_tokens=1000
         )
-        updates.append(learner.update(copy.deepcopy(groups), lr=1e-3, seed=0))
+        updates.append(learner.update(groups, random_estimates(groups), lr=1e-3, seed=0))
         states.append(policy.model.state_dict())
     assert algorithm.failed
     assert any("memory ran out" in note for note in updates[1].notes)
@@ -227,7 +233,8 @@ def test_nothing_is_left_of_a_gradient_that_memory_did_not_suffice_for():
 def test_memory_that_is_never_enough_is_an_error():
     learner = Learner(make_family("llama"), Scarce(0), LearnerSettings(), temperature=1.0)
     with pytest.raises(torch.OutOfMemoryError):
-        learner.update(random_groups(), lr=1e-3, seed=0)
+        groups = random_groups()
+        learner.update(groups, random_estimates(groups), lr=1e-3, seed=0)
 
 
 def plan(longest=512, **options):
@@ -307,7 +314,7 @@ def test_an_unpackable_model_is_trained_on_padded_rows():
     policy.unpackable = "for the test"
     updates = [
         Learner(p, GRPO(GRPO.Settings()), LearnerSettings(), temperature=1.0).update(
-            copy.deepcopy(groups), lr=1e-3, seed=0
+            groups, random_estimates(groups), lr=1e-3, seed=0
         )
         for p in (policy, reference)
     ]

@@ -13,14 +13,14 @@ from agent_r1.algorithms.credit import OutcomeCredit, TokenCredit
 from agent_r1.algorithms.grpo import GRPO
 from agent_r1.algorithms.gspo import GSPO
 from agent_r1.algorithms.ppo import PPO
-from agent_r1.learner.credit_assignment import assign_credit, loss_weights
+from agent_r1.learner.credit_assignment import assign_credit, loss_weights, steps_of
 from agent_r1.learner.learner import Learner, _Sums
-from agent_r1.learner.mask_ablation import copy_back, settle, unmasked
-from agent_r1.learner.micro_batch import Actions
+from agent_r1.learner.mask_ablation import Masked, Unmasked, masks_of
+from agent_r1.learner.micro_batch import Actions, Batch
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.padded_rows import rows
 from agent_r1.learner.settings import LearnerSettings
-from agent_r1.types import StopReason
+from agent_r1.types import Estimates, StepKey, StopReason
 from tests.families import make_family, random_groups
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def make_learner(policy, algorithm, **options):
         algorithm,
         LearnerSettings(lr=1e-3, **options),
         temperature=0.8,
-        reference=make_family("llama") if algorithm.settings.kl else None,
+        reference=make_family("llama") if algorithm.kl else None,
     )
     if learner.critic is not None:  # a head that says something
         with torch.no_grad():
@@ -41,30 +41,28 @@ def make_learner(policy, algorithm, **options):
     return learner
 
 
-def steps_of(groups):
-    return [step for g in groups for t in g.scored for step in t.steps]
-
-
 def plain(policy, groups, temperature=0.8):
     """Per step: log-probabilities of its tokens, last hidden states before them and after the
     last, by one plain pass for each trajectory without rewritten history.
     """
     found = {}
-    for t in (t for g in groups for t in g.scored):
-        path, places = list(t.prompt_ids), []
-        for step in t.steps:
+    for g in groups:
+        places = []
+        for key, step in g.steps():
+            if key.step == 0:
+                path = list(g.trajectories[key.attempt].prompt_ids)
             if step.context_ids is not None:
                 path = list(step.context_ids)
-            places.append((list(path), step))
+            places.append((list(path), key, step))
             path += [*step.action.token_ids, *step.observation_ids]
-        for before, step in places:
+        for before, key, step in places:
             ids = torch.tensor([[*before, *step.action.token_ids]])
             with torch.no_grad():
                 output = policy.model(ids, output_hidden_states=True)
             first, n = len(before), len(step.action.token_ids)
             logp = (output.logits[0] / temperature).log_softmax(-1)
             logprobs = logp[torch.arange(first - 1, first + n - 1), ids[0, first:]]
-            found[id(step)] = logprobs, output.hidden_states[-1][0, first - 1 :]
+            found[key] = logprobs, output.hidden_states[-1][0, first - 1 :]
     return found
 
 
@@ -75,23 +73,22 @@ def test_values_stand_before_each_token_and_after_the_last(cut):
     learner.cut = cut
     if cut is rows:
         policy.unpackable = "for the test"
-    learner.prepare(groups, old=True)
-    expected = plain(policy, groups)
-    for step in steps_of(groups):
-        logprobs, hidden = expected[id(step)]
+    known = learner.prepare(groups, old=True)
+    for key, (logprobs, hidden) in plain(policy, groups).items():
         with torch.no_grad():
             values = learner.critic(hidden).squeeze(-1)
-        assert step.values == pytest.approx(values.tolist(), abs=1e-4)
-        assert step.old_logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
+        assert known.values[key] == pytest.approx(values.tolist(), abs=1e-4)
+        assert known.old_logprobs[key] == pytest.approx(logprobs.tolist(), abs=1e-4)
 
 
-def gradients(learner, groups, max_tokens):
+def gradients(learner, groups, known, max_tokens):
     learner.optimizer.zero_grad()
     learner.micro_batch_tokens = max_tokens
-    weights, sums = loss_weights(groups, learner.algorithm), _Sums()
+    batch = Batch(steps_of(groups), known, loss_weights(groups, learner.algorithm))
+    sums = _Sums()
     with learner.policy.packed():
         for micro in learner._micro_batches(groups):
-            learner._backward(micro, weights, sums)
+            learner._backward(micro, batch, sums)
     named = [*learner.policy.model.named_parameters()]
     if learner.critic is not None:
         named += learner.critic.named_parameters()
@@ -112,12 +109,12 @@ def test_the_cut_into_micro_batches_changes_nothing(algorithm):
     """With trajectories whose history was rewritten, so that they have several branches."""
     groups = random_groups(5, num_groups=3)
     learner = make_learner(make_family("llama"), algorithm)
-    learner.prepare(groups)
+    known = learner.prepare(groups)
     if learner.kl:
-        learner._refer(groups)
-    assign_credit(groups, algorithm, OutcomeCredit(OutcomeCredit.Settings()))
-    whole, sums = gradients(learner, groups, 10**6)
-    parts, sums_of_parts = gradients(learner, groups, 1)
+        known.reference_logprobs = learner._refer(groups)
+    assign_credit(groups, known, algorithm, OutcomeCredit(OutcomeCredit.Settings()))
+    whole, sums = gradients(learner, groups, known, 10**6)
+    parts, sums_of_parts = gradients(learner, groups, known, 1)
     assert sums_of_parts.num_tokens > sums.num_tokens
     assert sums_of_parts.loss == pytest.approx(sums.loss, abs=1e-5)
     assert any(gradient.abs().max() > 0 for gradient in whole.values())
@@ -130,19 +127,19 @@ def test_the_loss_is_that_of_the_formulas():
     policy, groups = make_family("llama"), random_groups()
     ppo = PPO(PPO.Settings(value_coef=0.7, gamma=0.99, lam=0.95))
     learner = make_learner(policy, ppo)
-    learner.prepare(groups)
-    assign_credit(groups, ppo, TokenCredit(TokenCredit.Settings()))
+    known = learner.prepare(groups)
+    assign_credit(groups, known, ppo, TokenCredit(TokenCredit.Settings()))
     expected, count = 0.0, 0
     found = plain(policy, groups)
-    for step in steps_of(groups):
-        logprobs, _ = found[id(step)]
+    for key, step in steps_of(groups).items():
+        logprobs, _ = found[key]
         for i in range(len(step.action.token_ids)):
             ratio = (logprobs[i] - step.action.logprobs[i]).exp().item()
-            a = step.advantages[i]
+            a = known.advantages[key][i]
             expected -= min(ratio * a, min(max(ratio, 0.8), 1.2) * a)
-            expected += 0.7 * (step.values[i] - step.value_targets[i]) ** 2 / 2
+            expected += 0.7 * (known.values[key][i] - known.value_targets[key][i]) ** 2 / 2
             count += 1
-    update = learner.update(groups, lr=1e-9, seed=0)
+    update = learner.update(groups, known, lr=1e-9, seed=0)
     assert update.loss == pytest.approx(expected / count, rel=1e-4)
 
 
@@ -154,15 +151,15 @@ def test_the_critic_learns_and_warm_up_leaves_the_policy_alone():
     credit = OutcomeCredit(OutcomeCredit.Settings())
     variances = []
     for _ in range(60):
-        learner.prepare(groups)
-        assign_credit(groups, ppo, credit)
-        update = learner.update(groups, lr=1e-3, seed=0, critic_only=True)
+        known = learner.prepare(groups)
+        assign_credit(groups, known, ppo, credit)
+        update = learner.update(groups, known, lr=1e-3, seed=0, critic_only=True)
         variances.append(update.explained_variance)
     assert variances[0] == pytest.approx(0.0, abs=1e-6)
     assert variances[-1] > 0.3
     for name, value in policy.model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    learner.update(groups, lr=1e-3, seed=0)
+    learner.update(groups, known, lr=1e-3, seed=0)
     assert any(not torch.equal(v, before[n]) for n, v in policy.model.state_dict().items())
 
 
@@ -170,14 +167,15 @@ def test_importance_weights_are_relative_to_the_policy_the_update_starts_from():
     groups = random_groups()
     algorithm = GRPO(GRPO.Settings(importance_cap=1.5, aggregation="token"))
     learner = make_learner(make_family("llama"), algorithm)
-    learner.prepare(groups)
-    assign_credit(groups, algorithm, OutcomeCredit(OutcomeCredit.Settings()))
-    update = learner.update(groups, lr=1e-9, seed=0)
+    known = learner.prepare(groups)
+    assign_credit(groups, known, algorithm, OutcomeCredit(OutcomeCredit.Settings()))
+    update = learner.update(groups, known, lr=1e-9, seed=0)
     expected, count = 0.0, 0
-    for step in steps_of(groups):
-        assert step.ratios == pytest.approx([1.0] * len(step.ratios), abs=1e-4)
+    for key, step in steps_of(groups).items():
+        ratios = update.ratios[key]
+        assert ratios == pytest.approx([1.0] * len(ratios), abs=1e-4)
         for old, sampled, a in zip(
-            step.old_logprobs, step.action.logprobs, step.advantages, strict=True
+            known.old_logprobs[key], step.action.logprobs, known.advantages[key], strict=True
         ):
             expected -= min(float(torch.tensor(old - sampled).exp()), 1.5) * a
             count += 1
@@ -189,20 +187,21 @@ def test_masks_off_put_observations_in_credit_and_loss():
     policy = make_family("llama")
     ppo = PPO(PPO.Settings(loss_mask=False, advantage_mask=False, normalize=False, lam=0.9))
     learner = make_learner(policy, ppo)
-    view = unmasked(groups)
-    learner.prepare(view, old=True)
-    settle(view, groups)
-    assign_credit(view, ppo, OutcomeCredit(OutcomeCredit.Settings()))
-    assert any(step.observation_ids for step in steps_of(groups))
-    found = plain(policy, groups)
-    for seen, step in zip(steps_of(view), steps_of(groups), strict=True):
-        n = len(step.action.token_ids)
+    masks = masks_of(ppo)
+    assert isinstance(masks, Unmasked)
+    credit = OutcomeCredit(OutcomeCredit.Settings())
+    view, known = masks.credited(groups, learner, ppo, credit)
+    own = masks.own(groups, known)
+    assert any(step.observation_ids for step in steps_of(groups).values())
+    seen_steps = steps_of(view)
+    for key, step in steps_of(groups).items():
+        n, seen = len(step.action.token_ids), seen_steps[key]
         assert seen.action.token_ids == step.action.token_ids + step.observation_ids
         assert seen.action.logprobs[:n] == step.action.logprobs
-        assert len(seen.advantages) == n + len(step.observation_ids)
-        logprobs, _ = found[id(step)]
-        assert seen.action.logprobs[n:] == seen.old_logprobs[n:]
-        assert len(logprobs) == n
+        assert len(known.advantages[key]) == n + len(step.observation_ids)
+        assert seen.action.logprobs[n:] == known.old_logprobs[key][n:]
+        assert own.advantages[key] == known.advantages[key][:n]
+        assert own.values[key] == known.values[key][: n + 1]
     # Their log-probabilities are the policy's: a plain pass over the trajectory says the same.
     t, s = groups[0].scored[0], view[0].scored[0]
     path = [*t.prompt_ids, *(i for step in s.steps for i in step.action.token_ids)]
@@ -213,12 +212,12 @@ def test_masks_off_put_observations_in_credit_and_loss():
     expected = [logp[first + i - 1, token].item() for i, token in enumerate(observed)]
     assert s.steps[0].action.logprobs[-len(observed) :] == pytest.approx(expected, abs=1e-4)
     # GAE with lam < 1 decays over them, too: nothing like the masked estimate.
-    copy_back(view, groups)
-    unmasked_advantages = [step.advantages for step in steps_of(groups)]
-    masked = PPO(PPO.Settings(normalize=False, lam=0.9))
-    assign_credit(groups, masked, OutcomeCredit(OutcomeCredit.Settings()))
-    assert steps_of(groups)[0].advantages != pytest.approx(unmasked_advantages[0])
-    update = learner.update(view, lr=1e-4, seed=0)
+    _, masked = Masked().credited(
+        groups, learner, PPO(PPO.Settings(normalize=False, lam=0.9)), credit
+    )
+    first = StepKey(0, 0, 0)
+    assert masked.advantages[first] != pytest.approx(own.advantages[first])
+    update = learner.update(view, known, lr=1e-4, seed=0)
     assert update.num_steps == 1
 
 
@@ -226,8 +225,10 @@ def test_masked_trajectories_are_sequences_of_their_own_and_weigh_nothing():
     groups = random_groups()
     groups[0].trajectories[0].stop = StopReason.MAX_TURNS
     gspo = GSPO(GSPO.Settings(truncated="mask"))
-    assign_credit(groups, gspo, OutcomeCredit(OutcomeCredit.Settings()))
-    actions = Actions.of(steps_of(groups), loss_weights(groups, gspo), CPU)
+    known, steps = Estimates(), steps_of(groups)
+    assign_credit(groups, known, gspo, OutcomeCredit(OutcomeCredit.Settings()))
+    batch = Batch(steps, known, loss_weights(groups, gspo))
+    actions = Actions.of([*steps], batch, CPU)
     masked = groups[0].trajectories[0].num_action_tokens
     assert actions.weights[:masked].abs().max() == 0
     assert actions.weights[masked:].min() > 0
@@ -241,8 +242,9 @@ def test_a_mini_batch_that_is_masked_whole_makes_no_step():
         t.stop = StopReason.MAX_TURNS
     grpo = GRPO(GRPO.Settings(truncated="mask"))
     learner = make_learner(make_family("llama"), grpo)
-    assign_credit(groups, grpo, OutcomeCredit(OutcomeCredit.Settings()))
-    assert learner.update(groups, lr=1e-3, seed=0).num_steps == 0
+    known = Estimates()
+    assign_credit(groups, known, grpo, OutcomeCredit(OutcomeCredit.Settings()))
+    assert learner.update(groups, known, lr=1e-3, seed=0).num_steps == 0
 
 
 RECIPE = {
@@ -280,13 +282,16 @@ def test_masks_off_and_kl_in_the_reward_through_the_real_loop(tmp_path):
     on = agent_r1.train(RECIPE | {"algorithm": "ppo"}, run=tmp_path / "on")
     assert run.metrics[1]["figures"]["updates"] == 1
     assert run.metrics[1]["figures"]["grad_norm"] != on.metrics[1]["figures"]["grad_norm"]
-    stored = next(run.run.trajectories(1)).scored[0].steps[0]
-    assert len(stored.advantages) == len(stored.ratios) == len(stored.action.token_ids)
+    group, known = next(run.run.estimated(1))
+    key, stored = next(group.steps())
+    count = len(stored.action.token_ids)
+    assert len(known.advantages[key]) == len(known.ratios[key]) == count
     kl = {"name": "reinforce++", "kl": {"coef": 0.1, "estimator": "k1", "place": "reward"}}
     run = agent_r1.train(RECIPE | {"algorithm": kl}, run=tmp_path / "kl")
-    stored = next(run.run.trajectories(2)).scored[0].steps[0]
-    assert len(stored.reference_logprobs) == len(stored.action.token_ids)
-    assert stored.reference_logprobs != pytest.approx(stored.action.logprobs, abs=1e-6)
+    group, known = next(run.run.estimated(2))
+    key, stored = next(group.steps())
+    assert len(known.reference_logprobs[key]) == len(stored.action.token_ids)
+    assert known.reference_logprobs[key] != pytest.approx(stored.action.logprobs, abs=1e-6)
 
 
 def test_dynamic_sampling_replaces_groups_without_a_signal(tmp_path):

@@ -10,14 +10,21 @@ import torch
 
 from agent_r1.algorithms.credit import OutcomeCredit, StepCredit
 from agent_r1.algorithms.grpo import GRPO
-from agent_r1.learner.credit_assignment import assign_credit, informative, loss_weights, minibatches
+from agent_r1.learner.credit_assignment import (
+    assign_credit,
+    informative,
+    loss_weights,
+    minibatches,
+    steps_of,
+)
 from agent_r1.learner.learner import Learner, _Sums
+from agent_r1.learner.micro_batch import Batch
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.settings import LearnerSettings
 from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.tasks.hopworld.env import HopWorld
-from agent_r1.types import Outcome
+from agent_r1.types import Estimates, Outcome, StepKey
 
 
 @pytest.fixture
@@ -34,41 +41,47 @@ def groups(base_policy, renderer):
             trajectory.outcome = Outcome(float(attempt == 1), attempt == 1)
     for trajectory in groups[2].trajectories:
         trajectory.outcome = Outcome(0.0, False)
-    assign_credit(groups, GRPO(GRPO.Settings()), OutcomeCredit(OutcomeCredit.Settings()))
     return groups
+
+
+@pytest.fixture
+def known(groups):
+    known = Estimates()
+    assign_credit(groups, known, GRPO(GRPO.Settings()), OutcomeCredit(OutcomeCredit.Settings()))
+    return known
 
 
 def gradients(policy):
     return {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}
 
 
-def accumulated(policy, groups, algorithm, *, max_tokens):
+def accumulated(policy, groups, known, algorithm, *, max_tokens):
     """The learner's gradient, before clipping and the optimiser."""
     learner = Learner(policy, algorithm, LearnerSettings(), temperature=1.0)
     policy.model.zero_grad()
-    weights = loss_weights(groups, algorithm)
+    batch = Batch(steps_of(groups), known, loss_weights(groups, algorithm))
     with policy.packed():
         for micro in packs(groups, max_tokens=max_tokens, device=policy.device):
-            learner._backward(micro, weights, _Sums())
+            learner._backward(micro, batch, _Sums())
     return gradients(policy)
 
 
-def by_hand(policy, groups, settings):
+def by_hand(policy, groups, known, settings):
     """GRPO's loss sequence by sequence: full logits, Python loops, the mean over all actions."""
     policy.model.zero_grad()
     total, losses = 0, []
     for group in groups:
-        for trajectory in group.trajectories:
+        for attempt, trajectory in enumerate(group.trajectories):
             path = list(trajectory.prompt_ids)
             spans = []
-            for step in trajectory.steps:
-                spans.append((len(path), step))
+            for number, step in enumerate(trajectory.steps):
+                spans.append((len(path), step, known.advantages[group.number, attempt, number]))
                 path += [*step.action.token_ids, *step.observation_ids]
             logp = policy.model(torch.tensor([path])).logits[0].log_softmax(-1)
-            for start, step in spans:
+            for start, step, advantages in spans:
                 for offset, token in enumerate(step.action.token_ids):
                     ratio = (logp[start + offset - 1, token] - step.action.logprobs[offset]).exp()
-                    advantage = step.advantages[offset]
+                    advantage = advantages[offset]
                     clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
                     losses.append(-torch.min(ratio * advantage, clipped * advantage))
                     total += 1
@@ -84,31 +97,31 @@ def assert_close(one, two, tolerance=1e-4):
         assert (gradient - two[name]).norm() <= tolerance * norm + 1e-9, name
 
 
-def test_gradient_equals_one_sequence_at_a_time(policy, groups):
+def test_gradient_equals_one_sequence_at_a_time(policy, groups, known):
     algorithm = GRPO(GRPO.Settings(aggregation="token"))
-    ours = accumulated(policy, groups[:2], algorithm, max_tokens=100_000)
-    assert_close(by_hand(policy, groups[:2], algorithm.settings), ours)
+    ours = accumulated(policy, groups[:2], known, algorithm, max_tokens=100_000)
+    assert_close(by_hand(policy, groups[:2], known, algorithm.settings), ours)
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
-def test_the_cut_into_micro_batches_does_not_matter(policy, groups, aggregation):
+def test_the_cut_into_micro_batches_does_not_matter(policy, groups, known, aggregation):
     algorithm = GRPO(GRPO.Settings(aggregation=aggregation))
-    whole = accumulated(policy, groups[:2], algorithm, max_tokens=100_000)
-    assert_close(whole, accumulated(policy, groups[:2], algorithm, max_tokens=1))
-    assert_close(whole, accumulated(policy, groups[:2], algorithm, max_tokens=700))
+    whole = accumulated(policy, groups[:2], known, algorithm, max_tokens=100_000)
+    assert_close(whole, accumulated(policy, groups[:2], known, algorithm, max_tokens=1))
+    assert_close(whole, accumulated(policy, groups[:2], known, algorithm, max_tokens=700))
 
 
 def test_only_action_tokens_are_trained(policy, groups):
-    count = 0
+    count, steps = 0, steps_of(groups)
     for pack in packs(groups, max_tokens=1, device=policy.device):
-        sampled = [i for step in pack.steps for i in step.action.token_ids]
+        sampled = [i for key in pack.keys for i in steps[key].action.token_ids]
         assert pack.action_ids.tolist() == sampled
         count += len(sampled)
     assert count == sum(t.num_action_tokens for g in groups for t in g.trajectories)
 
 
 @pytest.mark.parametrize("extra", [{"kl": {"coef": 1e-9}}, {"entropy_coef": 1e-9}])
-def test_a_term_that_weighs_nothing_changes_nothing(policy, base_policy, groups, extra):
+def test_a_term_that_weighs_nothing_changes_nothing(policy, base_policy, groups, known, extra):
     """One of three groups has no signal: it counts in the mean, run or not."""
 
     def gradient(**settings):
@@ -122,7 +135,7 @@ def test_a_term_that_weighs_nothing_changes_nothing(policy, base_policy, groups,
         )
         found = {}
         learner.optimizer.step = lambda lr: found.update(gradients(policy))
-        update = learner.update(groups, lr=0.0, seed=0)
+        update = learner.update(groups, known, lr=0.0, seed=0)
         return found, update
 
     (alone, one), (beside, other) = gradient(), gradient(**extra)
@@ -131,15 +144,16 @@ def test_a_term_that_weighs_nothing_changes_nothing(policy, base_policy, groups,
     assert_close(beside, alone)
 
 
-def test_groups_without_signal_are_left_out(groups):
+def test_groups_without_signal_are_left_out(groups, known):
     grpo = GRPO(GRPO.Settings())
-    assert informative(groups, grpo) == groups[:2]
+    assert informative(groups, known, grpo) == groups[:2]
     step_credit = StepCredit(StepCredit.Settings())
     for trajectory in groups[2].trajectories:
-        for index, step in enumerate(trajectory.steps):
-            step.rewards = {"reached": float(index == 0 and trajectory.attempt == 0)}
-    assign_credit(groups, grpo, step_credit)
-    assert informative(groups, grpo) == groups
+        for step in trajectory.steps:
+            step.rewards.clear()
+    groups[2].trajectories[0].steps[0].rewards["reached"] = 1.0
+    assign_credit(groups, known, grpo, step_credit)
+    assert informative(groups, known, grpo) == groups
 
 
 def test_minibatches_hold_every_group_once(groups):
@@ -150,38 +164,36 @@ def test_minibatches_hold_every_group_once(groups):
     assert minibatches(groups, 2, seed=0) == parts
 
 
-def test_an_update_raises_the_probability_of_what_was_good(policy, groups):
+def test_an_update_raises_the_probability_of_what_was_good(policy, groups, known):
     learner = Learner(policy, GRPO(GRPO.Settings()), LearnerSettings(), temperature=1.0)
-    first = learner.update(groups[:2], lr=1e-4, seed=0)
+    first = learner.update(groups[:2], known, lr=1e-4, seed=0)
     assert first.num_steps == 1
     assert first.logprob_error < 1e-4
     assert first.grad_norm > 0
-    for group in groups[:2]:
-        for step in (s for t in group.trajectories for s in t.steps):
-            assert step.ratios == pytest.approx([1.0] * len(step.ratios), abs=1e-4)
-            step.ratios = None
-    learner.update(groups[:2], lr=1e-9, seed=0)
+    trained = steps_of(groups[:2])
+    assert first.ratios.keys() == trained.keys()
+    for ratios in first.ratios.values():
+        assert ratios == pytest.approx([1.0] * len(ratios), abs=1e-4)
+    second = learner.update(groups[:2], known, lr=1e-9, seed=0)
     good, bad = [], []
-    for group in groups[:2]:
-        for t in group.trajectories:
-            for step in t.steps:
-                (good if t.attempt == 1 else bad).extend(math.log(r) for r in step.ratios)
+    for key in trained:
+        (good if key.attempt == 1 else bad).extend(math.log(r) for r in second.ratios[key])
     assert sum(good) / len(good) > 0 > sum(bad) / len(bad)
 
 
-def test_epochs_and_minibatches_are_steps(policy, groups):
+def test_epochs_and_minibatches_are_steps(policy, groups, known):
     settings = LearnerSettings(epochs=3, minibatches=2)
     learner = Learner(policy, GRPO(GRPO.Settings()), settings, temperature=1.0)
-    assert learner.update(groups[:2], lr=1e-5, seed=0).num_steps == 6
-    assert learner.update([], lr=1e-5, seed=0).num_steps == 0
+    assert learner.update(groups[:2], known, lr=1e-5, seed=0).num_steps == 6
+    assert learner.update([], known, lr=1e-5, seed=0).num_steps == 0
 
 
-def test_a_non_finite_update_is_skipped_and_explained(policy, groups):
+def test_a_non_finite_update_is_skipped_and_explained(policy, groups, known):
     learner = Learner(policy, GRPO(GRPO.Settings()), LearnerSettings(), temperature=1.0)
     before = copy.deepcopy(policy.model.state_dict())
-    step = groups[0].trajectories[0].steps[0]
-    step.advantages = (math.nan, *step.advantages[1:])
-    update = learner.update(groups[:2], lr=1e-3, seed=0)
+    first = StepKey(0, 0, 0)
+    known.advantages[first] = (math.nan, *known.advantages[first][1:])
+    update = learner.update(groups[:2], known, lr=1e-3, seed=0)
     assert update.num_steps == 0
     (reason,) = update.skipped
     assert "mini-batch 1" in reason
@@ -190,13 +202,13 @@ def test_a_non_finite_update_is_skipped_and_explained(policy, groups):
         assert torch.equal(value, before[name])
 
 
-def test_kl_to_the_reference(policy, base_policy, groups):
+def test_kl_to_the_reference(policy, base_policy, groups, known):
     algorithm = GRPO(GRPO.Settings(kl={"coef": 0.5}))
     with pytest.raises(ValueError, match="reference"):
         Learner(policy, algorithm, LearnerSettings(), temperature=1.0)
     learner = Learner(policy, algorithm, LearnerSettings(), temperature=1.0, reference=base_policy)
-    assert learner.update(groups[:2], lr=1e-3, seed=0).kl == pytest.approx(0.0, abs=1e-6)
-    assert learner.update(groups[:2], lr=1e-3, seed=0).kl > 1e-5
+    assert learner.update(groups[:2], known, lr=1e-3, seed=0).kl == pytest.approx(0.0, abs=1e-6)
+    assert learner.update(groups[:2], known, lr=1e-3, seed=0).kl > 1e-5
 
 
 def test_learning_rate_schedules():

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_r1.algorithms.grpo import GRPO
-from agent_r1.learner.credit_assignment import loss_weights
+from agent_r1.learner.credit_assignment import steps_of
 from agent_r1.learner.learner import Learner, _Sums
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.padded_rows import rows
 from agent_r1.learner.settings import LearnerSettings
 from agent_r1.model.logprobs import head_logprobs, token_logprobs
 from agent_r1.tree import build_tree
-from tests.families import FAMILIES, make_family, random_groups
+from tests.families import FAMILIES, make_family, random_batch, random_groups
 
 CPU = torch.device("cpu")
 GRPO_WITH_ENTROPY = GRPO(GRPO.Settings(clip_high=10.0, clip_low=0.99, entropy_coef=0.1))
@@ -33,10 +33,10 @@ def by_step(micro_batches, policy, temperature):
         with torch.no_grad(), context:
             found = micro.forward(policy, temperature)
         both = found.logprobs, found.entropies
-        counts = [len(step.action.token_ids) for step in micro.steps]
-        for step, *pair in zip(micro.steps, *(x.split(counts) for x in both), strict=True):
-            assert id(step) not in values, "an action is in the loss once"
-            values[id(step)] = torch.stack(pair)
+        parts = (x.split(list(micro.lengths)) for x in both)
+        for key, *pair in zip(micro.keys, *parts, strict=True):
+            assert key not in values, "an action is in the loss once"
+            values[key] = torch.stack(pair)
     return values
 
 
@@ -51,9 +51,9 @@ def test_logprobs_equal_those_of_separate_sequences(family):
             with torch.no_grad():
                 logits = policy.model(ids).logits[0, :-1]
             plain = torch.stack(token_logprobs(logits, ids[0, 1:], 0.8))
-            for start, step in branch.actions:
-                expected = plain[:, start - 1 : start - 1 + len(step.action.token_ids)]
-                assert (ours[id(step)] - expected).abs().max() < 1e-4
+            for start, end, key in branch.actions:
+                expected = plain[:, start - 1 : end - 1]
+                assert (ours[key] - expected).abs().max() < 1e-4
     assert len(ours) == sum(len(t.steps) for g in groups for t in g.trajectories)
 
 
@@ -62,12 +62,12 @@ def gradients(policy, groups, cut, *, max_tokens=10**6, **options):
     learner.cut = cut
     policy.model.zero_grad()
     sums = _Sums()
-    weights = loss_weights(groups, GRPO_WITH_ENTROPY)
+    batch = random_batch(groups, GRPO_WITH_ENTROPY)
     context = policy.packed() if cut is packs else nullcontext()
     with context:
         policy.model.train(options.get("checkpointing", False))
         for micro in cut(groups, max_tokens=max_tokens, device=CPU):
-            learner._backward(micro, weights, sums)
+            learner._backward(micro, batch, sums)
         policy.model.eval()
     return {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.requires_grad}
 
@@ -106,8 +106,7 @@ def test_the_cut_holds_the_budget_and_every_action_once(max_tokens):
     branches = [b for g in groups for b in build_tree(g).branches()]
     longest = max(len(branch.token_ids) for branch in branches)
     assert all(part.num_tokens <= max(max_tokens, longest) for part in parts)
-    steps = [id(step) for part in parts for step in part.steps]
-    assert sorted(steps) == sorted(id(s) for g in groups for t in g.trajectories for s in t.steps)
+    assert sorted(key for part in parts for key in part.keys) == sorted(steps_of(groups))
 
 
 def test_every_token_is_run_once_and_none_that_nobody_needs():

@@ -38,8 +38,9 @@ def test_logprobs_equal_a_fresh_full_forward(base_policy, renderer, temperature)
             with torch.inference_mode():
                 logits = base_policy.model(ids).logits[0, :-1]
             logprobs, entropies = token_logprobs(logits, ids[0, 1:], temperature)
-            for start, step in branch.actions:
+            for start, _, key in branch.actions:
                 num_turns += 1
+                step = group.trajectories[key.attempt].steps[key.step]
                 for offset, (logprob, entropy) in enumerate(
                     zip(step.action.logprobs, step.action.entropies, strict=True)
                 ):

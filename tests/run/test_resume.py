@@ -97,19 +97,20 @@ def test_the_checkpoint_is_a_plain_model(uninterrupted):
 
 
 def test_trajectories_say_everything_about_each_token(uninterrupted):
-    groups = list(RunFolder(uninterrupted).trajectories(1))
+    pairs = list(RunFolder(uninterrupted).estimated(1))
+    groups = [group for group, _ in pairs]
     assert all(isinstance(group, Group) for group in groups)
     assert [len(group.trajectories) for group in groups] == [4, 4, 4]
-    used = [g for g in groups if any(s.ratios for t in g.trajectories for s in t.steps)]
-    for group in groups:
-        for step in (s for t in group.trajectories for s in t.steps):
+    for group, known in pairs:
+        for key, step in group.steps():
             count = len(step.action.token_ids)
             assert len(step.action.logprobs) == len(step.action.entropies) == count
-            assert len(step.advantages) == count
-            if group in used:
-                assert len(step.ratios) == count
+            assert len(known.advantages[key]) == count
+            if known.ratios:
+                assert len(known.ratios[key]) == count
             else:
-                assert set(step.advantages) == {0.0}
+                assert set(known.advantages[key]) == {0.0}
+    assert any(known.ratios for _, known in pairs)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from agent_r1.run.folder import RunFolder
 from agent_r1.run.recipe import load_recipe
 from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.tree import build_tree
-from agent_r1.types import Kind
+from agent_r1.types import Kind, StepKey
 
 SMALL = {
     "model.lora": {"rank": 4, "alpha": 8},
@@ -120,11 +120,11 @@ def test_successes_of_past_runs_are_imitated(tmp_path, capsys):
     source = {"algorithm.source": str(past.path), "env.train_hops": [1]}
     run = sft(tmp_path / "run", **source, **{"train.tasks": 2}).run
     for iteration in (1, 2):
-        for group in run.trajectories(iteration):
+        for group, known in run.estimated(iteration):
             (trajectory,) = group.trajectories
             assert [step.action.token_ids for step in trajectory.steps] in good
             assert trajectory.steps[0].action.logprobs == ()
-            assert trajectory.steps[0].ratios is not None, "of this update"
+            assert StepKey(group.number, 0, 0) in known.ratios, "of this update"
     both = {"algorithm.source": [str(past.path), str(run.path)], "env.train_hops": [1]}
     rows = sft(tmp_path / "both", **both).metrics  # sampled ones and imitated ones in one batch
     assert rows[-1]["figures"]["logprob_error"] == 0.0

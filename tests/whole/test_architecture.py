@@ -7,7 +7,17 @@ import pytest
 from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.learner.credit_assignment import assign_credit, loss_weights
 from agent_r1.tree import build_tree
-from agent_r1.types import Action, Group, Message, Outcome, Step, StopReason, Task, Trajectory
+from agent_r1.types import (
+    Action,
+    Estimates,
+    Group,
+    Message,
+    Outcome,
+    Step,
+    StopReason,
+    Task,
+    Trajectory,
+)
 from tests import ROOT
 
 
@@ -39,10 +49,12 @@ def test_the_example_in_the_docs(tokenizer, renderer):
     second.outcome, second.steps = Outcome(0, False), [Step(wrong, renderer.parse(wrong))]
     group = Group(Task("t", "2 + 2?", "4"), [first, second])
     algorithm = ALGORITHMS.resolve("grpo")(ALGORITHMS.section("grpo"))
-    assign_credit([group], algorithm, CREDITS.resolve("outcome")(CREDITS.section("outcome")))
-    steps = [*first.steps, *second.steps]
-    assert [step.advantages[0] for step in steps] == pytest.approx([0.707, 0.707, -0.707], abs=1e-3)
-    weights = [loss_weights([group], algorithm)[id(step)].weight for step in steps]
+    known = Estimates()
+    credit = CREDITS.resolve("outcome")(CREDITS.section("outcome"))
+    assign_credit([group], known, algorithm, credit)
+    advantages = [row[0] for row in known.advantages.values()]
+    assert advantages == pytest.approx([0.707, 0.707, -0.707], abs=1e-3)
+    weights = [weight.weight for weight in loss_weights([group], algorithm).values()]
     assert weights == pytest.approx([1 / 46, 1 / 46, 1 / 4])
     tree = build_tree(group)
     assert [len(node.token_ids) for node in tree.nodes] == [14, 21, 14, 2, 2]
