@@ -4,6 +4,7 @@
 # And beside them:
 #   make install      the package alone, in .venv
 #   make test-integrations   what needs environments of its own, which it makes: transformers 4
+#   make docs      the website with the reference, in build/html; a warning is an error
 #   make torture      kills, power cuts and inputs that nobody means well; HOURS=8 goes on for so long
 # Another Python: make test PYTHON=python3.12
 
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 HOURS ?= 0
 
-.PHONY: install quickstart test test-integrations torture lint types pytest install-dev clean
+.PHONY: install quickstart test test-integrations torture lint types docs pytest install-dev clean
 
 install: $(VENV)/installed-plot
 
@@ -21,7 +22,7 @@ quickstart: $(VENV)/installed-plot
 	@if [ -e $(RUN) ]; then mv $(RUN) $(RUN)-$$(date +%Y%m%d-%H%M%S); fi
 	$(BIN)/agent-r1 train hopworld --run $(RUN)
 
-test: lint types pytest
+test: lint types docs pytest
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -29,6 +30,10 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/html
+	@cp build/html/README.html build/html/index.html
 
 # A file of tests to each core. OpenMP's threads sleep while they wait, or they would take one another's core.
 pytest: $(VENV)/installed-dev
@@ -52,7 +57,7 @@ $(VENV)/installed-plot: pyproject.toml constraints.txt scripts/install.sh
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt scripts/install.sh
-	scripts/install.sh $(PYTHON) $(VENV) plot,multihop,dense,parquet,hub,smollm2,gymnasium,mcp,openenv,verifiers,dev
+	scripts/install.sh $(PYTHON) $(VENV) plot,multihop,dense,parquet,hub,smollm2,gymnasium,mcp,openenv,verifiers,docs,dev
 	@touch $@ $(VENV)/installed-plot
 
 clean:

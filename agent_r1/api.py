@@ -6,10 +6,11 @@ import shutil
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from agent_r1.analysis.report import write_result
 from agent_r1.errors import ConfigError, RunError
@@ -25,7 +26,7 @@ from agent_r1.training.evaluate import Evaluation, evaluate
 from agent_r1.training.preflight import preflight
 from agent_r1.training.trainer import Trainer
 from agent_r1.types import Task, Trajectory, derive_seed
-from agent_r1.utils.run_async import run_async
+from agent_r1.utils.scope import Scope, current_scope, run_async, scope
 from agent_r1.utils.text import describe, is_library, texts_in
 
 
@@ -38,7 +39,8 @@ class Result:
         recipe: What it was trained by.
         metrics: The rows of ``metrics.jsonl``.
         report: The content of ``result.json``, or ``None`` when the recipe asks for no test.
-        before, after: The test evaluations ``"sampled"`` and ``"greedy"``.
+        before: The test evaluations ``"sampled"`` and ``"greedy"`` of the model as it came.
+        after: The same of the best checkpoint.
     """
 
     run: RunFolder
@@ -52,6 +54,7 @@ class Result:
         return f"Result({str(self.run.path)!r}, {len(self.metrics)} rows of metrics)"
 
 
+@scope()
 def train(
     recipe: str | Path | dict[str, Any] | Recipe,
     *,
@@ -92,6 +95,7 @@ def train(
             raise
 
 
+@scope()
 def resume(
     run: str | Path,
     *,
@@ -229,12 +233,18 @@ def _train(recipe: Recipe, run: RunFolder, reporter: Reporter | None) -> Result:
 
 
 class Agent:
-    """A policy in its environment, to be asked and evaluated."""
+    """A policy in its environment, to be asked and evaluated. What its episodes share (indexes,
+    servers) lives until ``close``, the end of a ``with`` block or of the object.
+    """
 
     def __init__(self, recipe: Recipe, checkpoint: Path | None = None) -> None:
         """The recipe's model as it comes, or what a run's checkpoint folder holds."""
         set_threads(recipe)
         self._lock = threading.Lock()  # the engine serves one rollout at a time
+        outer = current_scope()
+        self._scope = outer or Scope()
+        # A run closes what it shares with an agent.
+        self._finalizer = None if outer else weakref.finalize(self, self._scope.close)
         self.recipe = recipe
         self.policy = load_policy(recipe.model, checkpoint=checkpoint, adapter=False)
         concurrency = recipe.evaluation.concurrency
@@ -242,7 +252,8 @@ class Agent:
 
     def tasks(self, split: str = "test") -> Sequence[Task]:
         """The environment's tasks of a split."""
-        return tasks_of(self.recipe, split)
+        with self._scope.entered():
+            return tasks_of(self.recipe, split)
 
     def play(self, task: Task | str, *, temperature: float = 0.0, seed: int = 0) -> Trajectory:
         """One episode, greedy by default. A string is the question of a task without further data,
@@ -254,7 +265,7 @@ class Agent:
         if isinstance(task, str):
             task = Task(id=task, question=task)
         work = self.rollout.run([task], attempts=1, temperature=temperature, seed=seed)
-        with self._lock:
+        with self._lock, self._scope.entered():
             trajectory = run_async(work)[0].trajectories[0]
         if not trajectory.steps:
             raise RunError(
@@ -269,8 +280,19 @@ class Agent:
         """Success on the first tasks of a split."""
         seed = derive_seed(self.recipe.seed, split) if seed is None else seed
         tasks = self.tasks(split)[:num_tasks]
-        with self._lock:
+        with self._lock, self._scope.entered():
             return evaluate(self.rollout, tasks, temperature=temperature, seed=seed)
+
+    def close(self) -> None:
+        """Closes what the episodes shared; what is asked of the agent later opens it again."""
+        if self._finalizer is not None:
+            self._scope.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def test(self) -> dict[str, Evaluation]:
         """The recipe's test tasks, sampled as in training and greedy."""

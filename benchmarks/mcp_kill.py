@@ -20,8 +20,8 @@ import psutil
 
 from agent_r1.api import Agent
 from agent_r1.run.recipe import load_recipe
-from agent_r1.tools.mcp.connection import shared
-from agent_r1.utils.run_async import run_async
+from agent_r1.tools.mcp.connection import connect
+from agent_r1.utils.scope import run_async, scope
 
 EXAMPLE = Path(__file__).parent.parent / "examples"
 
@@ -62,12 +62,13 @@ def measure(retries: int) -> dict[str, Any]:
         "env.failure": {"search": {"retries": retries}},
     }
     recipe, _ = load_recipe(EXAMPLE / "mcp.toml", list(overrides.items()))
-    agent = Agent(recipe)
-    before = [batch(agent, seed) for seed in (1, 2)]
-    kill_server(after=before[-1]["seconds"] / 3)
-    during = batch(agent, 3)
-    after = [batch(agent, seed) for seed in (4, 5)]
-    connection = shared(name, recipe.env.mcp[name].model_dump_json())
+    with scope():
+        agent = Agent(recipe)
+        before = [batch(agent, seed) for seed in (1, 2)]
+        kill_server(after=before[-1]["seconds"] / 3)
+        during = batch(agent, 3)
+        after = [batch(agent, seed) for seed in (4, 5)]
+        (connection,) = connect(recipe.env.mcp)
     return {"before": before, "during": during, "after": after, "starts": connection.num_starts}
 
 

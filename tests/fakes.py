@@ -51,6 +51,9 @@ class ScriptedEngine:
     def report(self) -> dict[str, float]:
         return {}
 
+    async def idle(self) -> None:
+        return None
+
     def load(self, version: int) -> None:
         return None
 

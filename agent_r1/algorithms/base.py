@@ -157,8 +157,8 @@ class PolicyGradient(Algorithm):
         """The keys of ``[algorithm]``.
 
         Attributes:
-            clip_low, clip_high: The ratio of new to old policy counts from 1 - clip_low to
-                1 + clip_high.
+            clip_low: The ratio of new to old policy counts from 1 - clip_low
+            clip_high: to 1 + clip_high.
             aggregation: What tokens weigh in the loss: all alike (``token``), all of a trajectory
                 together alike (``sequence``), or one in (trajectories x ``fixed_length``)
                 (``fixed``). The default is that of the algorithm's paper.

@@ -21,8 +21,7 @@ from agent_r1.training.advice import must_fit
 from agent_r1.training.build import tasks_of
 from agent_r1.training.preflight import memory_of, warnings_of
 from agent_r1.types import Action, Kind, Message, derive_seed
-from agent_r1.utils.blocked import held_up
-from agent_r1.utils.run_async import run_async
+from agent_r1.utils.scope import held_up, run_async, scope
 from agent_r1.utils.waiting import within
 
 
@@ -70,6 +69,7 @@ class DryRun:
         return "\n".join(lines)
 
 
+@scope()
 def dry_run(
     recipe: Recipe, tell: Callable[[str, int], None] = lambda stage, number: None
 ) -> DryRun:

@@ -109,11 +109,11 @@ def _train(job: Job, folder: Path) -> None:
 def _test(job: Job, folder: Path, test_set: TaskSet, recipe: Recipe) -> None:
     from agent_r1.api import Agent
 
-    agent = Agent(recipe, model_folder(folder, "best") if job.train else None)
     temperature = recipe.train.temperature
     if test_set.temperature is not None:
         temperature = test_set.temperature
-    evaluation = agent.evaluate(num_tasks=test_set.tasks, temperature=temperature)
+    with Agent(recipe, model_folder(folder, "best") if job.train else None) as agent:
+        evaluation = agent.evaluate(num_tasks=test_set.tasks, temperature=temperature)
     outcomes = {
         group.task.id: {"success": float(t.outcome.success), **t.outcome.metrics}
         for group in evaluation.groups

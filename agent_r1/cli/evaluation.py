@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
+from typing import Any
 
 from agent_r1.cli.common import load, print_json, undisturbed
 
@@ -34,9 +30,11 @@ def run_eval(arguments: argparse.Namespace, rest: list[str]) -> int:
     )
     settings = agent.recipe.evaluation
     num = arguments.tasks or settings.test_tasks or settings.tasks
-    if (size := len(agent.tasks(arguments.split))) < num:
-        print(f"note: {arguments.split} has {size} tasks of {num} asked for", file=sys.stderr)
-    result = agent.evaluate(split=arguments.split, num_tasks=num, temperature=arguments.temperature)
+    split, temperature = arguments.split, arguments.temperature
+    with agent:
+        if (size := len(agent.tasks(split))) < num:
+            print(f"note: {split} has {size} tasks of {num} asked for", file=sys.stderr)
+        result = agent.evaluate(split=split, num_tasks=num, temperature=temperature)
     figures = result.figures()
     if arguments.json:
         print_json(arguments, figures)

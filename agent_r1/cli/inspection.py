@@ -34,7 +34,7 @@ def run_index(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     from agent_r1.run.console import counting
     from agent_r1.search.bm25 import BM25, build_index
-    from agent_r1.utils.run_async import run_async
+    from agent_r1.utils.scope import run_async
 
     start = time.perf_counter()
     corpus = [Path(file).expanduser() for file in arguments.corpus]

@@ -24,7 +24,7 @@ from agent_r1.envs.lifecycle import (
 from agent_r1.errors import ConfigError, EnvCheckError, ExpiredError
 from agent_r1.render.calls import parse_hermes
 from agent_r1.types import Outcome, Task, derive_seed
-from agent_r1.utils.run_async import run_async
+from agent_r1.utils.scope import run_async
 from agent_r1.utils.text import clean, describe, place_of
 from agent_r1.utils.waiting import within
 

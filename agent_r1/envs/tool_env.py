@@ -23,6 +23,7 @@ from agent_r1.tools.mcp.connection import Connection, connect
 from agent_r1.tools.mcp.settings import McpServer
 from agent_r1.tools.noise import Noise, NoiseSettings
 from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
+from agent_r1.utils.scope import current_scope
 from agent_r1.utils.text import as_text
 from agent_r1.utils.waiting import EPISODE_THREAD, OwnThread
 
@@ -36,6 +37,8 @@ class ToolEnv:
     one thread of its own, so that what ``start`` opens there (a SQLite connection) can be used by
     the tools; what is ``async`` runs in the event loop. Where all tools are ``async``,
     everything does: then a method that waits should be ``async``, too, or it holds up all episodes.
+
+    A whole one::
 
         class Arithmetic(ToolEnv):
             system = "Use the tool, then give the number alone."
@@ -311,7 +314,7 @@ class ToolEnv:
 
     async def close(self) -> None:
         for connection in self._connections:
-            if connection.server.per == "episode":
+            if connection.server.per == "episode" or current_scope() is None:
                 await connection.close()
 
 

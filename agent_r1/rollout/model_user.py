@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +15,11 @@ from agent_r1.render import RENDERERS, Renderer
 from agent_r1.rollout import ENGINES
 from agent_r1.rollout.engine import Engine, Sampling
 from agent_r1.types import Message, derive_seed
+from agent_r1.utils.scope import kept
 
 
 class ModelUser:
-    """The model is loaded once a process, besides the agent's. It is never trained."""
+    """The model is loaded once a run, besides the agent's. It is never trained."""
 
     class Settings(NamedSection):
         """``instruction`` comes after what the environment tells the user."""
@@ -52,7 +52,7 @@ class ModelUser:
         return self._renderer.parse(action).content
 
 
-@functools.cache
+@kept
 def _load(settings_json: str) -> tuple[Engine, Renderer]:
     settings = ModelUser.Settings.model_validate_json(settings_json)
     policy = load_policy(settings.model)

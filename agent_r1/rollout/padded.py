@@ -7,6 +7,7 @@ is prefilled anew, by the model's own forward pass and cache.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ import numpy as np
 
 from agent_r1.config.section import NamedSection
 from agent_r1.rollout.engine import Sampling
+from agent_r1.rollout.model_thread import ModelThread
 from agent_r1.rollout.native.request import Request, Stop
 from agent_r1.types import Action
+from agent_r1.utils.scope import shared
 
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
@@ -55,6 +58,8 @@ class PaddedEngine:
         self._counters = {"prefilled": 0, "sampled": 0}
         self.open: set[PaddedSession] = set()
         self.waiting: dict[PaddedSession, Request] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._own_thread: ModelThread | None = None
 
     def session(self, number: int = 0) -> PaddedSession:
         session = PaddedSession(self, number)
@@ -70,17 +75,31 @@ class PaddedEngine:
         self._counters = dict.fromkeys(counters, 0)
         return {name: float(value) for name, value in counters.items()}
 
-    def wake(self) -> None:
-        if self.waiting and len(self.waiting) == len(self.open):
-            asyncio.get_running_loop().call_soon(self._serve)
+    async def idle(self) -> None:
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
-    def _serve(self) -> None:
-        if not self.waiting or len(self.waiting) != len(self.open):
-            return  # a session opened, closed or was served since
+    def wake(self) -> None:
+        if self._task is None and self.waiting and len(self.waiting) == len(self.open):
+            self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    async def _serve(self) -> None:
+        """Runs batches as long as every open session waits."""
+        try:
+            await asyncio.sleep(0)  # what opens or closes now counts
+            while self.waiting and len(self.waiting) == len(self.open):
+                await self._batch()
+                await asyncio.sleep(0)
+        finally:
+            self._task = None
+
+    async def _batch(self) -> None:
         sessions = sorted(self.waiting, key=lambda session: session.number)
         requests = [self.waiting.pop(session) for session in sessions]
+        thread = shared(ModelThread, self._thread)
         try:
-            actions = sample(self._policy, requests, self._version)
+            batch = functools.partial(sample, self._policy, requests, self._version)
+            actions = await thread.run(batch)
         except Exception as error:
             for request in requests:
                 if not request.future.done():
@@ -91,6 +110,11 @@ class PaddedEngine:
             self._counters["sampled"] += len(action.token_ids)
             if not request.future.done():
                 request.future.set_result(action)
+
+    def _thread(self) -> ModelThread:
+        """For an engine outside of any scope."""
+        self._own_thread = self._own_thread or ModelThread()
+        return self._own_thread
 
 
 def sample(policy: Policy, requests: Sequence[Request], version: int) -> list[Action]:

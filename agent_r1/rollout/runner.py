@@ -51,6 +51,7 @@ class Episodes:
             await asyncio.gather(*self._running, return_exceptions=True)
             for session in self._sessions:  # of those that were cancelled before they began
                 session.close()
+            await self._engine.idle()
         return [self._done[number] for number in range(self._count)]
 
     def _finish(self, task: asyncio.Task[Trajectory]) -> None:

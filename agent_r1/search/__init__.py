@@ -6,7 +6,6 @@ name = "bm25"        # the default; or "dense", "http", "my_search.py:MySearch"
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from agent_r1.config.registry import Registry
 from agent_r1.config.section import NamedSection
+from agent_r1.utils.scope import shared
 
 SEARCHES = Registry(
     "search",
@@ -39,9 +39,9 @@ class Passage:
 
 
 class Searcher(Protocol):
-    """Finds passages. Its class is made as ``Class(settings, corpus)``; all episodes of a process
-    share one, and it may be asked from one event loop after another. Settings that say
-    ``brings_passages`` need no corpus.
+    """Finds passages. Its class is made as ``Class(settings, corpus)``; all episodes of a run share
+    one, in one event loop. It may have a ``close()``, plain or asynchronous, which is called at the
+    end. Settings that say ``brings_passages`` need no corpus.
     """
 
     async def search(self, query: str, k: int) -> list[Passage]:
@@ -55,19 +55,13 @@ class Searcher(Protocol):
         ...
 
 
-_OPEN: dict[tuple[str, ...], Searcher] = {}
-_LOCK = threading.Lock()
-
-
 def open_search(settings: NamedSection, corpus: Sequence[Path]) -> Searcher:
-    """The process's searcher of these settings over these files, made on first use.
+    """The run's searcher of these settings over these files, made on first use.
 
     Raises:
         ConfigError: A file, a library, a model or an index is missing or not as it should be.
     """
     files = [path.expanduser().resolve() for path in corpus]
-    key = (settings.model_dump_json(), *map(str, files))
-    with _LOCK:
-        if key not in _OPEN:
-            _OPEN[key] = SEARCHES.resolve(settings.name)(settings, files)
-        return _OPEN[key]
+    key = ("search", settings.model_dump_json(), *files)
+    searcher: Searcher = shared(key, lambda: SEARCHES.resolve(settings.name)(settings, files))
+    return searcher

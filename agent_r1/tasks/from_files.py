@@ -22,10 +22,11 @@ from agent_r1.config.registry import load_object
 from agent_r1.config.section import NamedSection
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.errors import ConfigError
-from agent_r1.tasks.row_file import BadRows, RowFile, left_out, text_of
+from agent_r1.tasks.row_file import BadRows, RowFile, text_of
 from agent_r1.tasks.splits import deal
 from agent_r1.tools.function_tool import FunctionTool
 from agent_r1.types import Message, Outcome, Task
+from agent_r1.utils.scope import kept
 from agent_r1.utils.waiting import in_thread
 
 
@@ -93,7 +94,7 @@ def load_tasks(path: str, key: str, bad_rows: BadRows = "error") -> list[Task]:
     return [task for _, task in load_rows(path, key, bad_rows)]
 
 
-@functools.lru_cache(maxsize=8)
+@kept
 def load_rows(path: str, key: str, bad_rows: BadRows) -> list[tuple[int, Task]]:
     """The same with the line of each."""
     file = Path(path).expanduser()
@@ -116,6 +117,7 @@ def load_rows(path: str, key: str, bad_rows: BadRows) -> list[tuple[int, Task]]:
         category = str(row.get("category", ""))
         tasks.append((number, Task(**known, category=category, data=data)))
     if not tasks:
-        why = next((line for line in left_out() if str(file) in line), "it is empty")
-        raise ConfigError(f"{key} = {path!r}: there is no row in it that can be used: {why}")
+        raise ConfigError(
+            f"{key} = {path!r}: there is no row in it that can be used: {rows.why_empty()}"
+        )
     return tasks

@@ -9,16 +9,15 @@ import gzip
 import json
 import math
 import zlib
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from agent_r1.errors import ConfigError
+from agent_r1.utils.scope import shared
 from agent_r1.utils.text import clean_json
 
 BadRows = Literal["error", "skip"]
-_LEFT_OUT: defaultdict[Path, dict[int, str]] = defaultdict(dict)
 
 
 class RowFile:
@@ -31,6 +30,8 @@ class RowFile:
 
     def __init__(self, file: Path, bad_rows: BadRows) -> None:
         self.file, self.bad_rows = file, bad_rows
+        files: dict[Path, dict[int, str]] = shared("rows left out", dict)
+        self._skipped = files.setdefault(file, {})
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in self._lines():
@@ -50,7 +51,11 @@ class RowFile:
             raise ConfigError(
                 f"{self.file}, line {number}: {reason} (env.bad_rows = 'skip' leaves such rows out)"
             )
-        _LEFT_OUT[self.file][number] = reason
+        self._skipped[number] = reason
+
+    def why_empty(self) -> str:
+        """Why there is no row in it that can be used."""
+        return _in_words(self.file, self._skipped) if self._skipped else "it is empty"
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         number = 0
@@ -83,9 +88,13 @@ def text_of(row: dict[str, Any], field: str, *, empty: bool = False) -> str:
 
 
 def left_out() -> list[str]:
-    """What was left out so far, a line for each file."""
-    return [
+    """What was left out of files that the run has read, a line for each file."""
+    files: dict[Path, dict[int, str]] = shared("rows left out", dict)
+    return [_in_words(file, rows) for file, rows in files.items() if rows]
+
+
+def _in_words(file: Path, rows: dict[int, str]) -> str:
+    return (
         f"{file}: {len(rows)} rows were left out (env.bad_rows = 'skip'), the first: line "
         f"{min(rows)}: {rows[min(rows)]}"
-        for file, rows in _LEFT_OUT.items()
-    ]
+    )

@@ -57,7 +57,7 @@ class Tool(Protocol):
         schema: As OpenAI-style JSON schema.
         timeout: Seconds until a call is given up, unless the policy says otherwise.
         failure: What happens when it fails.
-        health: What is known of it, over all episodes.
+        health: What is known of it, over all episodes of a run.
         returns: The type of its results, ``Any`` if unknown.
         parallel: Whether its calls of one turn may run at the same time, in any order.
     """
@@ -66,8 +66,10 @@ class Tool(Protocol):
     timeout: float
     parallel: bool
     failure: FailurePolicy
-    health: Health
     returns: Any
+
+    @property
+    def health(self) -> Health: ...
 
     @property
     def schema(self) -> dict[str, Any]: ...

@@ -11,7 +11,6 @@ kept: they would be played back for ever.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from agent_r1.config.section import Section
 from agent_r1.errors import ConfigError, UnseenCallError
 from agent_r1.tools.base import Tool, ToolResult
 from agent_r1.types import ToolCall
+from agent_r1.utils.scope import shared
 
 
 class CassetteSettings(Section):
@@ -60,7 +60,7 @@ class Cassette:
         self._settings = settings
         instance = f"{task_id} {seed}"
         self._place = {"instance": instance, "task": task_id, "anywhere": ""}[settings.same]
-        self._tape = _tape(str(Path(settings.path).expanduser().resolve()))
+        self._tape = _tape(Path(settings.path).expanduser().resolve())
         if settings.mode == "replay" and settings.unseen == "error" and not self._tape.rows:
             raise ConfigError(
                 f"env.cassette.path = {settings.path!r}: nothing is recorded there; "
@@ -152,7 +152,8 @@ class _Tape:
         self._numbers[slot[0]].append(slot[1])
 
 
-_tape = functools.cache(lambda path: _Tape(Path(path)))
+def _tape(path: Path) -> _Tape:
+    return shared(("tape", path), lambda: _Tape(path))
 
 
 def _key(place: str, tool: str, arguments: dict[str, Any]) -> str:

@@ -45,6 +45,7 @@ from agent_r1.tools.base import ToolResult
 from agent_r1.tools.failure_policy import FailurePolicy, Health
 from agent_r1.tools.process import CrashError, in_process
 from agent_r1.types import ToolCall
+from agent_r1.utils.scope import current_scope
 from agent_r1.utils.text import clean, describe
 from agent_r1.utils.waiting import EPISODE_THREAD, in_thread, within
 
@@ -61,8 +62,6 @@ class FunctionTool:
         parallel: Run it beside other such calls of the same turn. Else the calls of a turn run in
             the order written, and those of plain functions in the one thread of their episode.
         failure: What happens when it fails.
-        health: Shared by all episodes; ``health.hanging`` counts the calls of a synchronous tool
-            that ran into the time limit and whose threads, which cannot be killed, still run.
         returns: What the function is annotated to return.
     """
 
@@ -103,7 +102,7 @@ class FunctionTool:
         self.isolated = isolated
         self.parallel = parallel
         self.failure = failure or FailurePolicy()
-        self.health = Health()
+        self._health = Health()
         self.returns = signature_of(fn, self.name).return_annotation
         if self.returns is inspect.Signature.empty:
             self.returns = Any
@@ -140,6 +139,15 @@ class FunctionTool:
 
     def _self_args(self) -> tuple[Any, ...]:
         return () if self._owner is None else (self._owner,)
+
+    @property
+    def health(self) -> Health:
+        """What is known of the tool over all episodes of a run; ``hanging`` counts the calls of a
+        synchronous tool that ran into the time limit and whose threads, which cannot be killed,
+        still run.
+        """
+        here = current_scope()
+        return self._health if here is None else here.shared((Health, self._arguments), Health)
 
     @property
     def schema(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from agent_r1.errors import RunError
 from agent_r1.rollout.episode import Rollout
 from agent_r1.types import Group, Task, Trajectory
-from agent_r1.utils.run_async import run_async
+from agent_r1.utils.scope import run_async
 
 
 @dataclass(frozen=True)

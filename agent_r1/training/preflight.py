@@ -24,7 +24,7 @@ from agent_r1.training.demonstrations import (
     PastDemonstrations,
     open_runs,
 )
-from agent_r1.utils.run_async import run_async
+from agent_r1.utils.scope import run_async
 from agent_r1.utils.text import describe, place_of
 from agent_r1.utils.waiting import within
 

@@ -38,8 +38,7 @@ from agent_r1.training.evaluate import Evaluation, evaluate, must_be_scored
 from agent_r1.training.metrics import Clock, figures_of
 from agent_r1.training.preflight import memory_of, try_env, warnings_of
 from agent_r1.types import Estimates, Group, Task, derive_seed
-from agent_r1.utils.blocked import held_up
-from agent_r1.utils.run_async import run_async
+from agent_r1.utils.scope import held_up, run_async
 
 
 class Trainer:

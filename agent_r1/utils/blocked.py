@@ -28,13 +28,6 @@ MAX_IGNORED = 3
 MAY_END = False
 """Whether the process is the command line's; a notebook's is not ours to end."""
 _OURS = f"{Path(__file__).parent.parent}{os.sep}"
-_ENGINES = tuple(
-    f"{_OURS}{part}" for part in (f"rollout{os.sep}native{os.sep}", f"rollout{os.sep}padded.py")
-)
-_seconds: defaultdict[str, float] = defaultdict(float)
-_longest: dict[str, float] = {}
-
-
 _raised = [0]
 """How often an interruption came to be raised; one that waits for a call into a library has not."""
 
@@ -47,68 +40,75 @@ class BlockedLoopError(AgentR1Error, RuntimeError):
         _raised[0] += 1
 
 
-@contextmanager
-def watched(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Watches a loop that is about to run in this thread."""
-    stop = threading.Event()
-    watcher = threading.Thread(
-        target=_watch, args=(loop, threading.get_ident(), stop), name="watch", daemon=True
-    )
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
+class Watch:
+    """Watches one event loop after another, and keeps who held them up."""
 
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._longest: dict[str, float] = {}
 
-def held_up() -> list[str]:
-    """What was noticed since the last time, a line each."""
-    lines = [
-        f"{place} held up all episodes for {_seconds[place]:.1f} s, {_longest[place]:.1f} s at "
-        "once: it works or waits in the event loop; await what it waits for, or make the tool a "
-        "plain function ('def'), which gets a thread"
-        for place in _seconds
-        if _seconds[place] >= WORTH_TELLING
-    ]
-    _seconds.clear()
-    _longest.clear()
-    return lines
-
-
-def _watch(loop: asyncio.AbstractEventLoop, thread: int, stop: threading.Event) -> None:
-    beaten = threading.Event()
-    while not stop.wait(BEAT_SECONDS):
-        beaten.clear()
+    @contextmanager
+    def over(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """Watches a loop that is about to run in this thread."""
+        stop = threading.Event()
+        watcher = threading.Thread(
+            target=self._watch, args=(loop, threading.get_ident(), stop), name="watch", daemon=True
+        )
+        watcher.start()
         try:
-            loop.call_soon_threadsafe(beaten.set)
-        except RuntimeError:
-            return  # it was closed
-        last: str | None = None
-        begun = counted = 0.0
-        ignored, raised = 0, _raised[0]
-        while not beaten.wait(BEAT_SECONDS) and not stop.is_set():
-            frame = sys._current_frames().get(thread)
-            place = _place(frame) if frame is not None else None
-            now = time.monotonic()
-            if place != last:
-                last, begun, counted = place, now - BEAT_SECONDS, now - BEAT_SECONDS
-            if place is None:
-                continue
-            _seconds[place] += now - counted
-            _longest[place] = max(_longest.get(place, 0.0), now - begun)
-            counted = now
-            if now - begun > MAX_SECONDS:
-                ignored, raised = ignored + (_raised[0] - raised), _raised[0]
-                if ignored >= MAX_IGNORED and MAY_END:
-                    _end(place, ignored)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread), ctypes.py_object(BlockedLoopError)
-                )
-                begun = now
-        if last is not None and not stop.is_set():
-            _seconds[last] += time.monotonic() - counted
-            _longest[last] = max(_longest[last], time.monotonic() - begun)
+            yield
+        finally:
+            stop.set()
+            watcher.join()
+
+    def held_up(self) -> list[str]:
+        """What was noticed since the last time, a line each."""
+        seconds, longest = self._seconds, self._longest
+        self._seconds, self._longest = defaultdict(float), {}
+        return [
+            f"{place} held up all episodes for {seconds[place]:.1f} s, {longest[place]:.1f} s at "
+            "once: it works or waits in the event loop; await what it waits for, or make the tool "
+            "a plain function ('def'), which gets a thread"
+            for place in seconds
+            if seconds[place] >= WORTH_TELLING
+        ]
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, thread: int, stop: threading.Event) -> None:
+        beaten = threading.Event()
+        while not stop.wait(BEAT_SECONDS):
+            beaten.clear()
+            try:
+                loop.call_soon_threadsafe(beaten.set)
+            except RuntimeError:
+                return  # it was closed
+            last: str | None = None
+            begun = counted = 0.0
+            ignored, raised = 0, _raised[0]
+            while not beaten.wait(BEAT_SECONDS) and not stop.is_set():
+                frame = sys._current_frames().get(thread)
+                place = _place(frame) if frame is not None else None
+                now = time.monotonic()
+                if place != last:
+                    last, begun, counted = place, now - BEAT_SECONDS, now - BEAT_SECONDS
+                if place is None:
+                    continue
+                self._note(place, now - counted, now - begun)
+                counted = now
+                if now - begun > MAX_SECONDS:
+                    ignored, raised = ignored + (_raised[0] - raised), _raised[0]
+                    if ignored >= MAX_IGNORED and MAY_END:
+                        _end(place, ignored)
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(thread), ctypes.py_object(BlockedLoopError)
+                    )
+                    begun = now
+            if last is not None and not stop.is_set():
+                now = time.monotonic()
+                self._note(last, now - counted, now - begun)
+
+    def _note(self, place: str, more: float, at_once: float) -> None:
+        self._seconds[place] += more
+        self._longest[place] = max(self._longest.get(place, 0.0), at_once)
 
 
 def _end(place: str, ignored: int) -> None:
@@ -125,7 +125,7 @@ def _end(place: str, ignored: int) -> None:
 
 def _place(frame: FrameType | None) -> str | None:
     """The first code below the loop that is neither the loop's nor ours; ``None`` where there is
-    none, or the engine is at work.
+    none.
     """
     below: list[FrameType] = []
     while frame is not None and not _is_loop(frame):
@@ -133,9 +133,6 @@ def _place(frame: FrameType | None) -> str | None:
         frame = frame.f_back
     if frame is None:
         return None  # the loop itself is at work, or somebody else is
-    files = [f.f_code.co_filename for f in below]
-    if any(f.startswith(_ENGINES) for f in files):
-        return None
     for found in reversed(below):
         name = found.f_code.co_filename
         if not name.startswith((_OURS, "<")) and "/asyncio/" not in name:

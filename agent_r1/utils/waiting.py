@@ -200,11 +200,11 @@ class OwnThread:
     def wait(self, call: Callable[[], T], seconds: float = 60.0) -> T:
         """As ``run`` where there is no event loop to go on meanwhile: in a constructor."""
         outcome: list[tuple[bool, Any]] = []
-        done = threading.Event()
+        context, done = contextvars.copy_context(), threading.Event()
 
         def job() -> None:
             try:
-                outcome.append((True, call()))
+                outcome.append((True, context.run(call)))
             except BaseException as error:  # raised again below, in the caller's thread
                 outcome.append((False, error))
             done.set()

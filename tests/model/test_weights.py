@@ -16,7 +16,6 @@ import agent_r1
 from agent_r1 import api
 from agent_r1.errors import ConfigError, RunError
 from agent_r1.model.load import check_sizes, load_config, load_policy, load_tokenizer
-from agent_r1.model.places import _hub_answers
 from agent_r1.model.portable import fingerprint, make_portable
 from agent_r1.model.settings import LoraSettings, ModelSettings
 from agent_r1.rollout.engine import Sampling
@@ -129,7 +128,6 @@ def test_models_that_cannot_be_trained_say_why(tmp_path, config, words):
 
 def test_names_and_folders_have_a_hint(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    _hub_answers.cache_clear()
     with pytest.raises(ConfigError, match="did you mean 'smollm2-135m'"):
         load_config(ModelSettings(path="smollm-135m"))
     with pytest.raises(ConfigError, match="nothing of that name in the hub's cache, and the hub"):

@@ -19,6 +19,7 @@ from agent_r1.search import SEARCHES, Passage, SearchSection, bm25, dense, open_
 from agent_r1.search.batching import BatchedSearcher
 from agent_r1.search.corpus import read_corpus, split_contents
 from agent_r1.utils import cache_folder as cached
+from agent_r1.utils.scope import scope
 from tests import DATA_FOLDER, servers
 
 CORPUS = DATA_FOLDER / "multihop" / "corpus.invented.jsonl"
@@ -484,9 +485,13 @@ def test_episodes_share_a_searcher_which_the_settings_choose():
         asyncio.run(env.reset(Task("q", "Who?", "x"), 0))
         return env.searcher
 
-    assert started() is started(name="bm25")
-    assert started() is not started(name="http", url="http://localhost:8000/retrieve")
-    assert isinstance(started(), bm25.BM25)
+    with scope():
+        first = started()
+        assert first is started(name="bm25")
+        assert first is not started(name="http", url="http://localhost:8000/retrieve")
+    assert isinstance(first, bm25.BM25)
+    with scope():
+        assert started() is not first, "another run has its own"
     assert SECTIONS["env.search"] is SEARCHES
 
 

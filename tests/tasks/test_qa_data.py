@@ -163,7 +163,6 @@ def test_the_hub_by_the_library_datasets(tmp_path, monkeypatch):
 
 def test_bad_files_are_named(tmp_path):
     def load(line):
-        load_questions.cache_clear()
         (tmp_path / "invented.jsonl").write_text(line + "\n")
         return load_questions(str(tmp_path), "invented")
 

@@ -12,6 +12,7 @@ from agent_r1.tasks.from_files import load_tasks
 from agent_r1.tasks.multihop.env import MultiHop
 from agent_r1.tasks.row_file import left_out
 from agent_r1.training.preflight import warnings_of
+from agent_r1.utils.scope import scope
 
 GOOD = {"id": "a", "question": "Who?", "answer": "Ada"}
 
@@ -40,8 +41,10 @@ def test_a_bad_row_is_named_with_its_line_or_left_out_and_counted(tmp_path, row,
     path = write(tmp_path / "q.jsonl", GOOD, row, {**GOOD, "id": "c"})
     with pytest.raises(ConfigError, match=f"q.jsonl, line 2: .*{words}.*bad_rows = 'skip'"):
         load_tasks(path, "env.tasks")
-    assert [task.id for task in load_tasks(path, "env.tasks", "skip")] == ["a", "c"]
-    (line,) = [line for line in left_out() if path in line]
+    with scope():
+        assert [task.id for task in load_tasks(path, "env.tasks", "skip")] == ["a", "c"]
+        (line,) = left_out()
+    assert path in line
     assert "1 rows were left out" in line
     assert "line 2" in line
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent_r1 import Task, ToolEnv, tool
 from agent_r1.errors import CallError, ConfigError, UnseenCallError
-from agent_r1.tools.cassette import Cassette, CassetteSettings, _tape
+from agent_r1.tools.cassette import Cassette, CassetteSettings
 from agent_r1.tools.dispatcher import Dispatcher
 from agent_r1.types import ToolCall
 
@@ -47,7 +47,6 @@ class Api:
         self.tools = {"find": find, "opaque": opaque, "loose": loose}
 
     def run(self, path, *calls, task="t", seed=0, **settings):
-        _tape.cache_clear()  # as another process would start
         cassette = Cassette(CassetteSettings(path=str(path), **settings), task, seed)
         dispatcher = Dispatcher(self.tools, cassette=cassette)
 
@@ -123,7 +122,6 @@ def test_calls_at_once_keep_their_order_and_a_second_recording_changes_nothing(t
         return f"result {number}"
 
     def run(mode):
-        _tape.cache_clear()
         settings = CassetteSettings(path=str(tmp_path / "tape.jsonl"), mode=mode)
         dispatcher = Dispatcher({"slow": slow}, cassette=Cassette(settings, "t", 0))
         calls = [ToolCall("slow", {"query": "a"})] * 2
@@ -219,12 +217,10 @@ def test_a_training_run_repeats_from_its_cassette_without_its_tools(tmp_path, mo
         "threads": 1, "train.iterations": 2, "train.tasks": 2, "train.attempts": 2,
         "evaluation": {"every": 0, "test_tasks": 0}, "env.cassette.path": tape,
     }  # fmt: skip
-    _tape.cache_clear()
     first = agent_r1.train(
         "hopworld", run=tmp_path / "a", overrides={**small, "env.cassette.mode": "record"}
     )
     monkeypatch.setattr(hopworld, "search_facts", None)
-    _tape.cache_clear()
     second = agent_r1.train("hopworld", run=tmp_path / "b", overrides=small)
     assert [row["figures"] for row in first.metrics[1:]] == [
         row["figures"] for row in second.metrics[1:]
@@ -246,7 +242,6 @@ def test_an_unseen_call_excludes_the_episode(tmp_path):
             return 1.0
 
     def play(word, mode):
-        _tape.cache_clear()
         settings = Env.Settings(name="env", cassette={"path": f"{tmp_path}/t.jsonl", "mode": mode})
         call = f'<tool_call>{{"name": "ask", "arguments": {{"text": "{word}"}}}}</tool_call>'
         rollout = Rollout(

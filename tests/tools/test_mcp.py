@@ -16,9 +16,10 @@ from agent_r1 import Task, ToolEnv
 from agent_r1.errors import ConfigError
 from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.tools.failure_policy import FailurePolicy
-from agent_r1.tools.mcp.connection import MAX_TIMEOUTS, Connection, shared
+from agent_r1.tools.mcp.connection import MAX_TIMEOUTS, Connection, connect
 from agent_r1.tools.mcp.settings import McpServer
 from agent_r1.types import StopReason, ToolCall
+from agent_r1.utils.scope import scope
 from tests import ROOT
 from tests.fakes import CharRenderer, ScriptedEngine
 from tests.servers import free_port, start, stop
@@ -245,7 +246,8 @@ def play(settings, *lines, attempts=3):
 @pytest.mark.parametrize("per", ["run", "episode"])
 def test_one_server_for_the_run_or_one_for_each_episode(script, per):
     settings = Env.Settings(name="env", mcp={f"toy-{per}": stdio(script, per=per)})
-    trajectories = [*play(settings, COUNT, "end"), *play(settings, COUNT, "end")]  # two loops
+    with scope():
+        trajectories = [*play(settings, COUNT, "end"), *play(settings, COUNT, "end")]  # two loops
     seen = [t.steps[0].observation[0].content for t in trajectories]
     counts = sorted(int(text.split(" ")[0]) for text in seen)
     assert counts == (list(range(1, 7)) if per == "run" else [1] * 6)
@@ -293,12 +295,13 @@ def test_the_example_trains_through_a_kill(tmp_path, monkeypatch):
             "exec(open('examples/mcp_server.py').read())",
         ],
     }  # fmt: skip
-    result = agent_r1.train("examples/mcp.toml", run=tmp_path / "run", overrides=overrides)
+    with scope():
+        result = agent_r1.train("examples/mcp.toml", run=tmp_path / "run", overrides=overrides)
+        (server,) = connect(result.recipe.env.mcp)
     figures = [row["figures"] for row in result.metrics[1:]]
     assert len(figures) == 2
     assert all("stop/fault" not in f for f in figures)
-    server = agent_r1.load(tmp_path / "run").recipe.env.mcp["facts"]
-    assert shared("facts", server.model_dump_json()).num_starts > 1
+    assert server.num_starts > 1
 
 
 RAW = '''

@@ -13,8 +13,7 @@ from agent_r1.envs.lifecycle import close_env
 from agent_r1.errors import ExpiredError
 from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.types import StopReason
-from agent_r1.utils.blocked import held_up
-from agent_r1.utils.run_async import run_async
+from agent_r1.utils.scope import held_up, run_async, scope
 from agent_r1.utils.waiting import OwnThread, in_thread, telling, within
 from tests.fakes import CharRenderer, ScriptedEngine
 
@@ -48,13 +47,15 @@ def test_what_belongs_to_a_loop_lives_from_call_to_call():
             await asyncio.sleep(0)
             return asyncio.get_running_loop(), await queue.get()
 
-    loops = {run_async(use(n))[0] for n in range(3)}
-    assert len(loops) == 1
+    with scope():
+        loops = {run_async(use(n))[0] for n in range(3)}
+        assert len(loops) == 1
 
-    async def notebook():  # a loop of somebody else's runs already
-        return run_async(use(4))[0]
+        async def notebook():  # a loop of somebody else's runs already
+            return run_async(use(4))[0]
 
-    assert asyncio.run(notebook()) in loops
+        assert asyncio.run(notebook()) in loops
+    assert all(loop.is_closed() for loop in loops)
 
 
 def test_code_in_the_loop_may_ask_for_another_run():
@@ -94,20 +95,24 @@ def test_a_client_works_in_every_iteration_validation_and_play(tmp_path):
         "    async def score(self, answer):\n"
         "        return len(await CLIENT.get()) + hash(answer) % 2\n"
     )
-    run = agent_r1.train(
-        {"env": f"{file}:Mine"},
-        run=tmp_path / "run",
-        overrides={
-            "train": {"iterations": 2, "tasks": 1, "attempts": 2},
-            "limits": {"turns": 1, "tokens_per_turn": 3, "tokens": 300},
-            "evaluation": {"every": 1, "tasks": 2},
-        },
-    )
+    with scope():
+        run = agent_r1.train(
+            {"env": f"{file}:Mine"},
+            run=tmp_path / "run",
+            overrides={
+                "train": {"iterations": 2, "tasks": 1, "attempts": 2},
+                "limits": {"turns": 1, "tokens_per_turn": 3, "tokens": 300},
+                "evaluation": {"every": 1, "tasks": 2},
+            },
+        )
+        agent = agent_r1.load(tmp_path / "run")
+        for _ in range(2):
+            assert agent.play("say").fault is None
     assert [row["figures"].get("stop/fault") for row in run.metrics[1:]] == [None, None]
     assert all(row["validation"]["total"]["faults"] == 0 for row in run.metrics)
-    agent = agent_r1.load(tmp_path / "run")
-    for _ in range(2):
-        assert agent.play("say").fault is None
+    fault = agent_r1.load(tmp_path / "run").play("say").fault
+    assert "in another event loop" in fault
+    assert "agent_r1.shared" in fault
 
 
 # Deadlines -----------------------------------------------------------------------------------
@@ -301,9 +306,9 @@ class Blocking(ToolEnv):
 
 
 def test_plain_waiting_in_the_loop_is_noticed_and_named():
-    held_up()
-    play(Blocking, CALL % "nap", CALL % "nap", "done")
-    (line,) = held_up()
+    with scope():
+        play(Blocking, CALL % "nap", CALL % "nap", "done")
+        (line,) = held_up()
+        assert held_up() == []
     assert line.startswith("Blocking.nap() (test_waiting.py, line ")
     assert "held up all episodes for 0." in line
-    assert held_up() == []

@@ -9,6 +9,7 @@ a slow tool holds up its own episode only.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
     from agent_r1.rollout.native.scheduler import Scheduler
 
-from agent_r1.rollout.native.request import Counters, Request
+from agent_r1.rollout.model_thread import ModelThread
+from agent_r1.rollout.native.request import Counters, Request, Stop
+from agent_r1.utils.scope import shared
 
 SHARE_OF_FREE = 0.5
 
@@ -81,6 +84,7 @@ class NativeEngine:
         self._late: set[NativeSession] = set()
         self._closed: list[NativeSession] = []
         self.counters = Counters()
+        self._own_thread: ModelThread | None = None
 
     def session(self, number: int = 0) -> NativeSession:
         session = NativeSession(self, number)
@@ -94,6 +98,12 @@ class NativeEngine:
         assert not self.open, "weights changed while sessions were open"
         self._version = version
         self._scheduler = None
+
+    async def idle(self) -> None:
+        if self._task is not None:
+            await asyncio.wait({self._task})
+        if not self.open:
+            self._forget()
 
     def report(self) -> dict[str, float]:
         counters, self.counters = self.counters, Counters()
@@ -119,9 +129,13 @@ class NativeEngine:
             self._late.discard(session)
             self._closed.append(session)
             self._wake()
-        if not self.open:  # the learner needs the memory next
-            self._scheduler = None
-            self._closed.clear()
+        if not self.open:
+            self._forget()
+
+    def _forget(self) -> None:
+        """The learner needs the memory next."""
+        self._scheduler = None
+        self._closed.clear()
 
     def _wake(self) -> None:
         if self._changed is not None:
@@ -136,7 +150,7 @@ class NativeEngine:
                 await self._join()
                 if not self.requests:
                     break
-                self._pass()
+                await self._pass()
                 await asyncio.sleep(0)
         except Exception as error:
             self._scheduler = None  # who knows what it holds
@@ -160,21 +174,40 @@ class NativeEngine:
                 self.counters.late += len(self._late & absent)
         self.counters.wait_seconds += time.perf_counter() - start
 
-    def _pass(self) -> None:
-        if self._scheduler is None:
+    async def _pass(self) -> None:
+        """One pass of the model; sessions may ask and close meanwhile."""
+        start = time.perf_counter()
+        counters, requests = self.counters, dict(self.requests)
+        # In a fixed order and not when they closed, which depends on timing.
+        closed = sorted(self._closed, key=lambda session: session.number)
+        self._closed.clear()
+        thread = shared(ModelThread, self._thread)
+        done = await thread.run(functools.partial(self._run, requests, closed, counters))
+        counters.model_seconds += time.perf_counter() - start
+        for session, stop in done.items():
+            request = self.requests.pop(session, None)  # gone if nobody waits any more
+            if request is not None and not request.future.done():
+                request.future.set_result(request.action(stop, self._version))
+
+    def _run(
+        self,
+        requests: dict[NativeSession, Request],
+        closed: Sequence[NativeSession],
+        counters: Counters,
+    ) -> dict[NativeSession, Stop]:
+        scheduler = self._scheduler
+        if scheduler is None:
             from agent_r1.learner.memory_plan import free_memory
             from agent_r1.rollout.native.scheduler import Scheduler  # the first need of torch
 
             gib = self._settings.cache_gib
             size = gib * 2**30 if gib else SHARE_OF_FREE * free_memory(self._policy.device)
-            self._scheduler = Scheduler(self._policy, int(size) // self._policy.cache_bytes)
-        start = time.perf_counter()
-        # In a fixed order and not when they closed, which depends on timing.
-        self._scheduler.close(sorted(self._closed, key=lambda session: session.number))
-        self._closed.clear()
-        done = self._scheduler.run(self.requests, self.counters)
-        self.counters.model_seconds += time.perf_counter() - start
-        for session, stop in done.items():
-            request = self.requests.pop(session)
-            if not request.future.done():
-                request.future.set_result(request.action(stop, self._version))
+            scheduler = Scheduler(self._policy, int(size) // self._policy.cache_bytes)
+            self._scheduler = scheduler
+        scheduler.close(closed)
+        return scheduler.run(requests, counters)
+
+    def _thread(self) -> ModelThread:
+        """For an engine outside of any scope."""
+        self._own_thread = self._own_thread or ModelThread()
+        return self._own_thread

@@ -25,6 +25,7 @@ from agent_r1.envs.base import EnvSettings, Transition
 from agent_r1.errors import ConfigError
 from agent_r1.tools.arguments import strip_titles
 from agent_r1.types import Message, Outcome, Task, ToolCall, derive_seed
+from agent_r1.utils.scope import kept
 from agent_r1.utils.waiting import OwnThread
 
 
@@ -142,7 +143,7 @@ class OpenEnv:
         return json.dumps(kept, ensure_ascii=False)
 
 
-@functools.cache
+@kept
 def _action_schema(url: str, timeout: float) -> dict[str, Any]:
     """What the server says of its actions; without what no agent needs to fill in."""
     try:

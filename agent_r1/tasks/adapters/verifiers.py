@@ -13,7 +13,6 @@ rewards that ask for a runtime, an environment that drives its agents itself. Ne
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from agent_r1.tasks.splits import deal
 from agent_r1.tools.base import ToolResult
 from agent_r1.tools.function_tool import FunctionTool
 from agent_r1.types import MalformedCall, Message, Outcome, Task
+from agent_r1.utils.scope import kept
 
 
 class VerifiersEnv(ToolEnv):
@@ -104,7 +104,7 @@ def _load(settings: Any) -> dict[str, Any]:
     return _read(settings.taskset, json.dumps(settings.config, sort_keys=True), settings.limit)
 
 
-@functools.cache
+@kept
 def _read(reference: str, config_json: str, limit: int) -> dict[str, Any]:
     try:
         from verifiers.v1.configs.taskset import TasksetConfig

@@ -36,6 +36,7 @@ from agent_r1.tasks.splits import deal
 from agent_r1.tools.base import ToolResult
 from agent_r1.tools.function_tool import tool
 from agent_r1.types import Message, Outcome, Task, ToolCall, derive_seed
+from agent_r1.utils.scope import kept
 
 NUM_TASKS = 100_000
 
@@ -233,7 +234,7 @@ def _generated(seed: int, split: str, tables: Sequence[int], index: int) -> Task
     )
 
 
-@functools.lru_cache(maxsize=8)
+@kept
 def _runnable(
     path: str, questions: str, bad_rows: BadRows, max_rows: int, max_steps: int
 ) -> list[Task]:

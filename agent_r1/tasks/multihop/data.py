@@ -10,7 +10,6 @@ dev split, and validation a share of train.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from agent_r1.tasks.multihop.convert import HUB, OFFICIAL, converted, official_f
 from agent_r1.tasks.row_file import BadRows, RowFile
 from agent_r1.tasks.splits import deal
 from agent_r1.types import Task
+from agent_r1.utils.scope import kept
 
 LISTS = ("aliases", "supporting", "supporting_ids")
 
@@ -71,7 +71,7 @@ def corpus_files(path: str, datasets: Sequence[str]) -> tuple[Path, ...]:
     return tuple(_file(path, dataset, f"corpus.{dataset}") for dataset in datasets)
 
 
-@functools.lru_cache(maxsize=8)
+@kept
 def load_questions(path: str, dataset: str, bad_rows: BadRows = "error") -> list[Task]:
     """The questions of a data set, in the file's order."""
     rows = RowFile(_file(path, dataset, dataset), bad_rows)
@@ -125,7 +125,7 @@ def _queries(steps: list[dict[str, Any]]) -> list[str]:
     return [" ".join(query.replace(">>", " ").rstrip("? ").split()) for query in queries]
 
 
-@functools.lru_cache(maxsize=32)
+@kept
 def _file(path: str, dataset: str, name: str) -> Path:
     """The file of that name in the data folder, or in the form that the data set was brought to."""
     folder = Path(path).expanduser()

@@ -4,16 +4,15 @@
     command = ["python", "server.py"]       # a process of ours, spoken to by stdio
     # or: url = "http://localhost:8000/mcp"   (streamable HTTP)
 
-A server is connected to when the first episode needs it and serves all of them; it lives in a
-thread with an event loop of its own. A server that has died is started
-again, or connected to again, by the next call; calls that were under way are a ``crash`` that the
-agent sees, or what the tool's failure policy says. Needs the extra ``agent-r1[mcp]``.
+A server is connected to when the first episode needs it and serves all of a run; it lives in a
+thread with an event loop of its own. A server that has died is started again, or connected to
+again, by the next call; calls that were under way are a ``crash`` that the agent sees, or what the
+tool's failure policy says. Needs the extra ``agent-r1[mcp]``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import functools
 import importlib.util
 import logging
@@ -33,13 +32,10 @@ from agent_r1.tools.failure_policy import FailurePolicy, Health
 from agent_r1.tools.mcp.schema import checker_of
 from agent_r1.tools.mcp.settings import EXPANDED, McpServer
 from agent_r1.types import ToolCall
+from agent_r1.utils.scope import current_scope, shared
 from agent_r1.utils.text import as_text, clean, clean_json
 
 T = TypeVar("T")
-
-
-_REACHED: set[tuple[str, str]] = set()
-"""Servers that have answered in this process."""
 
 
 MAX_LOGGED = 20
@@ -59,6 +55,7 @@ class Connection:
 
     def __init__(self, name: str, server: McpServer) -> None:
         self.name, self.server = name, server
+        self._thread = shared(_Thread, _Thread)
         self.num_starts = 0
         self._client: Any = None
         self._keeper: asyncio.Task[None] | None = None
@@ -75,12 +72,13 @@ class Connection:
         """
         if self._tools is None:
             server = self.name, self.server.model_dump_json()
+            reached: set[tuple[str, str]] = shared("MCP servers that have answered", set)
             try:
-                listed = await _elsewhere(self._list())
+                listed = await self._thread.run(self._list())
             except ConfigError as error:
                 raise ConfigError(f"env.mcp.{self.name}: {error}") from error
             except Exception as error:  # whatever the transport raises
-                if server in _REACHED:
+                if server in reached:
                     raise  # a fault of this episode alone
                 where = self.server.url or " ".join(self.server.command)
                 cure = "does it run by hand?" if self.server.command else "does it listen there?"
@@ -89,7 +87,7 @@ class Connection:
                 raise ConfigError(
                     f"env.mcp.{self.name}: {where!r}: {_in_words(error)}; {cure}"
                 ) from error
-            _REACHED.add(server)
+            reached.add(server)
             known = {tool.name: tool for tool in listed}
             if len(known) < len(listed):
                 raise ConfigError(f"env.mcp.{self.name}: it lists two tools of one name")
@@ -104,10 +102,12 @@ class Connection:
 
     async def call(self, tool: str, arguments: dict[str, Any], timeout: float) -> Any:
         """The server's result."""
-        return await _elsewhere(self._call(tool, arguments, timeout))
+        return await self._thread.run(self._call(tool, arguments, timeout))
 
     async def close(self) -> None:
-        await _elsewhere(self._close())
+        await self._thread.run(self._close())
+        if current_scope() is None:
+            self._thread.close()
 
     # In the servers' thread ----------------------------------------------------------------------
 
@@ -203,7 +203,8 @@ class McpTool:
         self.description: str = tool.description or ""
         self.timeout = connection.server.timeout
         self.failure = FailurePolicy()
-        self.health = _health(connection.name, connection.server.model_dump_json(), self.name)
+        key = (Health, connection.name, connection.server.model_dump_json(), self.name)
+        self.health = shared(key, Health)  # one for all episodes, however many servers they have
         self._validator = checker_of(self._parameters)
 
     @property
@@ -279,12 +280,6 @@ def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[:200]}".rstrip(": ")
 
 
-@functools.cache
-def _health(server: str, settings: str, tool: str) -> Health:
-    """One for all episodes, however many servers they have."""
-    return Health()
-
-
 def _text_of(result: Any) -> tuple[str, bool]:
     """A result's contents as text, and whether something in it is none."""
     texts = [_shown(content) for content in result.content]
@@ -356,34 +351,38 @@ def _tame_log() -> None:
         logger.propagate = False
 
 
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """The servers' own event loop, in a thread of its own."""
-    _tame_log()
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="mcp", daemon=True).start()
-    return loop
+class _Thread:
+    """The servers' own event loop, in a thread of its own: they are served while the run learns."""
 
+    def __init__(self) -> None:
+        _tame_log()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="mcp", daemon=True)
+        self._thread.start()
 
-async def _elsewhere(work: Coroutine[Any, Any, T]) -> T:
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _loop()))
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
-
-@functools.cache
-def shared(name: str, server_json: str) -> Connection:
-    """The one connection of a run to a server."""
-    connection = Connection(name, McpServer.model_validate_json(server_json))
-    atexit.register(
-        lambda: asyncio.run_coroutine_threadsafe(connection._close(), _loop()).result(15)
-    )
-    return connection
+    def close(self) -> None:
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(1.0)
+        if not self._thread.is_alive():
+            self._loop.close()
 
 
 def connect(servers: Mapping[str, McpServer]) -> list[Connection]:
-    """A connection to each server, opened when it is first used."""
+    """A connection to each server, opened when it is first used; one that serves the whole run is
+    closed with it.
+    """
     if servers and importlib.util.find_spec("mcp") is None:
         raise ConfigError("env.mcp needs the package: pip install 'agent-r1[mcp]'")
-    return [
-        shared(name, server.model_dump_json()) if server.per == "run" else Connection(name, server)
-        for name, server in servers.items()
-    ]
+    return [_connection(name, server) for name, server in servers.items()]
+
+
+def _connection(name: str, server: McpServer) -> Connection:
+    make = functools.partial(Connection, name, server)
+    if server.per == "episode":
+        return make()
+    return shared((Connection, name, server.model_dump_json()), make)

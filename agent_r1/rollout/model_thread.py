@@ -1,0 +1,33 @@
+"""The one thread in which a run's models sample: the event loop goes on meanwhile (tools, clocks,
+servers), and two engines never compete for the same cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class ModelThread:
+    """Runs one call after another."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, "model", initializer=_with_the_same_cores)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """What ``call`` gives. Cancelling does not stop it; a later call waits for its end."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    def close(self) -> None:
+        """Waits for the call at work and ends the thread."""
+        self._executor.shutdown()
+
+
+def _with_the_same_cores() -> None:
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads())  # OpenMP counts for each thread apart

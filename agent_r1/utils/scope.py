@@ -1,0 +1,239 @@
+"""What one run or one agent owns while it lives: the event loop of its asynchronous work, and all
+that its episodes share (search indexes, servers, connections, what was read from files). Made when
+it is first needed, closed at the end, after an error and Ctrl-C too; two runs in one process see
+nothing of each other.
+
+    with scope():
+        run_async(rollout.run(...))     # in the scope's loop; episodes call shared(key, make)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from agent_r1.errors import ExpiredError
+from agent_r1.utils.blocked import Watch
+from agent_r1.utils.text import describe, place_of
+from agent_r1.utils.waiting import within
+
+P = ParamSpec("P")
+T = TypeVar("T")
+LOG = logging.getLogger("agent_r1")
+CLOSE_SECONDS = 15.0
+"""Time limit of closing one shared thing; then it is left behind, and said so."""
+EXIT_SECONDS = 1.0
+"""Time for tasks and threads that are left to obey their cancellation."""
+_CURRENT: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("scope", default=None)
+
+
+class Scope:
+    """See the module's docstring.
+
+    Attributes:
+        watch: Notices who holds up the event loop.
+    """
+
+    def __init__(self) -> None:
+        self.watch = Watch()
+        self._made: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()
+        self._runner: asyncio.Runner | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._at_work = threading.Lock()
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Makes this the scope of what is called within."""
+        token = _CURRENT.set(self)
+        try:
+            yield
+        finally:
+            _CURRENT.reset(token)
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The thing of that key, made by its first caller, closed by ``close``."""
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make()
+            value: T = self._made[key]
+            return value
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs ``work`` to its end in the scope's loop. Whoever comes while the loop is at work, as
+        a tool that asks another agent does, gets a scope for that call.
+        """
+        if not self._at_work.acquire(blocking=False):
+            with new_scope() as inner:
+                return inner.run(work)
+        try:
+            with self.entered():
+                runner = self._loop_runner()
+                with self.watch.over(runner.get_loop()):
+                    return runner.run(work, context=contextvars.copy_context())
+        finally:
+            self._at_work.release()
+
+    def _loop_runner(self) -> asyncio.Runner:
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+            loop = self._runner.get_loop()
+            loop.set_exception_handler(_tell)
+            self._threads = ThreadPoolExecutor(thread_name_prefix="agent-r1")
+            loop.set_default_executor(self._threads)
+        return self._runner
+
+    def close(self) -> None:
+        """Closes what is shared, the last made first, then the loop; errors are told, not raised.
+        Used again, the scope begins anew.
+        """
+        made, self._made = [*self._made.values()], {}
+        if any(hasattr(value, "close") for value in made):
+            _anywhere(functools.partial(self._run_closing, made))
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            _anywhere(functools.partial(_end, runner.get_loop(), self._threads))
+
+    def _run_closing(self, made: list[Any]) -> None:
+        self.run(_close_all(made))
+
+
+def current_scope() -> Scope | None:
+    """The scope that the caller is in, if any."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def new_scope() -> Iterator[Scope]:
+    """A scope of the caller's own, closed at the end."""
+    made = Scope()
+    try:
+        with made.entered():
+            yield made
+    finally:
+        made.close()
+
+
+@contextlib.contextmanager
+def scope() -> Iterator[Scope]:
+    """The scope that the caller is in; without one, a new one that is closed at the end."""
+    if (here := current_scope()) is not None:
+        yield here
+        return
+    with new_scope() as made:
+        yield made
+
+
+def shared(key: Hashable, make: Callable[[], T]) -> T:
+    """What the current scope has under ``key``; outside of any scope, a thing of the caller's
+    own.
+    """
+    here = current_scope()
+    return make() if here is None else here.shared(key, make)
+
+
+def held_up() -> list[str]:
+    """Who has held up the current scope's event loop since the last time, a line each."""
+    here = current_scope()
+    return [] if here is None else here.watch.held_up()
+
+
+def kept(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorates a function so that a scope calls it once for the same arguments (hashable, by
+    position).
+    """
+
+    @functools.wraps(function)
+    def once(*args: P.args, **kwargs: P.kwargs) -> T:
+        key = (function, args, tuple(kwargs.items()))
+        return shared(key, functools.partial(function, *args, **kwargs))
+
+    return once
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Runs ``work`` to its end in the loop of the current scope; also from within a running loop (a
+    notebook), then in a thread beside it.
+    """
+
+    def run() -> T:
+        with scope() as here:
+            return here.run(work)
+
+    return _anywhere(run)
+
+
+def _anywhere(call: Callable[[], T]) -> T:
+    """What ``call`` gives, which is run in another thread if an event loop runs in this one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return call()
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            result.append(call())
+        except BaseException as error:  # raised again below, in the caller's thread
+            failure.append(error)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(target,), name="agent-r1")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+async def _close_all(made: list[Any]) -> None:
+    for value in reversed(made):
+        close = getattr(value, "close", None)
+        if close is None:
+            continue
+        try:
+            await within(CLOSE_SECONDS, functools.partial(_closed, close))
+        except ExpiredError:
+            LOG.warning("%s is not closed in %g s", type(value).__name__, CLOSE_SECONDS)
+        except Exception as error:  # the author's code
+            LOG.warning("%s.close(): %s%s", type(value).__name__, describe(error), place_of(error))
+
+
+async def _closed(close: Callable[[], Any]) -> None:
+    result = close()
+    if inspect.isawaitable(result):
+        await result
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What code of others left behind: a task whose error nobody asked for, a callback's error."""
+    error = context.get("exception")
+    why = f": {describe(error)}{place_of(error)}" if isinstance(error, BaseException) else ""
+    LOG.warning("%s%s", context.get("message"), why)
+
+
+def _end(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor | None) -> None:
+    """Ends what is left, but waits for nobody who does not want to end."""
+    if loop.is_running() or loop.is_closed():
+        return
+    loop.set_exception_handler(lambda *_: None)  # nobody reads it any more
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left, timeout=EXIT_SECONDS))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    if threads is not None:
+        ending = threading.Thread(target=threads.shutdown, daemon=True)
+        ending.start()
+        ending.join(EXIT_SECONDS)
+    loop.close()
