@@ -1,4 +1,4 @@
-"""The same things in Python that the command line does."""
+"""The Python interface: all that the command line does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Result:
 
     Attributes:
         run: Its folder.
-        recipe: What it was trained by.
+        recipe: The recipe it was trained by.
         metrics: The rows of ``metrics.jsonl``.
         report: The content of ``result.json``, or ``None`` when the recipe asks for no test.
         before: The test evaluations ``"sampled"`` and ``"greedy"`` of the model as it came.
@@ -62,7 +62,7 @@ def train(
     overrides: dict[str, Any] | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
-    """Trains by a recipe (a file, the name of one that ships, or its content) into a new run
+    """Trains by a recipe (a file, the name of a built-in one, or its content) into a new run
     folder.
 
     Args:
@@ -72,7 +72,7 @@ def train(
         reporter: Where progress goes; nowhere by default.
     """
     label = recipe if isinstance(recipe, str | Path) else "run"
-    # From here on by its own place: a tool may change the current directory.
+    # From here on an absolute path: a tool may change the current directory.
     folder = RunFolder(Path(run or default_run(str(label))).absolute())
     must_be_sayable(folder.path)
     if not isinstance(recipe, Recipe):
@@ -103,14 +103,14 @@ def resume(
     trust: bool = False,
     reporter: Reporter | None = None,
 ) -> Result:
-    """Continues a run after its last checkpoint, with the numbers it would have had without the
+    """Continues a run after its last checkpoint, with the same numbers as without the
     stop.
 
     Args:
         run: Its folder.
-        iterations: The new number of iterations in all, for a run that is to go on for longer; a
-            schedule of the learning rate that falls goes by it from there.
-        trust: Run the code that a run names which was not made here.
+        iterations: The new total number of iterations, to train for longer; a falling learning rate
+            follows the new total from here on.
+        trust: Run the code that a run from elsewhere names.
         reporter: Where progress goes; nowhere by default.
     """
     folder = RunFolder.open(Path(run).absolute())
@@ -128,8 +128,8 @@ def resume(
 
 
 def _tell_changes(folder: RunFolder, reporter: Reporter) -> None:
-    """Warns of settings and files that are not what they were when the run began."""
-    end = "what comes now is not what would have come"
+    """Warns of settings and files that have changed since the run began."""
+    end = "results will differ from an unchanged run's"
     if not folder.contents().recipe:
         reporter.warn(
             f"{folder.path}/contents.json is missing or old: whether settings, code, data and "
@@ -144,8 +144,8 @@ def _tell_changes(folder: RunFolder, reporter: Reporter) -> None:
 
 
 def _files_of(recipe: Recipe) -> dict[str, str]:
-    """The user's own files that a run depends on, by their content: the code that its recipe names,
-    what that has imported from beside it, and the data that its environment names.
+    """Hashes of the user's own files that a run depends on: the code that its recipe names, modules
+    imported from the same folders, and the data that its environment names.
     """
     texts = [text for text in texts_in(recipe.model_dump(mode="json")) if "\n" not in text]
     code = {_path(text.rpartition(":")[0]) for text in texts if ".py:" in text}
@@ -167,10 +167,10 @@ def _path(text: str) -> Path:
 
 
 def _must_be_the_same(recipe: Recipe, run: RunFolder) -> None:
-    """Raises ``ConfigError`` if the model that a run builds on is not what it was."""
+    """Raises ``ConfigError`` if the weights that a run builds on have changed."""
     before, now = run.contents(), contents_of(recipe.model)
     if before.model is None and before.adapter is None:
-        return  # a run that has not noted it
+        return  # a run without this record
     places = {"model": f"model.path = {recipe.model.path!r}"}
     if recipe.model.lora is not None:
         places["adapter"] = f"model.lora.start = {recipe.model.lora.start!r}"
@@ -198,8 +198,8 @@ def _must_be_its_base(recipe: Recipe, contents: Contents) -> None:
 
 
 def _pinned(recipe: Recipe) -> Recipe:
-    """The recipe with the very checkpoint that it starts from: a run goes on from the same one,
-    wherever it is resumed and whatever has become of the other run's best.
+    """The recipe with the exact checkpoint that it starts from: a resumed run uses the same one,
+    from any folder, even if the other run's best has changed.
     """
     model = recipe.model
     changed: dict[str, Any] = {}
@@ -238,7 +238,7 @@ class Agent:
     """
 
     def __init__(self, recipe: Recipe, checkpoint: Path | None = None) -> None:
-        """The recipe's model as it comes, or what a run's checkpoint folder holds."""
+        """Loads the recipe's initial model, or a run's checkpoint folder."""
         set_threads(recipe)
         self._lock = threading.Lock()  # the engine serves one rollout at a time
         outer = current_scope()
@@ -257,7 +257,7 @@ class Agent:
 
     def play(self, task: Task | str, *, temperature: float = 0.0, seed: int = 0) -> Trajectory:
         """One episode, greedy by default. A string is the question of a task without further data,
-        which not every environment can do with.
+        which not every environment accepts.
 
         Raises:
             RunError: The episode ended before the agent could say anything.
@@ -305,7 +305,7 @@ class Agent:
 
 def load(run: str | Path, checkpoint: str = "best", *, trust: bool = False) -> Agent:
     """The agent that a run trained: its ``best`` checkpoint, the ``last``, or an iteration's
-    number. ``trust`` as of ``resume``.
+    number. ``trust`` as in ``resume``.
 
     Raises:
         ConfigError: There is no such run or checkpoint, its recipe was not made here, or its
@@ -330,7 +330,7 @@ def load(run: str | Path, checkpoint: str = "best", *, trust: bool = False) -> A
 def export(
     run: str | Path, out: str | Path, checkpoint: str = "best", *, trust: bool = False
 ) -> Path:
-    """Writes what a run trained as a plain Hugging Face model folder that other programs can read:
+    """Writes a run's model as a plain Hugging Face model folder that other programs can read:
     an adapter merged into its model, the stop tokens in ``generation_config``, and where the
     tokenizer has no chat template for tools, that of the renderer.
     """
@@ -352,7 +352,7 @@ def export(
         if folder.exists():
             folder.rmdir()  # an empty one
         partial.rename(folder)
-    except Exception as error:  # whoever writes; tokenizers and safetensors raise errors of theirs
+    except Exception as error:  # of any writer; tokenizers and safetensors have their own errors
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"{folder} cannot be written: {describe(error)}") from error
     return Path(out)

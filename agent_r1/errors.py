@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class AgentR1Error(Exception):
-    """Base of all errors of ours."""
+    """Base of all errors of this package."""
 
 
 class ConfigError(AgentR1Error, ValueError):
@@ -12,22 +12,22 @@ class ConfigError(AgentR1Error, ValueError):
 
 
 class RunError(AgentR1Error, RuntimeError):
-    """A run, or a part of it, came to nothing; the message says what was seen first."""
+    """A run, or a part of it, failed; the message names the first cause that was seen."""
 
 
 class CallError(AgentR1Error):
     """Raised by a tool for a call that the agent should have written otherwise: a name that does
-    not exist, a query that is not valid. The agent sees the message; it counts as its mistake.
+    not exist, a query that is not valid. The agent sees the message; the call is its mistake.
     """
 
 
 class EnvCheckError(AgentR1Error, ValueError):
-    """The environment breaks its contract; the message lists every way found."""
+    """The environment breaks its contract; the message lists every violation found."""
 
 
 class ToolFailureError(AgentR1Error, RuntimeError):
-    """A tool failed and its policy is that the episode does not count; ``resample``: it is played
-    again. ``events`` are those of the whole action.
+    """A tool failed and its policy discards the episode; with ``resample``, the episode is played
+    again. ``events``: all tool events of the action.
     """
 
     def __init__(self, message: str, *, resample: bool, events: tuple[str, ...] = ()) -> None:
@@ -37,7 +37,7 @@ class ToolFailureError(AgentR1Error, RuntimeError):
 
 
 class UnseenCallError(AgentR1Error, RuntimeError):
-    """A call that the cassette has not got; the episode is excluded."""
+    """A call that the cassette has no record of; the episode is excluded."""
 
 
 class NotTextError(AgentR1Error, ValueError):
@@ -45,10 +45,10 @@ class NotTextError(AgentR1Error, ValueError):
 
 
 class ExpiredError(AgentR1Error, TimeoutError):
-    """The time that was given is over."""
+    """A time limit was exceeded."""
 
 
 class ForeignError(AgentR1Error, RuntimeError):
-    """Something was raised that is no ``Exception`` and must not end the run; shown under its own
-    name.
+    """Replaces an exit or the like (no ``Exception``) that must not end the run; keeps the name of
+    its type.
     """

@@ -1,8 +1,8 @@
 """The token tree: everything the agent did for one task, each token once.
 
-The root is the task's prompt, shared by all attempts; prompts of several tasks share what they
-begin with. A step adds an action node and, below it, the observation. A rewritten history opens a
-branch from the last node that it leaves as it was, with a context node. Loss and advantage masks
+The root is the task's prompt, shared by all attempts; prompts of several tasks share their
+common prefix. A step adds an action node and, below it, the observation. A rewritten history opens
+a branch, with a context node, after the last unchanged node. Loss and advantage masks
 are not stored anywhere: they follow from the node's kind.
 """
 
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from agent_r1.types import Group, Kind, StepKey
 
 MIN_SHARED = 16
-"""Prompts that differ before are kept apart: so little is not worth a node."""
+"""Fewest shared tokens that are worth a node; prompts sharing fewer stay apart."""
 
 
 @dataclass(slots=True, frozen=True)
 class Node:
-    """A run of tokens by one author. ``step`` is set for action nodes: whose action it is."""
+    """A run of tokens by one author. ``step``: for action nodes, the key of their step."""
 
     parent: int | None
     kind: Kind
@@ -61,7 +61,7 @@ class TokenTree:
         return len(self.nodes) - 1
 
     def split(self, node: int, length: int) -> int:
-        """Parts a node in two and returns the new upper one; the lower one keeps the number."""
+        """Splits a node in two and returns the new upper one; the lower one keeps the index."""
         old = self.nodes[node]
         upper = self.add(old.parent, old.kind, old.token_ids[:length])
         self.nodes[node] = Node(upper, old.kind, old.token_ids[length:], old.step)
@@ -76,7 +76,7 @@ class TokenTree:
 
     @property
     def num_tokens(self) -> int:
-        """Unique tokens, i.e. what a forward pass that shares prefixes has to run."""
+        """Number of unique tokens: the cost of a forward pass that shares prefixes."""
         return sum(len(node.token_ids) for node in self.nodes)
 
     def branches(self) -> Iterator[Branch]:
@@ -125,7 +125,7 @@ def build_tree(*groups: Group) -> TokenTree:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two sequences begin with alike."""
+    """Length of the common prefix of two sequences, in ids."""
     a, b = list(a), list(b)
     low, high = 0, min(len(a), len(b))
     while low < high:  # comparing slices is what Python does fast
@@ -149,7 +149,7 @@ def _add_prompts(
     """
     for _, alike in itertools.groupby(prompts, key=lambda ids: ids[depth : depth + MIN_SHARED]):
         members = list(alike)
-        shared = common_prefix(members[0], members[-1])  # sorted: that of all between, too
+        shared = common_prefix(members[0], members[-1])  # sorted: those between share it, too
         node = tree.add(parent, Kind.OBSERVATION, members[0][depth:shared])
         if len(members[0]) == shared:
             nodes[members.pop(0)] = node
@@ -157,8 +157,8 @@ def _add_prompts(
 
 
 def _rewrite(tree: TokenTree, tip: int, context_ids: tuple[int, ...]) -> int:
-    """The node after which a rewritten history goes on: what it has in common with the old one
-    stays where it is, the rest is a new context node.
+    """The node after which a rewritten history continues: the prefix shared with the old history
+    is reused, the rest becomes a new context node.
     """
     kept: int | None = None
     rest = context_ids

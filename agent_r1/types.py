@@ -1,9 +1,9 @@
-"""The plain data that all other files talk in. Standard library only, no torch, serialisable.
+"""Plain data types that all other files use. Standard library only, no torch, serialisable.
 
-Words: a *step* is one model call and what the environment answered; a *trajectory* is the steps of
+Words: a *step* is one model call and the environment's answer; a *trajectory* is the steps of
 one episode; a *group* is the trajectories of one task instance. ``None`` means "not known (yet)",
-never zero. What was sampled (``Step``) is frozen; what is found out about it later (``Estimates``)
-stands apart and names its step by a key, so that both can travel between processes.
+never zero. Sampled data (``Step``) is frozen; numbers computed about it later (``Estimates``) are
+kept apart and name their step by a key, so that both can travel between processes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class StopReason(StrEnum):
     """Why an episode ended. Every trajectory has exactly one."""
 
     DONE = "done"
-    """The environment said so: the only one that terminates."""
+    """The environment ended the task: the only one that terminates."""
     MAX_TURNS = "max_turns"
     MAX_TOKENS = "max_tokens"
     MAX_TIME = "max_time"
     MAX_MEMORY = "max_memory"
-    """The engine's budget does not hold even this one episode."""
+    """The engine's memory is too small even for this one episode."""
     FAULT = "fault"
     """The environment or its scorer failed: excluded from training, never scored 0."""
 
@@ -46,7 +46,7 @@ class StopReason(StrEnum):
 
     @property
     def truncated(self) -> bool:
-        """A limit of ours cut the task off."""
+        """One of our limits ended the episode."""
         return self not in (StopReason.DONE, StopReason.FAULT)
 
 
@@ -62,7 +62,7 @@ class ToolCall:
 
 @dataclass(slots=True, frozen=True)
 class MalformedCall:
-    """Something that was meant as a tool call and cannot be read as one."""
+    """Text that was meant as a tool call but cannot be parsed as one."""
 
     text: str
     reason: str
@@ -75,11 +75,11 @@ class Message:
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     tool_calls: tuple[ToolCall | MalformedCall, ...] = ()
-    """What the assistant's message asks for, in its order; ``content`` is then the text around the
+    """Tool calls of the assistant's message, in order; ``content`` is then the text around the
     calls.
     """
     cut: bool = False
-    """Whether a limit of tokens ended the message before the agent did: no finished answer."""
+    """Whether the token limit cut the message off; such a message is no finished answer."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -88,10 +88,10 @@ class Task:
 
     Attributes:
         id: Unique within its environment; all randomness of an episode is keyed by it.
-        question: What the user says first.
+        question: The user's first message.
         answer: The gold answer, where there is one.
         category: Evaluations report each category apart, e.g. ``"2"`` for two hops.
-        data: Whatever else the environment needs (plain JSON values).
+        data: Further data for the environment (plain JSON values).
     """
 
     id: str
@@ -108,8 +108,8 @@ class Outcome:
     Attributes:
         reward: What learning maximises.
         success: Whether the task was solved; shown apart from any reward.
-        metrics: Further named figures, e.g. ``{"f1": 0.4}``; averaged and shown. Not by the name of
-            a figure that every run has (``turns``, ``reward``): an episode with such a one fails.
+        metrics: Further named figures, e.g. ``{"f1": 0.4}``; averaged and shown. Names that
+            every run has (``turns``, ``reward``) are reserved: an episode that uses one fails.
     """
 
     reward: float
@@ -124,12 +124,12 @@ class Action:
     Attributes:
         token_ids: Sampled ids, the stop token included when one was sampled.
         logprobs: Log-probability (nats) of each id under the distribution it was drawn from,
-            temperature included; empty, as are the entropies, for a demonstration, which nobody
-            sampled.
+            temperature included; empty, like the entropies, for a demonstration (not
+            sampled).
         entropies: Entropy (nats) of that distribution.
         policy_version: Number of weight updates behind the policy that sampled it.
-        stop: ``"stop"`` when a stop token or stop string was sampled, ``"length"`` when the limit
-            of tokens was reached, ``"memory"`` when the engine's memory was.
+        stop: ``"stop"`` when a stop token or stop string was sampled, ``"length"`` when the token
+            limit was reached, ``"memory"`` when the engine's memory was full.
     """
 
     token_ids: tuple[int, ...]
@@ -141,23 +141,23 @@ class Action:
 
 @dataclass(slots=True, frozen=True)
 class Step:
-    """One model call and what the environment made of it.
+    """One model call and the environment's answer to it.
 
     Attributes:
         action: The sampled tokens.
-        message: The same, as the environment saw it.
+        message: The action as the environment saw it.
         observation: What the environment answered.
         observation_ids: The tokens that follow the action: the answer, and the opening of the next
             turn. Empty when the episode ended with this step.
         rewards: Process rewards by part, e.g. ``{"format": 0.1}``; kept apart until an algorithm
             combines them.
-        state_key: The environment's name for the state in which the action was taken, equal where
-            it calls two states the same; ``"start"`` for the first.
+        state_key: Name of the state in which the action was taken; the environment gives equal
+            states equal names; ``"start"`` for the first.
         events: What went wrong with tools in this step: ``"fault/timeout:search"`` (the
             infrastructure), ``"mistake/unknown_tool"`` (the agent), ``"noise/drop:search"``
             (injected).
         context_ids: Set when the environment rewrote the history before this step: all tokens that
-            the policy had before it then, the prompt included.
+            the policy saw before this action, the prompt included.
         generate_seconds: Wall time waited for the engine.
         env_seconds: Wall time waited for the environment.
     """
@@ -175,7 +175,7 @@ class Step:
 
 
 class StepKey(NamedTuple):
-    """Names a step of a rollout, in every process alike.
+    """Name of a step in a rollout, the same in every process.
 
     Attributes:
         group: ``Group.number``.
@@ -194,17 +194,17 @@ PerToken = tuple[float, ...]
 
 @dataclass(slots=True)
 class Estimates:
-    """What learner and credit found out about the steps of a rollout: numbers by step, one for each
-    action token. A step that a table does not have was not asked about.
+    """Numbers that learner and credit computed about a rollout's steps: by step, one for each
+    action token. A step missing from a table was not computed.
 
     Attributes:
         reference_logprobs: Log-probabilities (nats) under the reference policy of a KL term.
         old_logprobs: Log-probabilities (nats) under the policy that the update starts from, by the
-            learner; without them those at sampling count.
+            learner; without them those at sampling are used.
         values: The critic's values of the state before each action token and, as one number more,
             of the state after the last.
-        advantages: What the loss weighs a token by; there once credit is assigned.
-        value_targets: What the critic should have said.
+        advantages: Advantages in the policy loss; set once credit is assigned.
+        value_targets: Training targets of the critic.
         ratios: Importance ratios, new policy over the one that the update starts from (for GSPO
             those of the sequence), at the first update that used the step.
     """
@@ -221,7 +221,7 @@ class Estimates:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def add(self, other: Estimates) -> None:
-        """Takes over what ``other`` knows."""
+        """Adds the numbers of ``other``."""
         for name, table in other.tables().items():
             getattr(self, name).update(table)
 
@@ -242,11 +242,11 @@ class Trajectory:
     fault: str | None = None
     """Why the environment or its scorer failed; also set when only its ``close`` did."""
     resample: bool = False
-    """It failed so that it should be played again."""
+    """Whether the failed episode should be played again."""
     discarded: int = 0
     """Number of earlier plays of this attempt that were thrown away."""
     discarded_events: tuple[str, ...] = ()
-    """What went wrong in them."""
+    """Events of those discarded plays."""
     seconds: float = 0.0
 
     def __repr__(self) -> str:
@@ -283,7 +283,7 @@ class Group:
     kept, but not used.
 
     Attributes:
-        number: Place of the group in its rollout, by which its steps are named.
+        number: Index of the group in its rollout, part of its steps' keys.
     """
 
     task: Task
@@ -296,7 +296,7 @@ class Group:
         return [trajectory for _, trajectory in self.attempts()]
 
     def attempts(self) -> Iterator[tuple[int, Trajectory]]:
-        """The same, each with its place among all."""
+        """The attempts that count, with their index."""
         for attempt, trajectory in enumerate(self.trajectories):
             if trajectory.outcome is not None and trajectory.steps:
                 yield attempt, trajectory

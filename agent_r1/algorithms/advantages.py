@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 ZERO_STD = 1e-6
-"""Returns that differ by less are the same."""
+"""Returns with a smaller deviation are equal."""
 
 
 def group_relative(returns: Sequence[float], *, normalize_std: bool = True) -> list[float]:
@@ -45,8 +45,8 @@ def whiten(advantages: Sequence[float], counted: Sequence[bool] | None = None) -
     """``(A - mean(A)) / std(A)`` over all tokens of a batch (REINFORCE++, arXiv 2501.03262, eq. 8;
     also usual in PPO). The population standard deviation; all 0 if they are equal.
 
-    ``counted``: which of them mean and deviation are taken over, by default all. Those of masked
-    tokens, which the loss leaves out, must not move the others.
+    ``counted``: the entries that mean and deviation are taken over, by default all. Masked
+    tokens, which the loss leaves out, must not change the others.
 
     Example:
         >>> whiten([1.0, 3.0, 99.0], [True, True, False])[:2]
@@ -88,14 +88,14 @@ def gae(
 ) -> list[float]:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16), over one trajectory.
 
-    ``A_t = delta_t + gamma lam A_(t+1)`` with ``delta_t = r_t + gamma V_(t+1) - V_t``. What stands
+    ``A_t = delta_t + gamma lam A_(t+1)`` with ``delta_t = r_t + gamma V_(t+1) - V_t``. Text
     between two entries (an observation between two action tokens) does not count as time.
 
     Args:
         rewards: (T,), after each action.
         values: (T,), of the state before each action.
-        last_value: Of the state after the last: 0 when the task ended, the critic's when a limit
-            cut it off.
+        last_value: Value of the last state: 0 when the task ended, the critic's when a limit
+            cut the task off.
         gamma, lam: Discount, and trade-off between bias (0) and variance (1).
     """
     deltas = [

@@ -1,4 +1,4 @@
-"""What an algorithm is: an advantage estimator, a policy loss, a normaliser, and perhaps a KL term.
+"""An algorithm: an advantage estimator, a policy loss, a normaliser, and perhaps a KL term.
 
 A new one is a file with a subclass of ``PolicyGradient`` and a line in ``ALGORITHMS``, or no line
 at all when the recipe names it as ``"my_algorithm.py:MyAlgorithm"``. The shortest is a function
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
 
 
 class Algorithm:
-    """What trainer and learner ask of every algorithm.
+    """The interface of algorithms for trainer and learner.
 
     Advantages are made for all groups of a rollout at once, so that an algorithm may normalise over
-    them. The loss is a mean over all scored groups: one without a signal, whose tokens add nothing
-    to it, counts in the denominator, whatever other terms are on.
+    them. The loss is a mean over all scored groups: a group without a signal adds nothing to
+    the sum, but counts in the denominator, whatever other terms are on.
     """
 
     compares_attempts: ClassVar[bool] = False
     """Whether a group needs two attempts or more."""
     critic: ClassVar[bool] = False
-    """Whether a value head is trained; then ``Attempt.values`` are there when credit is assigned,
+    """Whether a value head is trained; then ``Attempt.values`` are set when credit is assigned,
     and ``value_targets`` and ``value_loss`` must be written.
     """
     compares_units: ClassVar[bool] = False
     """Whether it calls ``Credit.compare``; if not, a recipe that sets its keys is refused."""
     replaces_groups: ClassVar[bool] = False
-    """Whether groups without a signal are no part of the batch, but replaced by fresh ones."""
+    """Whether groups without a signal are replaced by fresh ones and left out of the batch."""
     demonstrated: ClassVar[bool] = False
     """Whether it learns from demonstrations instead of what the policy samples."""
     whole_trajectories: ClassVar[bool] = False
     """Whether the loss needs all tokens of a trajectory in one micro-batch."""
 
-    # What the settings of some algorithms let a recipe choose; they explain the names.
+    # Keys that some algorithms take from a recipe; their settings explain the names.
     kl: KLSettings | None = None
     entropy_coef: float = 0.0
     importance_cap: float | None = None
@@ -73,11 +73,11 @@ class Algorithm:
         raise NotImplementedError(f"{type(self).__name__} has no advantages(groups, credit)")
 
     def rewards(self, group: Sequence[Attempt], credit: Credit) -> list[list[float]]:
-        """What a group's attempts earned, placed on their action tokens: a row (T,) an attempt."""
+        """Rewards of a group's attempts, placed on their action tokens: a row (T,) per attempt."""
         true = [a.trajectory.outcome.reward for a in group if a.trajectory.outcome is not None]
         gated = credit.gate and bool(true) and max(true) - min(true) < ZERO_STD
         return [
-            # What is paid at the end is part of what the value there stands for.
+            # The critic's last value already covers rewards that are paid at the end.
             credit.rewards(
                 a,
                 self.outcome(a.trajectory),
@@ -92,17 +92,17 @@ class Algorithm:
         return trajectory.outcome.reward
 
     def bootstraps(self, trajectory: Trajectory) -> bool:
-        """Whether the critic's value stands in for what a cut-off trajectory did not come to."""
+        """Whether the critic's value replaces the missing end of a cut-off trajectory."""
         return False
 
     @property
     def trains_on_all(self) -> bool:
-        """Whether a group whose advantages are all 0 has something to train, too."""
+        """Whether a group whose advantages are all 0 is still trained on."""
         in_loss = self.kl is not None and self.kl.place == "loss"
         return self.critic or in_loss or bool(self.entropy_coef)
 
     def has_signal(self, group: Group, known: Estimates) -> bool:
-        """Whether a group has something to tell the policy: some advantage is not zero."""
+        """Whether a group has a learning signal: some advantage is not zero."""
         return any(any(known.advantages.get(key, ())) for key, _ in group.steps())
 
     def masks(self, trajectory: Trajectory) -> bool:
@@ -112,7 +112,7 @@ class Algorithm:
     # Loss --------------------------------------------------------------------------------------
 
     def token_weights(self, num_action_tokens: list[int]) -> list[float]:
-        """What one action token of each trajectory weighs in the loss: here, all alike.
+        """Weight in the loss of one action token of each trajectory: here, all alike.
 
         Because the weights are known before the first forward pass, the loss does not depend on
         how a batch is cut into micro-batches.
@@ -138,7 +138,7 @@ class Algorithm:
     # Only with a critic ------------------------------------------------------------------------
 
     def value_targets(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
-        """What the critic should have said before each action token; in the order of
+        """The critic's training target before each action token; in the order of
         ``advantages``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no value_targets(groups, credit)")
@@ -149,8 +149,8 @@ class Algorithm:
 
 
 class PolicyGradient(Algorithm):
-    """Learns from what the policy sampled. Subclass it and write ``advantages``; the loss is PPO's
-    clipped one unless you write yours.
+    """Learns from episodes that the policy sampled. Subclass and write ``advantages``; the loss is
+    PPO's clipped loss unless you override it.
     """
 
     class Settings(Algorithm.Settings):
@@ -159,16 +159,16 @@ class PolicyGradient(Algorithm):
         Attributes:
             clip_low: The ratio of new to old policy counts from 1 - clip_low
             clip_high: to 1 + clip_high.
-            aggregation: What tokens weigh in the loss: all alike (``token``), all of a trajectory
-                together alike (``sequence``), or one in (trajectories x ``fixed_length``)
+            aggregation: Weight of a token in the loss: equal for all tokens (``token``), equal in
+                sum for all trajectories (``sequence``), or 1 / (trajectories x ``fixed_length``)
                 (``fixed``). The default is that of the algorithm's paper.
-            fixed_length: Tokens, for the last of these.
-            kl: A pull towards the policy as it came; none by default.
+            fixed_length: Tokens per trajectory, for ``fixed``.
+            kl: A KL term towards the reference policy; none by default.
             entropy_coef: Weight of the entropy in the loss, which rewards it; 0 for none.
-            truncated: Episodes that a limit cut off are kept as scored, or masked: compared with,
-                but not in the loss.
-            importance_cap: Weigh each token by the ratio of the policy that the update starts from
-                to the one that sampled it, at most this: for engines that are not exact and
+            truncated: Episodes that a limit cut off are kept as scored, or masked: used in
+                comparisons, but not in the loss.
+            importance_cap: Upper bound of a token's weight, the ratio of the policy that the update
+                starts from to the policy that sampled the token: for inexact engines and
                 rollouts of an older policy. Costs a forward pass. None by default.
             loss_mask: False puts the environment's tokens in the loss as if sampled: for ablations.
         """
@@ -186,7 +186,7 @@ class PolicyGradient(Algorithm):
         @model_validator(mode="before")
         @classmethod
         def _not_fixed(cls, data: Any) -> Any:
-            """Another aggregation takes a default length away."""
+            """Any other aggregation drops a default length."""
             if isinstance(data, dict) and data.get("aggregation", "fixed") != "fixed":
                 return {"fixed_length": None, **data}
             return data

@@ -1,5 +1,5 @@
-"""What an action earned: from process rewards and the outcome reward to numbers per action token,
-and with what they are compared. Plain numbers, no torch.
+"""Credit assignment: from process rewards and the outcome reward to numbers per action token, and
+the units that are compared. Plain numbers, no torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from agent_r1.types import Estimates, Group, StepKey, Trajectory
 
 @dataclass(slots=True, frozen=True)
 class Attempt:
-    """A trajectory that counts, and the numbers of its action tokens: those of all steps in one
-    row (T,), a step's after those of the step before.
+    """A scored trajectory and the numbers of its action tokens: all steps in one row (T,), one
+    step after another.
 
     Attributes:
         number: Place of the trajectory in its group.
-        trajectory: What was sampled.
+        trajectory: The sampled episode.
         lengths: (S,), action tokens of each step; T together.
         logprobs: (T,), log-probabilities (nats) at sampling; none for a demonstration.
         reference_logprobs: (T,), under the reference policy; none without a KL term in the reward.
@@ -40,7 +40,7 @@ class Attempt:
     last_value: float = 0.0
 
     def by_step(self, per_token: Sequence[float]) -> list[Sequence[float]]:
-        """(T,) numbers as those of each step."""
+        """(T,) numbers, split by step."""
         ends = accumulate(self.lengths, initial=0)
         return [per_token[start:end] for start, end in pairwise(ends)]
 
@@ -51,7 +51,7 @@ class Attempt:
 
 
 def attempts_of(group: Group, known: Estimates) -> list[Attempt]:
-    """A group's trajectories that count, with what the learner found out about them."""
+    """A group's scored trajectories, with the numbers that the learner computed."""
     found = []
     for number, trajectory in group.attempts():
         steps = trajectory.steps
@@ -73,10 +73,10 @@ def attempts_of(group: Group, known: Estimates) -> list[Attempt]:
 
 
 class Credit:
-    """A level: the unit that gets a return of its own, and whether process rewards count.
+    """A credit level: the unit that gets its own return, and whether process rewards count.
 
     Two views of the same rewards: ``rewards`` places them on action tokens, for estimators that
-    walk along a trajectory (PPO, REINFORCE++); ``compare`` sums them to one return a unit and
+    walk along a trajectory (PPO, REINFORCE++); ``compare`` sums them to one return per unit and
     compares the units of a group (GRPO and its kin, RLOO).
     """
 
@@ -95,7 +95,7 @@ class Credit:
         self.gate = getattr(settings, "gate", False)
 
     def process(self, rewards: Mapping[str, float]) -> float:
-        """What a step's process rewards are worth together."""
+        """The combined value of a step's process rewards."""
         raise NotImplementedError
 
     def rewards(self, attempt: Attempt, outcome: float, *, gated: bool) -> list[float]:
@@ -107,8 +107,8 @@ class Credit:
         raise NotImplementedError
 
     def units(self, attempt: Attempt) -> list[tuple[Hashable, int]]:
-        """Each unit in order: a key that it shares with those it is compared with, and its number
-        of tokens.
+        """Each unit in order: its key (units with equal keys are compared) and its number of
+        tokens.
         """
         raise NotImplementedError
 
@@ -171,8 +171,8 @@ class _Process(Credit.Settings):
 
     Attributes:
         weights: By part; a part that is not named weighs 1.
-        gate: Leave them out in a group whose outcomes are all equal, where small differences in
-            process would be all there is to learn from. With it, a group without a success teaches
+        gate: Ignore process rewards in a group whose outcomes are all equal, where their small
+            differences would be the only signal. With the gate, a group without a success teaches
             nothing.
     """
 
@@ -203,7 +203,7 @@ class StepCredit(Credit):
     class Settings(_Process):
         """``compare``: a step's return with those of all steps of the group, of the same index, or
         of the same ``state_key``. Returns-to-go fall as an episode goes on, so comparing all steps
-        favours the early ones. Estimators that compare no units have no use for it.
+        favours the early ones. Estimators that compare no units do not use it.
         """
 
         name: str = "step"

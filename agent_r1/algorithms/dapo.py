@@ -32,15 +32,15 @@ class DAPO(GRPO):
     (eq. 10); groups whose attempts all succeed or all fail alike are replaced by fresh ones
     (eq. 11); every token weighs alike (eq. 12); and over-long episodes lose up to 1 (eq. 13).
 
-    What decides on a group is its outcomes as the environment gave them: neither the punishment of
-    length nor process rewards nor a KL penalty make a signal of equal outcomes. A group that is
-    left out is no part of the batch, and counts in no mean.
+    Only the environment's outcomes decide whether a group has a signal: neither the length
+    punishment nor process rewards nor a KL penalty turn equal outcomes into one. A group that is
+    left out is not in the batch, and counts in no mean.
     """
 
     replaces_groups = True
 
     class Settings(GRPO.Settings):
-        """``refills``: how often at most an iteration draws fresh tasks for its groups without a
+        """``refills``: most draws of fresh tasks per iteration, to replace groups without a
         signal. ``overlong``: none by default.
         """
 

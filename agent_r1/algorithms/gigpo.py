@@ -20,7 +20,7 @@ class GiGPO(GroupAlgorithm):
     a signal included, where eq. 8 has one over all steps.
     """
 
-    compares_units = False  # but states
+    compares_units = False  # compares states
 
     class Settings(GroupAlgorithm.Settings):
         """``gamma``: discount per step. ``step_weight``: the paper's omega."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value", float, "Tensor")
 MAX_GAP = 5.0
-"""Nats by which the reference may find a token likelier before k3 goes on in a straight line: at 14
-nats its exponential is a million, and one token would be the whole update.
+"""Nats by which the reference may prefer a token before k3 continues as a straight line: at 14 nats
+the exponential is a million, and one token would dominate the whole update.
 """
 
 
@@ -38,8 +38,8 @@ def k2(logprob: Value, reference: Value) -> Value:
 
 
 def k3(logprob: Value, reference: Value) -> Value:
-    """``exp(-d) - 1 + d``; for ``-d`` above ``MAX_GAP`` the tangent there, whose slope is as far as
-    the pull of one token goes.
+    """``exp(-d) - 1 + d``; for ``-d`` above ``MAX_GAP`` the tangent there, whose slope
+    bounds the pull of one token.
     """
     gap = reference - logprob
     bounded: Value
@@ -52,10 +52,10 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
 class KLSettings(Section):
-    """A pull towards the policy as it came.
+    """A KL term towards the reference policy.
 
     Attributes:
-        coef: Its weight.
+        coef: Weight of the term.
         estimator: See the module's docstring.
         place: A term of the loss, or taken off the reward of every action token.
     """

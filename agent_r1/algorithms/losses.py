@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""Nats at which ratios stop to grow: ``exp`` of more may overflow, and then even a ratio that is
+"""Nats at which ratios stop growing: ``exp`` of more may overflow, and then even a ratio that is
 clipped, or a token of weight 0, would make the gradient NaN.
 """
 

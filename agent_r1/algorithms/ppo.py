@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 class PPO(PolicyGradient):
-    """GAE over the action tokens of a trajectory, across its turns: from the last token of one turn
-    it goes on to the first of the next, and the observation between them is no time. The critic is
+    """GAE over the action tokens of a trajectory, across its turns: the first token of a turn
+    directly follows the last of the turn before; observations do not count as time. The critic is
     a value head on the policy's own last hidden states. The loss is a mean over all action tokens
     (the paper's expectation over time steps, eq. 7).
     """
@@ -33,12 +33,12 @@ class PPO(PolicyGradient):
             gamma, lam: Per action token (GAE).
             normalize: Advantages to mean 0 and deviation 1 over the iteration's action tokens that
                 are in the loss.
-            truncated: Also ``bootstrap``: of an episode that a limit cut off, the critic's value of
-                its last state stands in for the outcome that it did not come to.
+            truncated: Also ``bootstrap``: in an episode that a limit cut off, the critic's value of
+                the last state replaces the missing outcome.
             value_coef: Weight of the value loss.
             value_clip: How far a value may move from the old one, as in the loss of the policy;
                 none by default.
-            value_lr: Of the value head, with the schedule of ``learner.lr``.
+            value_lr: Rate of the value head, with the schedule of ``learner.lr``.
             value_gradient: Whether the value loss also trains the model below the head.
             critic_warmup: Iterations that train the value head alone.
             advantage_mask: False lets GAE walk over the environment's tokens, too: for ablations.

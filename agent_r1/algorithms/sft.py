@@ -21,7 +21,7 @@ class SFT(Algorithm):
 
     demonstrated = True
     refills = 20
-    """A task without a demonstration is replaced, so often in an iteration."""
+    """Most times per iteration that tasks without a demonstration are replaced."""
 
     class Settings(Algorithm.Settings):
         """The keys of ``[algorithm]``.
@@ -29,8 +29,8 @@ class SFT(Algorithm):
         Attributes:
             source: ``gold``: the environment's own demonstrations. Or the folders of runs, whose
                 successful trajectories are imitated.
-            require: What an episode must have reached to be imitated, besides success: the least
-                value of a metric of its outcome, by name.
+            require: Least values of outcome metrics, by name, that an episode needs to be
+                imitated, besides success.
         """
 
         name: str = "sft"

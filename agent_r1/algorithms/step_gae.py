@@ -1,4 +1,4 @@
-"""PPO whose time goes by steps: one action of the decision process is one whole turn, as in
+"""PPO with time counted in steps: one action of the decision process is one whole turn, as in
 Agent-R1's later code (AgentR1/Agent-R1, ``compute_gae_advantage_return``) and ArCHer's turn-level
 critic (arXiv 2402.19446, section 3).
 """

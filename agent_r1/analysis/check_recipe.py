@@ -27,15 +27,15 @@ from agent_r1.utils.waiting import within
 
 @dataclass
 class DryRun:
-    """What ``agent-r1 check`` found.
+    """Findings of ``agent-r1 check``.
 
     Attributes:
         segments: ``(kind, text, number of tokens)`` of one scripted episode, in order.
         rewards: Process rewards of the script's steps.
-        outcome: What the script ends with: reward, success and the metrics.
-        num_tokens: What the policy has before it at most, its own last turn included.
+        outcome: Outcome of the script: reward, success and the metrics.
+        num_tokens: Longest context of the policy, its own last turn included.
         notes: What was checked.
-        warnings: What would go wrong or surprise.
+        warnings: Problems to expect in a run.
         memory: Estimated bytes by use.
     """
 
@@ -74,7 +74,7 @@ def dry_run(
     recipe: Recipe, tell: Callable[[str, int], None] = lambda stage, number: None
 ) -> DryRun:
     """Checks the environment, plays one task with its gold actions through the real tokenizer,
-    estimates memory; ``tell`` as of ``check_env``.
+    estimates memory; ``tell`` as in ``check_env``.
     """
     env_class = ENVS.resolve(recipe.env.name)
     notes = check_env(env_class, recipe.env, seconds=recipe.limits.seconds, tell=tell)

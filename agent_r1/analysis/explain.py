@@ -1,5 +1,5 @@
-"""``agent-r1 explain``: why a stored trajectory was learned from as it was, offline and without a
-model: rewards by part, returns, advantage per step, and what each token weighed in the loss.
+"""``agent-r1 explain``: how a stored trajectory was trained on, offline and without a model:
+rewards by part, returns, advantage per step, and the weight of each token in the loss.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from agent_r1.types import Estimates, Group, PerToken, StepKey, derive_seed
 
 @dataclass(frozen=True)
 class _Settings:
-    """What of a recipe is needed; the environment is not loaded.
+    """The needed part of a recipe; the environment is not loaded.
 
     Attributes:
-        own: Whether the algorithm is code of the run's own that is not to be run; then
-            ``algorithm`` is the base of all.
+        own: Whether the algorithm is the run's own code, which is not run; ``algorithm`` is then
+            the base class.
     """
 
     name: str
@@ -80,13 +80,13 @@ def _settings_of(run: RunFolder, *, trust: bool) -> _Settings:
 
 
 def explain(run: RunFolder, where: str | None = None, *, trust: bool = False) -> Explanation:
-    """Explains a trajectory of a run. No code that the run names is loaded, unless ``trust`` is
-    given: an algorithm of its own is then shown by the numbers that are stored.
+    """Explains a trajectory of a run. Code that the run names is loaded only with ``trust``;
+    without, the run's own algorithm is shown by its stored numbers.
 
     Args:
         run: Its folder.
-        where: ``ITERATION/GROUP/ATTEMPT``, the last one or two left out or all of it: then the last
-            iteration, its first group with a signal, its first attempt that counts.
+        where: ``ITERATION/GROUP/ATTEMPT``, or only its first parts, or nothing. Defaults: the last
+            iteration, its first group with a signal, that group's first scored attempt.
         trust: Run the algorithm and the credit that the run names, if they are its own.
 
     Raises:
@@ -173,11 +173,11 @@ def _notes(
     *,
     is_warm_up: bool,
 ) -> Iterator[str]:
-    """What a reader of the numbers must know."""
+    """Notes for the reader of the numbers."""
     if settings.own:
         yield (
             f"{settings.name!r} is code that the run names and was not run: its advantages are "
-            "those stored, what is counted leaves it out; --trust runs it"
+            "those stored, counted rewards lack its terms; --trust runs it"
         )
     if not _all_masks(settings.algorithm):
         yield (
@@ -191,7 +191,7 @@ def _notes(
     elif not any(own_weights):
         yield "no update used this trajectory: masked, or its group had no signal"
     elif not any(any(values) for values in advantages):
-        yield "all advantages are 0: only terms besides the algorithm's loss were felt"
+        yield "all advantages are 0: only other terms of the loss had an effect"
 
 
 def _all_masks(algorithm: Algorithm) -> bool:
@@ -201,7 +201,7 @@ def _all_masks(algorithm: Algorithm) -> bool:
 def _advantages(
     groups: list[Group], known: Estimates, algorithm: Algorithm, credit: Credit
 ) -> dict[StepKey, PerToken]:
-    """The advantages that an algorithm gives to what is known."""
+    """The advantages that an algorithm computes for the groups."""
     fresh = dataclasses.replace(known, advantages={}, value_targets={})
     assign_credit(groups, fresh, algorithm, credit)
     return fresh.advantages
@@ -214,7 +214,7 @@ def _others(
     keys: Sequence[StepKey],
     seed: int,
 ) -> list[Column]:
-    """What the other algorithms would have made of the same episodes."""
+    """Advantages and weights of other algorithms for the same episodes."""
     others = []
     for name in ALGORITHMS.table:
         other_class = ALGORITHMS.resolve(name)
@@ -236,8 +236,8 @@ def _weights(
     keys: Sequence[StepKey],
     seed: int,
 ) -> list[float]:
-    """What a token of each of a trajectory's steps weighs in the first epoch's mini-batch that has
-    them.
+    """Per step of a trajectory, the weight of a token in the first epoch's mini-batch that has the
+    steps.
     """
     batch = batch_of(groups, known, algorithm)
     for part in minibatches(batch, settings.minibatches, derive_seed(seed, 0)):
@@ -248,7 +248,7 @@ def _weights(
 
 
 def _together(columns: Sequence[Column]) -> list[Column]:
-    """Columns with the same numbers as one."""
+    """Merges columns with the same numbers."""
     result: list[Column] = []
     for column in columns:
         for index, other in enumerate(result):

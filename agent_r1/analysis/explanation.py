@@ -1,4 +1,4 @@
-"""What is said about a trajectory, as data, as text and as JSON."""
+"""The explanation of a trajectory, as data, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Place = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Column:
-    """What an algorithm makes of the trajectory.
+    """An algorithm's numbers for the trajectory.
 
     Attributes:
-        name: Of the algorithm; several with the same numbers stand together.
+        name: Name of the algorithm, or of several with the same numbers.
         advantages: Per step, per action token.
-        weights: Per step, what one of its tokens weighs in the loss.
+        weights: Per step, the weight of one of its tokens in the loss.
     """
 
     name: str
@@ -37,15 +37,15 @@ class Explanation:
         place: Where the trajectory is stored.
         group: All attempts at its task.
         trajectory: The one that is explained.
-        known: What was stored of its group's steps.
+        known: Stored estimates of its group's steps.
         earned: Per step, the rewards that credit and algorithm placed on its tokens: process
             rewards as weighed, the outcome, a KL penalty.
-        returns: Per step, what the run's credit gives its first token.
-        group_returns: Per attempt of the group, all that was counted; ``None`` if it was excluded.
-        own: The run's algorithm: the advantages that it trained on, and their weights; none where
-            it is code that was not run.
-        others: The others that need no critic, with their default settings and the run's credit.
-        notes: What the reader should know.
+        returns: Per step, the return of its first token by the run's credit.
+        group_returns: Per attempt of the group, its counted rewards; ``None`` if it was excluded.
+        own: The run's algorithm: the advantages that it trained on, and their weights; no weights
+            if the algorithm's code was not run.
+        others: Other algorithms without a critic, with default settings and the run's credit.
+        notes: Notes for the reader.
     """
 
     place: Place
@@ -131,7 +131,7 @@ class Explanation:
             + " ".join(
                 "-" if o.outcome is None else f"{o.outcome.reward:g}" for o in group.trajectories
             ),
-            "the group's returns (what each attempt's rewards come to, as counted): "
+            "the group's returns (sum of each attempt's counted rewards): "
             + " ".join("-" if value is None else f"{value:g}" for value in self.group_returns),
             "",
             f"advantage of each step, credit {self.credit!r}; other algorithms by their defaults",
@@ -171,7 +171,7 @@ class Explanation:
 
 
 def _said(step: Step) -> str:
-    """What the agent did, in a line."""
+    """The agent's action, in a line."""
     calls = [
         f"malformed call ({call.reason})"
         if isinstance(call, MalformedCall)

@@ -22,8 +22,8 @@ def write_result(
     *,
     train_seconds: float,
 ) -> dict[str, Any]:
-    """Writes ``result.json``: success by category, before and after, sampled; the greedy figures
-    beside it.
+    """Writes ``result.json``: success by category, before and after, sampled; and the same
+    for greedy.
 
     ``before`` and ``after`` hold the evaluations ``"sampled"`` and ``"greedy"``.
     """

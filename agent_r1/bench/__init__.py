@@ -1,1 +1,1 @@
-"""``agent-r1 bench``: baselines and algorithms by seeds, side by side, and what came of them."""
+"""``agent-r1 bench``: compares baselines and algorithms over seeds, with tables and figures."""

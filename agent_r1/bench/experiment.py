@@ -1,10 +1,10 @@
 """An experiment: which arms are compared, on which sets, with which seeds. One TOML file, no torch.
 A ``file.py:Class`` in it is looked up from its folder.
 
-recipe = "hopworld"                 # what all runs have in common: a recipe of ours, or a file
+recipe = "hopworld"                 # shared by all runs: a built-in recipe, or a file
 seeds = [0, 1, 2]
 
-[override]                          # on top of it, for all runs
+[override]                          # of the recipe, for all runs
 train.iterations = 20
 
 [[arm]]                             # what is compared
@@ -47,7 +47,7 @@ class Start(Section):
     """Where training starts from: a model, a kind of task, or both.
 
     Attributes:
-        arm: By name of an arm, overrides that it gets from this start alone.
+        arm: Overrides by the name of an arm, for this start only.
     """
 
     name: str = ""
@@ -56,10 +56,10 @@ class Start(Section):
 
 
 class Arm(Section):
-    """One way to train, or with ``train = false`` a baseline that is tested as it comes.
+    """One way to train, or with ``train = false`` a baseline, tested without training.
 
     Attributes:
-        against: Another arm, with whose speed of learning this one's is compared.
+        against: Another arm, whose speed of learning is compared with this one's.
     """
 
     name: str
@@ -76,8 +76,8 @@ class TaskSet(Section):
     """Tasks of the test split. Overrides reach the test, not the training.
 
     Attributes:
-        tasks: How many.
-        temperature: Of sampling; by default that of training, 0 is greedy.
+        tasks: Number of tasks.
+        temperature: For sampling; by default that of training, 0 is greedy.
         metric: ``success``, or a metric of the outcome.
     """
 
@@ -101,7 +101,7 @@ class Pair(Section):
     """Two arms compared question by question, on all the sets named together.
 
     Attributes:
-        metrics: Which of the environment's, a row for each; by default that of the sets.
+        metrics: The environment's metrics to show, one per row; by default the sets' own.
     """
 
     arm: str
@@ -111,7 +111,7 @@ class Pair(Section):
 
 
 class Quick(Section):
-    """What ``--quick`` changes: a form of the experiment that shows that it works, no more. Its
+    """Changes by ``--quick``: a short form that only shows that the experiment works. Its
     overrides come last, over those of starts and arms.
     """
 
@@ -121,10 +121,10 @@ class Quick(Section):
 
 
 class Speed(Section):
-    """How the speed of learning is measured, for arms that say ``against`` which other.
+    """How the speed of learning is measured, for arms that set ``against``.
 
     Attributes:
-        share: Of the better arm's final success, the mark that is to be reached.
+        share: Share of the better arm's final success that is to be reached.
         window: Iterations that a curve is averaged over, the present and those before.
     """
 
@@ -218,15 +218,15 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Its name among the runs: the same in every experiment that names start and arm alike and
-        gives them the same settings.
+        """Name of the run folder: the same in every experiment that gives start and arm the same
+        names and settings.
         """
         words = re.sub(r"[^a-z0-9+]+", "-", f"{self.start} {self.arm}".lower()).strip("-")
         return f"{words}-s{self.seed}-{digest(self.recipe, self.train)}"
 
 
 def digest(recipe: Recipe, *more: object) -> str:
-    """Eight characters that stand for the settings, and for the content of the user's own files:
+    """Hash (8 characters) of the settings, and of the content of the user's own files:
     weights, and code that the recipe names as ``file.py:Class``.
     """
     text = recipe.model_dump_json() + repr(more)
@@ -248,7 +248,7 @@ def _weights(folder: str) -> list[Path]:
 
 @functools.lru_cache(maxsize=64)
 def _fingerprint(file: Path, changed: int) -> str:
-    """Of a file's content. ``changed``: when, so that it is read again after that."""
+    """Hash of a file's content. ``changed``: time of the last change, part of the cache key."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
@@ -260,9 +260,9 @@ def load_experiment(
 
     Args:
         path: The TOML file.
-        quick: The short form that it gives.
-        overrides: Dotted keys and values of the recipe, for all runs; what starts, arms and sets
-            say goes over them.
+        quick: Take the short form in the file.
+        overrides: Dotted keys and values of the recipe, for all runs; those of starts, arms and
+            sets go over them.
 
     Raises:
         ConfigError: What is wrong, where, and how to mend it.
@@ -297,7 +297,7 @@ def _jobs(experiment: Experiment, path: Path) -> list[Job]:
             raise ConfigError(f"{path}, {where}: {error}") from error
 
     jobs = []
-    for seed in experiment.seeds:  # seeds last to end: a table of fewer seeds comes early
+    for seed in experiment.seeds:  # outermost, so that fewer seeds of all arms are done early
         for start in experiment.start:
             for arm in experiment.arm:
                 where = f"arm {arm.name!r}" + (f" from {start.name!r}" if start.name else "")

@@ -40,7 +40,7 @@ def draw_figures(experiment: Experiment, jobs: Sequence[Job], runs: Path, out: P
 
 
 def _curves(pyplot: Any, experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Any:
-    """A panel a start, a line an arm: mean over the seeds, the band from least to most."""
+    """A panel per start, a line per arm: mean over the seeds, the band from least to most."""
     num = len(experiment.start)
     figure, panels = pyplot.subplots(
         1, num, figsize=(max(7, 4.5 * num), 4.2), layout="constrained", squeeze=False, sharey=True

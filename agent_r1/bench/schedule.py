@@ -1,4 +1,4 @@
-"""Runs an experiment's jobs, as many at once as there are cores for, and writes what came of it."""
+"""Runs an experiment's jobs, as many at once as there are cores for, and writes the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from agent_r1.errors import ConfigError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment left behind.
+    """Results of an experiment.
 
     Attributes:
         files: Tables and figures; none when a job failed.
@@ -49,11 +49,11 @@ def run_experiment(
         experiment, jobs: From ``load_experiment``.
         runs: Where run folders go; experiments that share it share runs of the same settings.
         out: Where the results go.
-        parallel: Jobs at once; by default as many as the cores hold, by ``threads`` of the recipe.
+        parallel: Jobs at once; by default the number of cores by the recipe's ``threads``.
         say: Takes a line whenever a job ends.
 
     Raises:
-        ConfigError: A start's model is not there.
+        ConfigError: A start's model is missing.
     """
     runs.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def _run(
             mp_context=context,
             max_tasks_per_child=1,  # a run's memory is given back
             initializer=end_with_parent,
-            initargs=(environment,),  # theirs is that of the first start
+            initargs=(environment,),  # they would inherit that of the first start
         )
         others = multiprocessing.active_children()
         with contextlib.ExitStack() as stack:

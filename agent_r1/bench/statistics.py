@@ -29,7 +29,7 @@ def two_level_bootstrap(scores: Sequence[Sequence[float]], seed: int = 0) -> Int
     replacement and so are tasks, the same tasks for all runs, because all runs were tested on the
     same (Davison and Hinkley 1997, section 3.8). NaN where a run has no score for a task.
 
-    Few runs make the interval too narrow: it knows no more of other seeds than these tell.
+    Few runs make the interval too narrow: they tell little about other seeds.
     """
     table = np.asarray(scores, dtype=float)
     if not table.size or np.isnan(table).all(axis=1).any():
@@ -52,8 +52,8 @@ def _mean_of_known(resamples: Array, where_none: float) -> Array:
 
 
 def trailing_mean(curve: Sequence[float], window: int) -> Array:
-    """Each point's mean with the ``window - 1`` points before it, or as many as there are; of
-    those that were measured, NaN if none was.
+    """Means over each point and up to ``window - 1`` points before it; points that were not
+    measured are left out, NaN if none was.
     """
     windows = (np.asarray(curve[max(0, i + 1 - window) : i + 1]) for i in range(len(curve)))
     measured = (values[~np.isnan(values)] for values in windows)

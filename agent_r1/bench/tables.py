@@ -1,4 +1,4 @@
-"""What an experiment comes to: tables as CSV and Markdown, written from the run folders alone."""
+"""Tables of an experiment as CSV and Markdown, written from the run folders alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Rows = list[dict[str, Any]]
 
 
 def write_tables(experiment: Experiment, jobs: Sequence[Job], runs: Path, out: Path) -> list[Path]:
-    """Writes all tables of an experiment whose jobs are done; returns where."""
+    """Writes all tables of an experiment whose jobs are done; returns their paths."""
     written = []
     markdown = []
     if experiment.set:
@@ -65,7 +65,7 @@ def name_of(start: str, arm: str) -> str:
 
 
 def result_of(job: Job, test_set: TaskSet, runs: Path) -> dict[str, Any]:
-    """What a run's test on a set has left."""
+    """The stored result of a run on a set."""
     recipe = next(recipe for s, recipe in job.sets if s.name == test_set.name)
     path = set_file(runs / job.folder, test_set, recipe)
     result: dict[str, Any] = json.loads(path.read_text())
@@ -82,8 +82,8 @@ def score_table(
     asked: str = "columns",
 ) -> list[list[float]]:
     """Scores by run and task; NaN where an episode has none. By default those of the set's
-    metric, and of all tasks that some run has a score for. ``asked`` is the key that the metric
-    stands under.
+    metric, and of all tasks that some run has a score for. ``asked`` is the metric's key in the
+    experiment, for errors.
     """
     key = asked if metric else f"set {test_set.name!r}: metric"
     metric = metric or test_set.metric
@@ -189,14 +189,14 @@ def pair_table(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> Rows:
 
 
 def as_markdown(rows: Rows) -> str:
-    """Rows as they are, a column a key."""
+    """Rows as Markdown, one column per key."""
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(map(str, r.values())) + " |" for r in rows)])
 
 
 def set_markdown(experiment: Experiment, rows: Rows) -> str:
-    """The same with a column a set, and the mean over the sets."""
+    """Rows as Markdown, one column per set, and the mean over the sets."""
     sets = [test_set.name for test_set in experiment.set]
     lines = [
         "| method | " + " | ".join(sets) + " | mean |",
@@ -223,11 +223,11 @@ def success_curve(job: Job, runs: Path) -> list[float]:
 
 
 def speed_tables(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> tuple[Rows, Rows]:
-    """A row a run, and a row for each start and arm that is compared with another.
+    """One row per run, and one for each start and arm that is compared with another.
 
     Steps are iterations until the trailing mean of training success has reached the mark: the
     share ``speed.share`` of the better arm's final success, means over the seeds. A run that never
-    does counts as the number of iterations, and as capped.
+    reaches it counts with all its iterations, and as capped.
     """
     per_run: Rows = []
     summary: Rows = []
@@ -338,7 +338,7 @@ def curve_rows(jobs: Sequence[Job], runs: Path) -> Rows:
 
 
 def _or_empty(value: float | None, digits: int) -> float | str:
-    """What was not measured is an empty cell, not 0."""
+    """A figure not measured is an empty cell, not 0."""
     return "" if value is None else round(value, digits)
 
 

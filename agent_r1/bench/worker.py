@@ -1,4 +1,4 @@
-"""One job of an experiment, in a process of its own: train or go on, test, write down."""
+"""One job of an experiment, in its own process: train or resume, test, write the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agent_r1.utils.durable import write_atomically
 
 
 def run_job(job: Job, runs: Path) -> None:
-    """Does what is still to do of a job; what it prints goes to ``log.txt`` in its folder."""
+    """Does the remaining work of a job; printed output goes to ``log.txt`` in its folder."""
     folder = runs / job.folder
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
@@ -35,7 +35,7 @@ def run_job(job: Job, runs: Path) -> None:
 
 
 def _lock(log: TextIO, folder: Path) -> None:
-    """Until the process ends: two experiments may share a run."""
+    """Locks the run until the process ends: experiments may share it."""
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -53,8 +53,8 @@ def _do(job: Job, folder: Path) -> None:
 
 
 def end_with_parent(environment: dict[str, str]) -> None:
-    """Ends this worker, which gets its parent's environment, when the process that started it is
-    gone: nobody else would.
+    """Gives this worker its parent's environment variables, and ends it when the parent process
+    is gone.
     """
     os.environ.clear()
     os.environ.update(environment)
@@ -69,7 +69,7 @@ def end_with_parent(environment: dict[str, str]) -> None:
 
 
 def is_done(job: Job, runs: Path) -> bool:
-    """Whether nothing of a job is left to do."""
+    """Whether a job is trained and tested."""
     folder = runs / job.folder
     tested = all(set_file(folder, s, recipe).exists() for s, recipe in job.sets)
     return tested and (_is_trained(job, folder) if job.train else folder.exists())
@@ -82,7 +82,7 @@ def set_file(folder: Path, test_set: TaskSet, recipe: Recipe) -> Path:
 
 
 def _is_trained(job: Job, folder: Path) -> bool:
-    """By the last checkpoint: what came after it is not in any model."""
+    """Whether all iterations are in the last checkpoint; later ones are lost."""
     state, train = last_state(folder), job.recipe.train
     if state is None:
         return False

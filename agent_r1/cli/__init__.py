@@ -1,4 +1,4 @@
-"""The command line: ``boundary`` has its beginning and its end, ``parser`` its words."""
+"""The command line: ``boundary`` runs commands and tells errors, ``parser`` has the arguments."""
 
 from agent_r1.cli.boundary import main
 

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 from agent_r1.cli.parser import make_parser
 
 MAX_MESSAGE = 3000
-"""Characters of a message that fit a screen."""
+"""Most characters of a message, to fit a screen."""
 
 
 class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM: the same as an interruption, by another name."""
+    """SIGTERM: handled as an interruption, reported by its own name."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; see ``EXIT_CODES``. Whatever goes wrong is one message."""
+    """Runs a command; see ``EXIT_CODES``. Every error becomes one message."""
     given = sys.argv[1:] if argv is None else argv
     words = [word for word in given if word != "--debug"]
     parser, commands = make_parser()
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except BaseException as error:  # an exit in code of the user's is one, too
         with contextlib.suppress(ValueError):  # not in the main thread
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore further Ctrl-C
         if "--debug" in given:
             traceback.print_exc()
         return _told(error, arguments)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tell_of_thread(what: threading.ExceptHookArgs) -> None:
-    """An error in a thread that code of others started: a line."""
+    """Prints an error in a thread of foreign code as one line."""
     from agent_r1.utils.text import describe, place_of
 
     if what.exc_value is not None and not isinstance(what.exc_value, SystemExit):
@@ -71,15 +71,15 @@ def _tell_of_thread(what: threading.ExceptHookArgs) -> None:
 
 @contextlib.contextmanager
 def _printing(arguments: argparse.Namespace) -> Iterator[None]:
-    """Where JSON goes, ``arguments.stdout``: with ``--json`` nothing else may stand there, whatever
-    a tool or what it starts prints.
+    """Sets ``arguments.stdout``, where JSON goes: with ``--json`` all other output, also of tools
+    and their processes, goes to stderr.
     """
     arguments.stdout = sys.stdout
     if not arguments.json:
         yield
         return
     arguments.stdout.flush()
-    if arguments.stdout is not sys.__stdout__:  # somebody's who called ``main``
+    if arguments.stdout is not sys.__stdout__:  # set by the caller of ``main``
         with contextlib.redirect_stdout(sys.stderr):
             yield
         return
@@ -96,8 +96,8 @@ def _printing(arguments: argparse.Namespace) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM, as schedulers send it, ends a run in the same way as Ctrl-C; code that nothing can
-    interrupt ends it, too.
+    """SIGTERM, as schedulers send it, ends a run in the same way as Ctrl-C; code that cannot be
+    interrupted ends it, too.
     """
     from agent_r1.utils import blocked
 
@@ -118,7 +118,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _told(error: BaseException, arguments: argparse.Namespace) -> int:
-    """Prints what went wrong in a screen at most; the exit code."""
+    """Prints the error, one screen at most; returns the exit code."""
     from agent_r1.errors import ConfigError, EnvCheckError, RunError
     from agent_r1.utils.text import describe, place_of, printable
 
@@ -150,7 +150,7 @@ def _told(error: BaseException, arguments: argparse.Namespace) -> int:
 
 
 def _is_read() -> bool:
-    """Whether somebody still reads what is printed; if not, nothing more goes there."""
+    """Whether stdout still has a reader; if not, stdout goes to the null device."""
     poll = select.poll()
     poll.register(1, select.POLLOUT)
     if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
@@ -171,15 +171,15 @@ def _goes_on(arguments: argparse.Namespace) -> str:
     except OSError:  # no name that a file can have
         is_begun = False
     if not is_begun:
-        return "nothing was begun that could go on"
+        return "there is no run yet to resume"
     return f"`agent-r1 train --resume {run}` goes on from the last checkpoint"
 
 
 def _parted(
     words: list[str], commands: dict[str, argparse.ArgumentParser]
 ) -> tuple[list[str], list[str]]:
-    """Arguments of a command, and overrides of the recipe (``--section.key value``), in whatever
-    order they came.
+    """Splits arguments of a command from overrides of the recipe (``--section.key value``), in any
+    order.
     """
     command = commands.get(next((w for w in words if not w.startswith("-")), ""))
     if command is None or not command.get_default("takes_overrides"):

@@ -1,4 +1,4 @@
-"""What several commands do."""
+"""Helpers of several commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Signals wait while libraries in C are loaded, in which nothing can be raised."""
+    """Delays signals while C libraries are loaded, where raising is not safe."""
     came: list[int] = []
     before = {}
     with contextlib.suppress(ValueError):  # not in the main thread
@@ -37,7 +37,7 @@ def print_json(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
 
 
 def named(folder: str, option: str) -> str:
-    """Not an empty text, as of a variable of the shell's that is not set."""
+    """The name, unless it is empty, e.g. from a shell variable that is not set."""
     from agent_r1.errors import ConfigError
 
     if not folder.strip():
@@ -46,7 +46,7 @@ def named(folder: str, option: str) -> str:
 
 
 def load(source: str, rest: list[str], *, quiet: bool, implied: Sequence[str] = ()) -> Recipe:
-    """``implied``: overrides that a command stands for; nobody needs to be told what they drop."""
+    """``implied``: overrides that a command stands for; keys that they drop are not reported."""
     from agent_r1.config.overrides import parse_overrides
     from agent_r1.run.recipe import load_recipe
 

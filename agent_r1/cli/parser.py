@@ -1,4 +1,4 @@
-"""The words of the command line."""
+"""The arguments of the command line."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _add_index(commands: _Commands) -> argparse.ArgumentParser:
 
 
 def _add_comparisons(commands: _Commands) -> list[argparse.ArgumentParser]:
-    """The commands that look at runs and put them side by side."""
+    """The commands that inspect runs and compare them."""
     explain = commands.add_parser(
         "explain",
         help="why a stored trajectory was learned from as it was",

@@ -68,7 +68,7 @@ def run_train(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _only_iterations(rest: list[str]) -> int | None:
-    """The one setting of a run that may change when it goes on."""
+    """The one setting of a run that may change when it is resumed."""
     from agent_r1.config.overrides import parse_overrides
     from agent_r1.errors import ConfigError
 
@@ -85,7 +85,7 @@ def _only_iterations(rest: list[str]) -> int | None:
 
 
 def _imitating(arguments: argparse.Namespace) -> list[str]:
-    """The overrides that make ``sft`` of a recipe for reinforcement learning."""
+    """Overrides that turn a recipe for reinforcement learning into ``sft``."""
     if arguments.command != "sft":
         return []
     source = [f"--algorithm.source={json.dumps(arguments.source)}"] if arguments.source else []
@@ -116,7 +116,7 @@ def _print_result(result: Result, source: str | None, path: Path) -> None:
 
 
 def _next_run(recipe: Recipe, source: str | None, run: Path) -> str:
-    """The command that most would go on with."""
+    """The command to suggest as the next one."""
     if source is None:
         more = 2 * recipe.train.iterations
         return f"train --resume {run} --train.iterations {more}   the same for longer"

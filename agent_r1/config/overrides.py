@@ -15,14 +15,14 @@ def load_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no file {path}") from error
-    except (OSError, RecursionError, ValueError) as error:  # no UTF-8, digits without end
+    except (OSError, RecursionError, ValueError) as error:  # not UTF-8, too many digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
 def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
     """``["--a.b", "1", "--c=x"]`` to ``[("a.b", 1), ("c", "x")]``.
 
-    Values are TOML; what is not TOML is a string.
+    Values are TOML; text that is not TOML is a string.
     """
     pairs: list[tuple[str, Any]] = []
     rest = list(arguments)

@@ -1,5 +1,5 @@
-"""Registries: from the names of one kind of thing (environments, algorithms, ...) to classes. A
-class brings its own section as ``Settings``.
+"""Registries map names of one kind of thing (environments, algorithms, ...) to classes. Each class
+declares its recipe section as ``Settings``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agent_r1.errors import ConfigError
 from agent_r1.utils.text import describe, place_of
 
 FOLDER: ContextVar[Path | None] = ContextVar("recipe_folder", default=None)
-"""Of the recipe that is being read: files that it names are looked for beside it."""
+"""Folder of the recipe being read; files named in the recipe are looked for there."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Registry:
     kind: str
     table: dict[str, str]
     default: str | None = None
-    """The name that a section without one has."""
+    """Name of a section that does not give one."""
 
     def resolve(self, name: str) -> Any:
         """The class behind ``name``; a file is looked for in ``FOLDER``, then here."""
@@ -122,7 +122,7 @@ def _load_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     if (folder := str(path.parent)) not in sys.path:
-        sys.path.append(folder)  # what lies beside it can be imported, as in a script
+        sys.path.append(folder)  # files beside it can be imported, as in a script
     try:
         spec.loader.exec_module(module)
     except ConfigError:

@@ -16,9 +16,7 @@ from agent_r1.errors import ConfigError
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and a key it does not know is an error, as are infinity and
-    NaN.
-    """
+    """Base of all sections: frozen; unknown keys, infinity and NaN are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -30,9 +28,9 @@ class NamedSection(Section):
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """``; did you mean 'x'?`` when something known is close, else all that is known."""
+    """``; did you mean 'x'?`` when a known word is close, else all known words."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    close.sort(key=lambda other: sorted(other) != sorted(word))  # letters that changed places
+    close.sort(key=lambda other: sorted(other) != sorted(word))  # swapped letters come first
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
 
 

@@ -1,1 +1,1 @@
-"""What an agent acts in: environments, memory round them, users in them, and their checker."""
+"""Environments, the memory around them, simulated users in them, and their checker."""

@@ -1,4 +1,4 @@
-"""Environments: what an agent's actions lead to, and what that is worth. ``Env`` is the small
+"""Environments: the results of an agent's actions, and their rewards. ``Env`` is the small
 protocol that the rollout needs.
 """
 
@@ -20,10 +20,10 @@ from agent_r1.utils.waiting import OwnThread
 
 @dataclass(slots=True, frozen=True)
 class Transition:
-    """What an environment answers to one action.
+    """An environment's answer to one action.
 
     Attributes:
-        messages: What the agent gets to see.
+        messages: Messages that the agent sees.
         rewards: Process rewards by part.
         done: Whether the episode has ended.
         truncated: The environment's own limit ended the episode, not the task.
@@ -86,14 +86,14 @@ class EnvSettings(NamedSection):
     """What every environment's section has.
 
     Attributes:
-        memory: What stays before the agent when not all of the history does, see ``history.py``.
+        memory: How the history that the agent sees is shortened, see ``history.py``.
     """
 
     memory: MemorySection | None = None
 
 
 async def run_plain(thread: OwnThread | None, function: Callable[..., Any], *args: Any) -> Any:
-    """What a method of the author's gives, which may be asynchronous or plain."""
+    """Calls an author's method, asynchronous or plain, and returns its result."""
     call = functools.partial(function, *args)
     if thread is None or inspect.iscoroutinefunction(function):
         value = call()
@@ -103,5 +103,5 @@ async def run_plain(thread: OwnThread | None, function: Callable[..., Any], *arg
         except ValueError as error:
             if "main thread" not in str(error):
                 raise
-            value = call()  # signals, as math-verify uses them, are for the main thread alone
+            value = call()  # signals, as math-verify uses them, need the main thread
     return await value if inspect.isawaitable(value) else value

@@ -35,11 +35,11 @@ BAD_ACTIONS = (
 )
 """What an untrained agent writes; each must become an observation."""
 MAX_PROBLEMS = 12
-"""So many are told; more would not be read."""
+"""Most problems reported; more would not be read."""
 MAX_LAZY = 64
-"""Tasks of a lazy sequence that are looked at."""
+"""Most tasks of a lazy sequence that are checked."""
 BUDGET_SECONDS = 20.0
-"""After which no other task of a split is played."""
+"""Time after which no further task of a split is played."""
 MAX_EXPIRED = 1
 """Episodes that run out of time, after which no other is tried."""
 _THREADS = (
@@ -47,7 +47,7 @@ _THREADS = (
     "all that uses this state plain ('def'), or all of it async"
 )
 MAX_MOVES = 12
-"""Random valid actions of a game that are played."""
+"""Number of random valid actions played in a game."""
 
 
 def check_env(
@@ -63,23 +63,23 @@ def check_env(
 
     Proves on those tasks that the environment is deterministic under a seed, that it survives bad
     actions and, if it is a game that offers ``random_action(seed)``, valid ones; that its gold
-    actions fail nowhere and are accepted by its scorer, while the lack of an answer is not; that it
-    gives only the process rewards it declares. Of all tasks that are no lazy sequence it proves
-    that their ids differ, within a split and between splits, and that they can be stored.
+    actions never fail and its scorer accepts them, but not a missing answer; that only declared
+    process rewards are given. Of all tasks, except in lazy sequences, proves that ids differ within
+    a split and between splits, and that the tasks can be stored.
 
     Args:
         env: The class, e.g. a subclass of ``ToolEnv``.
         settings: Its section; by default ``env.Settings`` with nothing but a name.
         num_tasks: Tasks of each split that are played.
-        seed: Of the episodes.
+        seed: Seed of the episodes.
         seconds: Time limit of one scripted episode.
-        tell: Is told the split and the number of tasks that were begun.
+        tell: Called with the split and the number of tasks begun.
 
     Returns:
         What was checked, one line each.
 
     Raises:
-        EnvCheckError: What is wrong, all of it.
+        EnvCheckError: Lists all that is wrong.
     """
     settings = settings or env.Settings.model_validate({"name": env.__name__})
     return run_async(_check(env, settings, num_tasks, seed, seconds, tell))
@@ -157,8 +157,8 @@ async def _check(
 
 
 async def _check_task(played: _Played, problems: _Problems) -> tuple[int, int, int]:
-    """Plays one task in every way; the number of episodes, of random actions, and of gold episodes
-    that were scored.
+    """Plays one task in every way; returns the numbers of episodes, of random actions, and of
+    scored gold episodes.
     """
     task_id = played.task.id
     gold, moves = await played.gold(), await played.random_actions()
@@ -185,12 +185,12 @@ async def _check_task(played: _Played, problems: _Problems) -> tuple[int, int, i
 def _rows(
     tasks: Sequence[Task], split: str, seen: dict[str, str]
 ) -> Iterator[tuple[str, str | None]]:
-    """What is wrong with tasks as they stand, each with the id of its task."""
+    """Problems of tasks found without playing them, each with its task's id."""
     here: set[tuple[str, str]] = set()
     for task in tasks if isinstance(tasks, list | tuple) else tasks[:MAX_LAZY]:
         if (other := seen.setdefault(task.id, split)) != split:
             yield f"its id stands in split {other!r} and again in {split!r}", task.id
-        # A small data set may come again among others in training; another question may not.
+        # Training data may repeat a task; two different questions may not share an id.
         here.add((task.id, task.question))
         if not isinstance(task.question, str) or not isinstance(task.answer, str):
             yield "question and answer must be texts", task.id
@@ -210,7 +210,7 @@ def _is_noisy(settings: Any) -> bool:
 
 
 def _difference(first: list[Any], second: list[Any]) -> str:
-    """Where two episodes part, in words."""
+    """The first difference of two episodes."""
     for number, (one, other) in enumerate(itertools.zip_longest(first, second)):
         if one != other:
             where = ("the opening", "the tools")[number] if number < 2 else f"step {number - 1}"
@@ -237,7 +237,7 @@ class _Played:
         self.gold_is_whole = False
 
     async def gold(self) -> list[str]:
-        """The environment's own solution, played; none if it has none or fails."""
+        """Plays the environment's own solution; its actions, or none if it fails."""
         actions: list[str] = []
 
         async def work(env: Any) -> None:
@@ -264,7 +264,7 @@ class _Played:
         return moves
 
     async def play(self, script: Sequence[str], *, strict: bool = False) -> list[Any]:
-        """Everything the environment gave, the outcome last; with ``strict``, what fails on the way
+        """Everything the environment gave, the outcome last; with ``strict``, a tool that fails
         is a problem, too.
         """
         given: list[Any] = []
@@ -304,7 +304,7 @@ class _Played:
     async def _within(
         self, work: Callable[[Any], Awaitable[None]], when: Callable[[], str]
     ) -> str | None:
-        """Plays on an environment of its own; what went wrong, if anything."""
+        """Plays on a fresh environment; returns what went wrong, or ``None``."""
         env: Any = None
         seconds = self._seconds
         line: str | None = None

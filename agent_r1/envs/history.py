@@ -1,15 +1,14 @@
-"""Memory as a setting of any environment: what the agent has before it when not all of the history
-fits.
+"""Memory as a setting of any environment: the part of a long history that the agent still sees.
 
     [env.memory]
-    name = "recent"          # the last turns whole, of older ones the agent's own words
+    name = "recent"          # the last turns whole; of older ones, the agent's text
     turns = 1
 
     [env.memory]
     name = "summary"         # the agent writes what it needs to keep; the outcome is its reward
     every = 2
 
-Both go round an environment and are one themselves. A memory of one's own is a class like these,
+Both wrap an environment and are environments themselves. A custom memory is a class like these,
 named as ``file.py:Class``.
 """
 
@@ -29,8 +28,8 @@ from agent_r1.utils.waiting import OwnThread
 
 
 class Recent:
-    """The latest turns stay whole. Of older ones the calls and their results are dropped; what the
-    agent said beside them, its notes, stays below the question.
+    """The latest turns stay whole. Older turns lose their calls and results; the agent's
+    text beside the calls, its notes, stays below the question.
     """
 
     class Settings(NamedSection):
@@ -44,7 +43,7 @@ class Recent:
 
     @property
     def episode_thread(self) -> OwnThread | None:
-        """Where the environment's plain code runs."""
+        """The thread of the environment's plain code."""
         return getattr(self._env, "episode_thread", None)
 
     @property
@@ -90,8 +89,8 @@ class Recent:
 
 
 class Summary(Recent):
-    """After some turns the agent is asked to write down what it needs; from then on it has the
-    question, what it wrote and the latest turns, nothing else. Tool calls in what it writes are not
+    """After some turns the agent is asked to write down what it needs; from then on it sees the
+    question, its summary and the latest turns, nothing else. Tool calls in a summary are not
     made.
     """
 
@@ -135,7 +134,7 @@ class Summary(Recent):
         return dataclasses.replace(transition, messages=messages, state_key=state)
 
     def gold(self) -> Iterator[str]:
-        """The environment's own solution, after every so many actions all that was said so far."""
+        """The environment's own solution; each summary repeats all that was said so far."""
         said: list[str] = []
         for action in gold_of(self._env):
             if self._asked:

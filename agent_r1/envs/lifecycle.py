@@ -1,5 +1,5 @@
-"""The life of an environment, from its tasks to its end: every call into an author's code that is
-no step of an episode, and what comes back from it brought into the form that all others rely on.
+"""The life of an environment, from its tasks to its end: every call into an author's code
+besides an episode's steps, with results checked and brought into the form that others rely on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from agent_r1.utils.waiting import OwnThread, contained, telling
 
 
 def make_env(env_class: Any, settings: NamedSection) -> Env:
-    """An environment under its section, the memory that it asks for around it."""
+    """An environment made from its section, wrapped in the memory chosen there."""
     env: Env
     if isinstance(env_class, type) and issubclass(env_class, ToolEnv) and env_class.is_plain():
         thread = OwnThread(f"episode-{env_class.__name__}")
@@ -36,9 +36,9 @@ def make_env(env_class: Any, settings: NamedSection) -> Env:
 
 
 MAX_TASKS = 10**9
-"""An order is drawn of all of them."""
+"""Most tasks: a random order of all is drawn."""
 MAX_REWARD = 1e30
-"""Sums of more have no end in floating point."""
+"""Largest reward: sums of larger ones overflow."""
 RESERVED = frozenset(
     {
         *("success", "reward", "shaped", "entropy", "action_tokens", "tokens", "turns", "loss"),
@@ -52,7 +52,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def tasks_of(env_class: Any, settings: NamedSection, split: str) -> Sequence[Task]:
-    """The tasks of a split, none but such; a ``ConfigError`` says what else is there."""
+    """The tasks of a split, checked; a ``ConfigError`` names anything that is no task."""
     where = f"{env_class.__name__}.tasks(settings, {split!r})"
     try:
         with telling(f"{where} has not returned yet"):
@@ -91,10 +91,10 @@ def why_no_task(task: Any) -> str | None:
 
 
 class CheckedTasks(Sequence[Task]):
-    """An author's own sequence of tasks, looked at as they are asked for.
+    """An author's own sequence of tasks, each checked when it is asked for.
 
     Raises:
-        ConfigError: When one is asked for that is none.
+        ConfigError: An item that is asked for is no task.
     """
 
     def __init__(self, tasks: Sequence[Any], where: str) -> None:
@@ -123,7 +123,7 @@ class CheckedTasks(Sequence[Task]):
 
 
 def schemas_of(env: Any) -> list[dict[str, Any]]:
-    """The schemas of an environment's tools, none but such."""
+    """The schemas of an environment's tools, checked."""
     schemas = contained(lambda: env.schemas)
     if not isinstance(schemas, list | tuple) or not all(isinstance(s, dict) for s in schemas):
         raise TypeError(f"schemas must be a list of JSON schemas, not a {type(schemas).__name__}")
@@ -134,7 +134,7 @@ def tidy(message: Message) -> Message:
     """A message as it may be stored and shown: its text is clean; the same object if it was.
 
     Raises:
-        TypeError: It is no message that a conversation can have.
+        TypeError: The message has a wrong type, role or content.
     """
     if not isinstance(message, Message) or message.role not in ROLES:
         raise TypeError(f"not a message of a role {', '.join(ROLES)}: {message!r:.200}")
@@ -148,7 +148,7 @@ def tidy(message: Message) -> Message:
 
 
 def plain_outcome(outcome: Outcome) -> Outcome:
-    """An environment's outcome in plain Python numbers; an error says what in it is none."""
+    """An environment's outcome in plain Python numbers; an error names a wrong value."""
     if isinstance(outcome.reward, str) or isinstance(outcome.success, str):
         raise TypeError(f"reward must be a number and success a truth value, not {outcome!r}")
     metrics = {str(name): float(value) for name, value in outcome.metrics.items()}
@@ -183,8 +183,8 @@ def gold_of(env: Any) -> Iterable[str]:
 
 
 async def played_gold(env: Any) -> AsyncIterator[str]:
-    """The same one by one, each to be played before the next is asked for; the author's code runs
-    where the rest of it does.
+    """The gold actions one by one, each to be played before the next is asked for; the author's
+    code runs in its episode's thread.
     """
     thread = _thread_of(env)
     texts = await run_plain(thread, lambda: iter(gold_of(env)))

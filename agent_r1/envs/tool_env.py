@@ -29,14 +29,14 @@ from agent_r1.utils.waiting import EPISODE_THREAD, OwnThread
 
 
 class ToolEnv:
-    """Tools, the state of one task, and what results mean. Subclass it; every method has a
+    """Tools, the state of one task, and the meaning of results. To subclass; every method has a
     sensible default except ``tasks`` and ``score``. ``start``, ``interpret``, ``reply``, ``score``
     and ``close`` may be ``async``.
 
-    Where some tool is a plain function, all plain methods of an episode and the constructor run in
-    one thread of its own, so that what ``start`` opens there (a SQLite connection) can be used by
-    the tools; what is ``async`` runs in the event loop. Where all tools are ``async``,
-    everything does: then a method that waits should be ``async``, too, or it holds up all episodes.
+    If some tool is a plain function, the constructor and all plain methods of an episode run in
+    the episode's own thread, so that an object that ``start`` opens there (a SQLite connection) can
+    be used by the tools; ``async`` methods run in the event loop. If all tools are ``async``,
+    everything runs there: a plain method that waits would then hold up all episodes.
 
     A whole one::
 
@@ -63,9 +63,9 @@ class ToolEnv:
         Attributes:
             noise: Make the tools messy on purpose, see ``noise.py``.
             cassette: Record what tools return, or play it back, see ``cassette.py``.
-            failure: What a failure of each tool leads to, by its name, see
+            failure: Failure policies of tools, by the tool's name, see
                 ``tools/failure_policy.py``.
-            mcp: MCP servers whose tools the agent gets besides, see ``tools/mcp/``.
+            mcp: MCP servers whose tools the agent gets as well, see ``tools/mcp/``.
         """
 
         noise: NoiseSettings | None = None
@@ -76,11 +76,11 @@ class ToolEnv:
     system: ClassVar[str] = ""
     """System message; empty for none."""
     tools: ClassVar[Sequence[FunctionTool]] = ()
-    """Tools that are plain functions; those defined in the class body are found by themselves."""
+    """Tools that are plain functions; those defined in the class body are found automatically."""
     reward_parts: ClassVar[tuple[str, ...]] = ()
     """Names of the process rewards that ``interpret`` and ``reply`` may give."""
     max_result_chars: ClassVar[int] = 8000
-    """A longer tool result is cut, and says so."""
+    """A longer tool result is cut, with a note."""
 
     task: Task
     seed: int
@@ -132,7 +132,7 @@ class ToolEnv:
         """Offers a tool to the agent.
 
         Raises:
-            ConfigError: It is none, or there is one of that name already.
+            ConfigError: ``tool`` is no tool, or its name is already used.
         """
         if not hasattr(tool, "schema"):
             raise ConfigError(f"{type(self).__name__}: {tool!r} is no tool; decorate it with @tool")
@@ -163,8 +163,8 @@ class ToolEnv:
 
     @classmethod
     def check_data(cls, settings: Any) -> Iterable[str]:
-        """What is odd about the data as a whole, a line each, for ``agent-r1 check`` and before a
-        run; what no run can do with, ``tasks`` raises as a ``ConfigError``. Default: nothing.
+        """Warnings about the data as a whole, one line each, for ``agent-r1 check`` and before a
+        run; for data that no run can use, ``tasks`` raises a ``ConfigError``. Default: none.
         """
         return ()
 
@@ -179,8 +179,8 @@ class ToolEnv:
         return [*system, Message("user", self.task.question)]
 
     def interpret(self, results: Sequence[ToolResult]) -> Any:
-        """What the results of one action mean, as a ``Transition``. Default: the agent sees
-        them.
+        """Turns the results of one action into a ``Transition``. Default: the agent sees the
+        results.
         """
         return self.show(results)
 
@@ -201,8 +201,8 @@ class ToolEnv:
 
     def gold(self) -> Iterable[str]:
         """Texts of actions that solve ``self.task``, for ``check_env`` and as demonstrations for
-        ``agent-r1 sft``. Each is played before the next is asked for, so a generator may go by what
-        the last one led to. Default: the gold answer alone.
+        ``agent-r1 sft``. Each is played before the next is asked for, so a generator may react to
+        the last result. Default: the gold answer alone.
         """
         return [self.task.answer] if self.task.answer else []
 

@@ -1,5 +1,5 @@
-"""People: an environment whose user can be asked. A message of the agent that is neither a call nor
-an answer goes to the user, who is scripted, or any engine with any model.
+"""Users: an environment with a user who can be asked. A message of the agent that is neither a call
+nor an answer goes to the user, who is scripted, or played by any model on any engine.
 
     [env.user]
     name = "model"                    # "scripted" by default
@@ -36,13 +36,13 @@ class User(Protocol):
         Args:
             env: The episode; ``env.brief()`` is what the user knows.
             said: Questions of the agent and what the user answered, in order; the last one is open.
-            seed: Of all randomness.
+            seed: Seed of all randomness.
         """
         ...
 
 
 class Scripted:
-    """Says what the environment's ``scripted`` says."""
+    """Answers with the environment's ``scripted``."""
 
     class Settings(NamedSection):
         name: str = "scripted"
@@ -58,7 +58,7 @@ class UserEnv(ToolEnv):
     """A ``ToolEnv`` with a user. Write ``is_answer``, ``scripted`` and ``brief``."""
 
     class Settings(ToolEnv.Settings):
-        """``user``: who answers; ``max_questions``: with one more the episode is over."""
+        """``user``: who answers; ``max_questions``: one more ends the episode."""
 
         user: UserSection = Field(default={}, validate_default=True)
         max_questions: int = Field(2, ge=1)

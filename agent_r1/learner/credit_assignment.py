@@ -1,4 +1,4 @@
-"""From scored trajectories to what is trained on and how much it counts: credit, groups with a
+"""Chooses the trajectories to train on and their weight in the loss: credit, groups with a
 signal, mini-batches, weights. No torch.
 """
 
@@ -18,7 +18,7 @@ def steps_of(groups: Sequence[Group]) -> dict[StepKey, Step]:
     """The steps of all attempts that count, by key.
 
     Raises:
-        ValueError: Two groups have the same number, so that keys name two steps.
+        ValueError: Two groups have the same number, so keys are not unique.
     """
     if len({group.number for group in groups}) < len(groups):
         raise ValueError(f"groups of one rollout need numbers of their own: {groups!r:.200}")
@@ -44,20 +44,20 @@ def _by_step(groups: Sequence[Group], per_token: Sequence[float]) -> dict[StepKe
 
 
 def informative(groups: list[Group], known: Estimates, algorithm: Algorithm) -> list[Group]:
-    """The groups that have something to tell the policy; credit is assigned."""
+    """The groups that have a learning signal; credit must be assigned."""
     return [group for group in groups if algorithm.has_signal(group, known)]
 
 
 def batch_of(groups: list[Group], known: Estimates, algorithm: Algorithm) -> list[Group]:
-    """The groups of an iteration's batch, whose tokens the loss is a mean over: all that were
-    scored, but for an algorithm that replaces those without a signal.
+    """The groups of an iteration's batch, over whose tokens the loss is a mean: all scored groups,
+    or only those with a signal if the algorithm replaces the others.
     """
     scored = [group for group in groups if group.scored]
     return informative(scored, known, algorithm) if algorithm.replaces_groups else scored
 
 
 def minibatches(groups: list[Group], count: int, seed: int) -> list[list[Group]]:
-    """The groups, shuffled, in ``count`` parts of like size; fewer where there are fewer groups."""
+    """The groups, shuffled, in ``count`` similar parts; fewer where there are fewer groups."""
     shuffled = list(groups)
     random.Random(seed).shuffle(shuffled)
     count = min(count, len(shuffled))
@@ -65,16 +65,16 @@ def minibatches(groups: list[Group], count: int, seed: int) -> list[list[Group]]
 
 
 def trained_on(batch: list[Group], known: Estimates, algorithm: Algorithm) -> list[Group]:
-    """The groups of a batch that have to be run: those with a signal; all of them for a critic, and
-    where a KL or an entropy term pulls at every token. The others count in its mean all the same.
+    """The groups of a batch that need a forward pass: those with a signal; all of them with a
+    critic, a KL term in the loss or an entropy term. The other groups still count in the mean.
     """
     return batch if algorithm.trains_on_all else informative(batch, known, algorithm)
 
 
 @dataclass(slots=True, frozen=True)
 class LossWeight:
-    """What a step's tokens weigh in the loss of a mini-batch, and the number of its trajectory
-    there.
+    """The weight of a step's tokens in the loss of a mini-batch, and the number of the step's
+    trajectory there.
     """
 
     weight: float
@@ -85,8 +85,8 @@ LossWeights = Mapping[StepKey, LossWeight]
 
 
 def loss_weights(groups: list[Group], algorithm: Algorithm) -> LossWeights:
-    """What tokens weigh in the loss of a mini-batch, however it is cut into micro-batches, and
-    whichever of its groups have a signal; nothing where a truncated trajectory is masked.
+    """The weights of tokens in the loss of a mini-batch, independent of its micro-batches and of
+    which groups have a signal; 0 where a truncated trajectory is masked.
     """
     trajectories = [t for g in groups for t in g.scored]
     kept = [not algorithm.masks(t) for t in trajectories]

@@ -1,4 +1,4 @@
-"""The learner: one optimiser step a mini-batch, its gradient accumulated over micro-batches."""
+"""The learner: one optimiser step per mini-batch, its gradient accumulated over micro-batches."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from agent_r1.types import Estimates, Group, PerToken, StepKey, derive_seed
 
 @dataclass
 class Update:
-    """What the updates of one iteration did.
+    """Results of the updates of one iteration.
 
     Attributes:
         loss, grad_norm: Means over the optimiser steps.
-        kl: To the reference, if there is one, by its estimator: of the loss's tokens, as weighed
-            there, or with the term in the reward the mean of all tokens before the update.
+        kl: KL to the reference, if there is one, by its estimator: weighed as in the loss, or, with
+            the term in the reward, the mean over all tokens before the update.
         value_loss: Mean over the optimiser steps of the critic's part of the loss.
-        explained_variance: Of the value targets, by the critic's values before the update: 1 is
-            perfect, 0 no better than their mean; ``None`` without a critic.
+        explained_variance: Share of the value targets' variance that the critic explains before the
+            update: 1 is perfect, 0 no better than the mean; ``None`` without a critic.
         clip_fraction: Share of action tokens whose ratio was outside the clip range.
         logprob_error: Largest difference between log-probabilities of engine and learner, before
             any step.
@@ -43,7 +43,7 @@ class Update:
         num_steps: Optimiser steps made.
         ratios: Importance ratios of each step that was trained on, see ``Estimates``.
         skipped: Why optimiser steps were skipped, one line each.
-        notes: What else the user should know, e.g. that memory ran out and was made do with.
+        notes: Messages to the user, e.g. that memory ran out and micro-batches were halved.
     """
 
     loss: float = 0.0
@@ -62,7 +62,7 @@ class Update:
 
 @dataclass
 class _Sums:
-    """What the micro-batches of one optimiser step add up to."""
+    """Sums over the micro-batches of one optimiser step."""
 
     loss: float = 0.0
     kl: float = 0.0
@@ -114,9 +114,9 @@ class Learner:
 
     @torch.no_grad()
     def prepare(self, groups: list[Group], *, old: bool = False) -> Estimates:
-        """What must be known of the policy before credit is assigned: the critic's values,
+        """Numbers that must be known before credit is assigned: the critic's values,
         log-probabilities of the reference for a KL term in the reward, and with ``old`` or an
-        importance cap those of the policy itself. Costs nothing where none is asked for.
+        importance cap those of the policy itself. Costs nothing where none is needed.
         """
         known = Estimates()
         old = old or self.algorithm.importance_cap is not None
@@ -181,8 +181,8 @@ class Learner:
     ) -> Update:
         """Trains on a batch's action tokens; credit must be assigned. No groups, no update.
 
-        The loss is a mean over the whole batch, whether or not a group has anything to train and is
-        run. ``critic_only``: the value head alone is trained.
+        The loss is a mean over the whole batch, including groups that have nothing to train and are
+        not run. ``critic_only``: only the value head is trained.
         """
         steps = steps_of(groups)
         result = Update()
@@ -212,7 +212,7 @@ class Learner:
 
     @contextmanager
     def _mode(self) -> Iterator[None]:
-        """Layers recompute their activations in training mode only; there is no dropout anyway."""
+        """Training mode, if activations are recomputed: layers do so only then. Dropout is off."""
         self.policy.model.train(self.settings.checkpointing)
         try:
             with self._packed(self.policy):
@@ -230,8 +230,8 @@ class Learner:
         critic_only: bool,
         where: str,
     ) -> bool:
-        """One optimiser step on a mini-batch, of which ``groups`` are run; whether there was
-        anything to train.
+        """One optimiser step on a mini-batch, of which ``groups`` are run; returns whether
+        anything was trained.
         """
         if not any(batch.weights[key].weight for key in steps_of(groups)):
             return False  # no signal, or all of it masked
@@ -259,8 +259,8 @@ class Learner:
     def _accumulate(
         self, groups: list[Group], batch: Batch, result: Update, *, critic_only: bool
     ) -> _Sums:
-        """The gradient of a mini-batch; begun again in smaller cuts when the device's memory runs
-        out.
+        """The gradient of a mini-batch; begun again with smaller micro-batches when the device's
+        memory runs out.
         """
         while True:
             self.optimizer.zero_grad()
@@ -272,7 +272,7 @@ class Learner:
             except torch.OutOfMemoryError:
                 if self.micro_batch_tokens < MIN_MICRO_BATCH:
                     raise
-            # Outside the handler, whose traceback would hold on to the tensors.
+            # Outside the handler, whose traceback would keep the tensors alive.
             self.micro_batch_tokens //= 2
             result.notes.append(
                 "the device's memory ran out; the iteration goes on with "
@@ -325,7 +325,7 @@ class Learner:
         return loss
 
     def _note(self, micro: MicroBatch, actions: Actions, logprobs: Tensor, sums: _Sums) -> None:
-        """The ratios of each token, and what they say about the update."""
+        """Records each token's ratio, and the figures that follow from ratios."""
         if actions.sampling_logprobs.numel():
             error = (logprobs - actions.sampling_logprobs).abs().max().item()
             sums.logprob_error = max(sums.logprob_error, error)
@@ -337,7 +337,7 @@ class Learner:
         sums.ratios |= _by_step(micro, ratios)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next update depends on, besides the policy."""
+        """State that the next update depends on, besides the policy."""
         critic = None if self.critic is None else self.critic.state_dict()
         return {"optimizer": self.optimizer.state_dict(), "critic": critic}
 
@@ -355,7 +355,7 @@ class Learner:
 
 
 MIN_MICRO_BATCH = 64
-"""Smaller cuts would not help: what remains is a single branch."""
+"""Smaller micro-batches would not help: a single branch remains."""
 
 
 def value_head(policy: Policy) -> torch.nn.Linear:

@@ -1,5 +1,5 @@
-"""Whose tokens are trained on: the agent's own; or, to show what the loss mask and the advantage
-mask are for, those of the environment too, as part of the action before them. For ablations alone.
+"""Chooses the tokens to train on: the agent's own; or, in ablations only, to show the effect of the
+loss mask and the advantage mask, also the environment's, as part of the action before them.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from agent_r1.types import Action, Estimates, Group, Step, StepKey
 
 
 class Prepares(Protocol):
-    """What is asked of the learner before credit is assigned."""
+    """The learner's part before credit is assigned."""
 
     def prepare(self, groups: list[Group], *, old: bool = False) -> Estimates: ...
 
 
 class Masked:
-    """The rule: the agent's own tokens count, nobody else's."""
+    """The normal case: only the agent's own tokens count."""
 
     def credited(
         self, groups: list[Group], learner: Prepares, algorithm: Algorithm, credit: Credit
     ) -> tuple[list[Group], Estimates]:
-        """The groups to train on, and what is known of their steps, credit assigned."""
+        """The groups to train on, and the estimates of their steps, credit assigned."""
         known = learner.prepare(groups)
         assign_credit(groups, known, algorithm, credit)
         return groups, known
 
     def own(self, groups: list[Group], known: Estimates) -> Estimates:
-        """What is known of the agent's own tokens."""
+        """The estimates of the agent's own tokens."""
         return known
 
 
@@ -66,7 +66,7 @@ class Unmasked(Masked):
 
 
 def masks_of(algorithm: Algorithm) -> Masked:
-    """Whose tokens count by an algorithm's settings."""
+    """The tokens that count by an algorithm's settings."""
     if algorithm.loss_mask and algorithm.advantage_mask:
         return Masked()
     return Unmasked(in_loss=not algorithm.loss_mask)

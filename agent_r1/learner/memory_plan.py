@@ -1,5 +1,5 @@
-"""How much memory there is, and what a run would take of it: estimated before it is needed, because
-running out on a CPU is a kill and no exception.
+"""Free memory, and the memory that a run would need: estimated in advance, because running out of
+memory on a CPU kills the process instead of raising an exception.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from agent_r1.model.settings import ModelSettings
 from agent_r1.model.tree_attention import PackedTree, Span
 
 SHARE = 0.85
-"""Of the free memory that a run plans with; the rest is for what the estimate leaves out."""
+"""Share of the free memory that a run plans with; the rest covers the estimate's gaps."""
 TRANSIENT = 1.3
 """Ratio of peak backward memory to saved activations."""
 MAX_MICRO_BATCH = {"cpu": 4096, "cuda": 32768}
-"""Beyond this nothing gets faster; on a CPU what is worked on at once falls out of its caches."""
+"""Larger micro-batches are not faster; on a CPU their data would not fit the caches."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class MemoryPlan:
     Attributes:
         available: Free now.
         weights: Weights, gradients, masters and moments of the optimiser, a reference model.
-        activations: What one token of a micro-batch keeps for the backward pass.
-        logits: Kept of a micro-batch.
+        activations: Saved for the backward pass, per token of a micro-batch.
+        logits: Logits of a micro-batch.
         cache: Keys and values of one token.
         micro_batch_tokens: Tokens of a micro-batch.
     """
@@ -49,7 +49,7 @@ class MemoryPlan:
     micro_batch_tokens: int
 
     def figures(self, *, episodes: int, tokens: int) -> dict[str, int]:
-        """Bytes by use, for so many episodes at once of so many tokens."""
+        """Bytes by use, for ``episodes`` at once of ``tokens`` tokens."""
         return {
             "weights, gradients, optimiser": self.weights,
             f"activations of a micro-batch of {self.micro_batch_tokens:,} tokens": (
@@ -72,11 +72,11 @@ def plan_memory(
     """Chooses the size of micro-batches so that training fits in the memory that is free.
 
     Args:
-        config: Of the model.
+        config: The model's.
         model, learner: Settings; a size of micro-batches given there is kept.
         device: Where training runs.
         longest: Tokens of the longest episode, which is never cut.
-        reference: Whether a reference model is loaded besides.
+        reference: Whether a reference model is loaded, too.
 
     Raises:
         ConfigError: Not even one episode fits.
@@ -86,7 +86,7 @@ def plan_memory(
         skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     num_weights = sum(parameter.numel() for parameter in skeleton.parameters())
     weights = num_weights * dtype.itemsize
-    if model.lora is None:  # gradient and two moments, and a master where the weight is none
+    if model.lora is None:  # gradient and two moments, and a master if weights are not float32
         weights += num_weights * 4 * (3 if dtype == torch.float32 else 4)
     if reference and (model.lora is None or model.lora.start):
         weights += num_weights * dtype.itemsize
@@ -109,7 +109,7 @@ def plan_memory(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had, limits of a container included."""
+    """Bytes still available, limits of a container included."""
     if device.type == "cuda":  # blocks that PyTorch holds and nobody uses are free, too
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
@@ -139,7 +139,7 @@ def _activations(skeleton: PreTrainedModel, checkpointing: bool) -> float:
             kept = _saved_bytes(Policy(skeleton, None), num_tokens) / num_tokens  # type: ignore[arg-type]
         except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError):
             kept = rough  # its layers do not run without weights
-    if checkpointing:  # the input of every layer, and all of the one that is computed again
+    if checkpointing:  # the input of every layer, and all of the layer being recomputed
         return int(config.num_hidden_layers) * width + kept / int(config.num_hidden_layers)
     return kept
 

@@ -1,4 +1,4 @@
-"""What the learner runs: the action tokens of a micro-batch, and the protocol of its two forms."""
+"""Input of the learner: the action tokens of a micro-batch, and the protocol of its two forms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent_r1.types import Estimates, Group, PerToken, Step, StepKey
 
 @dataclass(slots=True, frozen=True)
 class Actions:
-    """What the loss needs to know of the action tokens of a micro-batch, A in all, step after step.
+    """Inputs of the loss for the action tokens of a micro-batch, A in all, step after step.
 
     Attributes:
         sampling_logprobs: (A,), as sampled.
@@ -69,8 +69,8 @@ class Actions:
 
 @dataclass(slots=True, frozen=True)
 class Batch:
-    """What is known of the steps of a mini-batch: as sampled, what was found out, and what their
-    tokens weigh in its loss.
+    """The steps of a mini-batch: the sampled data, the estimates, and the weights of their tokens
+    in its loss.
     """
 
     steps: Mapping[StepKey, Step]
@@ -80,7 +80,7 @@ class Batch:
 
 @dataclass(slots=True, frozen=True)
 class Forward:
-    """What one forward pass says about the A action tokens of S steps.
+    """Results of one forward pass for the A action tokens of S steps.
 
     Attributes:
         logprobs, entropies: (A,).
@@ -95,11 +95,11 @@ class Forward:
 
 
 class MicroBatch(Protocol):
-    """What one forward and backward pass runs."""
+    """The input of one forward and backward pass."""
 
     @property
     def keys(self) -> Sequence[StepKey]:
-        """Whose actions it trains, each step in one micro-batch only."""
+        """Steps whose actions are trained, each in one micro-batch only."""
         ...
 
     @property
@@ -118,8 +118,8 @@ class MicroBatch(Protocol):
 class MicroBatcher(Protocol):
     """Cuts trajectories into micro-batches of at most ``max_tokens`` tokens, or one branch.
 
-    How they are cut changes nothing: weights are relative to the mini-batch as a whole. With
-    ``whole``, a trajectory whose history was rewritten, and so has several branches, is in one
+    The cut does not change results: weights are relative to the mini-batch as a whole. With
+    ``whole``, all branches of a trajectory (several, if its history was rewritten) are in one
     micro-batch. With ``ends``, states after the last tokens are computed, too.
     """
 

@@ -13,7 +13,7 @@ from agent_r1.learner.settings import LearnerSettings
 
 
 class Optimizer:
-    """Steps the trainable ones of some parameters, and those of a value head at its own rate.
+    """Updates the trainable parameters, and those of a value head at a rate of their own.
 
     A parameter in half precision has a float32 master: gradients of micro-batches are summed in
     float32, the step is made there, and the parameter is its rounding. Small steps are not lost.
@@ -27,7 +27,7 @@ class Optimizer:
         head: Iterable[Parameter] = (),
         head_lr: float = 0.0,
     ) -> None:
-        """``head``: float32; ``head_lr``: its rate where the others have ``settings.lr``."""
+        """``head``: float32; ``head_lr``: its rate while the others use ``settings.lr``."""
         self.parameters = [p for p in parameters if p.requires_grad]
         self.masters = [self._master(p) for p in self.parameters]
         self.head = list(head)
@@ -64,8 +64,8 @@ class Optimizer:
             parameter.grad = None
 
     def clip_grad(self, max_norm: float) -> float:
-        """Scales the gradient down to ``max_norm``; returns its norm before. The head's, whose size
-        says nothing about the policy's, is clipped apart.
+        """Scales the gradient down to ``max_norm``; returns its norm before. The head's gradient
+        is clipped separately, as its size is unrelated.
         """
         if self.head:
             torch.nn.utils.clip_grad_norm_(self.head, max_norm, error_if_nonfinite=False)

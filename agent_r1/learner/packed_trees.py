@@ -27,9 +27,9 @@ class Pack:
         predictors: (A,), the index of the token before each action token.
         action_ids: (A,).
         ends: (S,), the index of each step's last token; ``None`` unless asked for.
-        tree: Who attends to whom.
-        keys: (S,), whose the action tokens are.
-        lengths: (S,), how many each step has.
+        tree: Which tokens attend to which.
+        keys: (S,), the steps of the action tokens.
+        lengths: (S,), action tokens of each step.
     """
 
     token_ids: Tensor
@@ -62,7 +62,7 @@ def packs(
     whole: bool = False,
     ends: bool = False,
 ) -> Iterator[Pack]:
-    """A ``MicroBatcher``: as many branches as have ``max_tokens`` tokens together; tokens that
+    """A ``MicroBatcher``: branches of at most ``max_tokens`` tokens together; tokens that
     branches share count once.
     """
     tree = build_tree(*groups)
@@ -160,7 +160,7 @@ class _Layout:
         self.lengths: list[int] = []
 
     def lay(self, node: int, *, position: int, last: int) -> None:
-        """Adds the chain of only children that starts with ``node``, then what branches off below.
+        """Adds the unbranched chain of nodes from ``node`` on, then the branches below it.
 
         ``position``: the place of its first token in its sequence; ``last``: index of the token
         before.
@@ -176,7 +176,7 @@ class _Layout:
                 self.action_ids += ids
                 self.keys.append(step)
                 self.lengths.append(len(ids))
-            # As a rule nothing asks what follows the last token of all.
+            # Usually no prediction is needed after the very last token.
             kept = ids if below or self.ends else ids[:-1]
             self.token_ids += kept
             self.positions += range(position, position + len(kept))

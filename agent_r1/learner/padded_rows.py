@@ -1,5 +1,5 @@
-"""Micro-batches as padded rows, one branch each, run by plain forward passes: the oracle that
-packed trees are tested against, and the way of models whose trees cannot be packed.
+"""Micro-batches as padded rows, one branch each, run by plain forward passes: the reference
+that packed trees are tested against, and the fallback for models that cannot run packed trees.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Rows:
         row: (A,), and ``column``: (A,): where each action token stands.
         ends: (S,), the place of each step's last token in the flattened rows; ``None`` unless asked
             for.
-        keys: (S,), whose the action tokens are.
-        lengths: (S,), how many each step has.
+        keys: (S,), the steps of the action tokens.
+        lengths: (S,), action tokens of each step.
     """
 
     token_ids: Tensor

@@ -17,12 +17,12 @@ class LearnerSettings(Section):
 
     Attributes:
         warmup: Iterations of linear warm-up.
-        schedule: What follows: constant, or falling so as to reach 0 after the last iteration.
+        schedule: Rate after warm-up: constant, or falling to 0 after the last iteration.
         max_grad_norm: Gradients are scaled down to this norm.
         epochs: Passes over the same rollout.
-        minibatches: Optimiser steps a pass.
+        minibatches: Optimiser steps per pass.
         micro_batch_tokens: Tokens per forward pass; memory, not results, depends on it. By default
-            what the estimate of memory allows.
+            as many as the memory estimate allows.
         checkpointing: Keep the activations of layer boundaries only and compute the rest again:
             less memory, a third more work.
     """

@@ -25,7 +25,7 @@ PATTERN_SECONDS = 5.0
 def with_adapter(
     model: PreTrainedModel, lora: LoraSettings | None, folder: Path | None, seed: int
 ) -> PreTrainedModel:
-    """peft's wrapper with a new adapter, which changes nothing at first, or one that was saved."""
+    """peft's wrapper with a new adapter, which has no effect at first, or a saved one."""
     import peft  # takes a second, and few runs need it
 
     if folder is not None:
@@ -60,7 +60,7 @@ def with_adapter(
 
 
 def _must_fit(adapted: Any, stored: dict[str, Tensor], folder: Path) -> None:
-    """Raises ``ConfigError`` unless an adapter's file holds all that the model needs of it."""
+    """Raises ``ConfigError`` unless an adapter's file holds exactly what the model needs."""
     import peft
 
     needed = peft.get_peft_model_state_dict(adapted)
@@ -82,7 +82,7 @@ def _must_fit(adapted: Any, stored: dict[str, Tensor], folder: Path) -> None:
 
 
 def start_folder(lora: LoraSettings | None) -> Path | None:
-    """Where the adapter is that the settings go on with, if any; an error if it is not theirs."""
+    """Folder of the adapter that training starts from, if any; an error if its shape differs."""
     if lora is None or lora.start is None:
         return None
     given = Path(lora.start).expanduser()

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 QUERIES = 512
-"""That the plain kernel works on at once, which bounds its memory."""
+"""Queries that the plain kernel handles at once, which bounds its memory."""
 
 
 def join(out: Tensor, lse: Tensor, piece: Tensor, piece_lse: Tensor) -> None:
-    """Adds, in place, what more keys contribute. ``out`` (..., Q, D), ``lse`` (..., Q)."""
+    """Adds, in place, the contribution of further keys. ``out`` (..., Q, D), ``lse`` (..., Q)."""
     total = torch.logaddexp(lse, piece_lse)
     out.mul_((lse - total).exp_().unsqueeze(-1).to(out.dtype))
     out.addcmul_(piece, (piece_lse - total).exp_().unsqueeze(-1).to(out.dtype))
@@ -158,7 +158,7 @@ def _scores(
 def _plain_kernel(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The same by matrix products, for devices without that kernel; some queries at a time."""
+    """As ``_cpu_kernel`` by matrix products, for other devices; ``QUERIES`` at a time."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     out = torch.empty_like(query)

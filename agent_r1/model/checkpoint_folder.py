@@ -1,4 +1,4 @@
-"""Where the models of a run are: the folders in its ``checkpoints``, found without their links."""
+"""Finds the models of a run in its folder ``checkpoints``, also where the links are lost."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ LINKS = ("best", "last")
 
 
 def newest_first(folder: Path) -> list[tuple[int, Path]]:
-    """The iteration and the folder of all that calls itself a checkpoint. A copy that followed
-    links has folders in their place, which come after the one of their number. A number may be a
-    link to where there is more room.
+    """Iteration and folder of everything named as a checkpoint, the newest first. A copy that
+    followed links has folders in their place, which come after the numbered one of the same
+    iteration. A numbered name may itself be a link to another disk.
     """
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -51,7 +51,7 @@ def model_folder(run: Path, which: str) -> Path:
     """The model of a run: ``best``, ``last``, or an iteration's number.
 
     Raises:
-        ConfigError: There is no such checkpoint, or it is not as it was written.
+        ConfigError: There is no such checkpoint, or its files are damaged.
     """
     found = newest_first(run / "checkpoints")
     there = {number: path for number, path in reversed(found) if is_whole(number, path)}
@@ -76,7 +76,7 @@ def model_folder(run: Path, which: str) -> Path:
 
 
 def is_whole(number: int, folder: Path) -> bool:
-    """By its files' sizes; a model without checksums is one of an older version."""
+    """Whether its files' sizes are right; one without checksums (older version) passes."""
     reason = why_unusable(number, folder, thorough=False)
     return reason is None or not (folder / SEAL).exists()
 

@@ -1,4 +1,4 @@
-"""Models from folders, the hub and packages: found, proven whole, with their adapters."""
+"""Models from folders, the hub and packages: found, checked to be complete, with their adapters."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from agent_r1.model.settings import ModelSettings
 def load_policy(
     settings: ModelSettings, *, checkpoint: Path | None = None, adapter: bool = True, seed: int = 0
 ) -> Policy:
-    """Loads model and tokenizer. Dropout is off for good: what samples must be what is trained.
+    """Loads model and tokenizer. Dropout is off for good: sampling and training must agree.
 
     Args:
         settings: Which model, and whether it gets an adapter.
         checkpoint: A folder that ``Policy.save`` wrote: the whole model, or its adapter.
-        adapter: Whether a new adapter is put on, if the settings ask for one; it changes nothing
-            before it is trained.
-        seed: Of a new adapter's weights.
+        adapter: Whether to add a new adapter, if the settings ask for one; an untrained adapter
+            has no effect.
+        seed: Seed of a new adapter's weights.
     """
     disable_progress_bar()
     tokenizer = load_tokenizer(settings)
@@ -49,7 +49,7 @@ def load_policy(
             dtype=getattr(torch, settings.dtype),
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, by name
+            ignore_mismatched_sizes=True,  # reported below, by name
         )
     model: PreTrainedModel = loaded[0]
     _must_be_whole(model, loaded[1], path)
@@ -63,7 +63,7 @@ def load_policy(
 
 
 def contents_of(settings: ModelSettings) -> dict[str, str]:
-    """What a model, and the adapter that it starts from, are by their content."""
+    """Content hashes of a model and of the adapter that it starts from."""
     path = local_path(settings.path)
     found = fingerprint(path) if Path(path).is_dir() else load_config(settings)._commit_hash
     contents = {} if found is None else {"model": found}
@@ -73,7 +73,7 @@ def contents_of(settings: ModelSettings) -> dict[str, str]:
 
 
 def _must_be_whole(model: PreTrainedModel, found: dict[str, Any], path: str) -> None:
-    """Raises ``ConfigError`` where weights are missing, which would be random, or not numbers."""
+    """Raises ``ConfigError`` if weights are missing (they would be random) or not finite."""
     mismatched = {key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]}
     missing = sorted({*found["missing_keys"], *mismatched})
     if missing:
@@ -99,7 +99,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerFast:
 
 
 def load_config(settings: ModelSettings) -> PreTrainedConfig:
-    """The model's configuration alone; fails early where the whole would fail late."""
+    """The model's configuration alone; fails early where loading the model would fail late."""
     device_of(settings)
     path = local_path(settings.path)
     with _readable(settings, path):
@@ -116,7 +116,7 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
 
 
 def _why_not_trainable(config: PreTrainedConfig) -> str | None:
-    """What in a configuration no engine and no learner of ours can do with."""
+    """Why our engines and learner cannot use a configuration, or ``None``."""
     if config.is_encoder_decoder:
         return "it has an encoder and a decoder; take one that goes on with a text"
     if config.get_text_config() is not config:
@@ -134,7 +134,7 @@ def check_sizes(config: PreTrainedConfig, tokenizer: Any, *, longest: int) -> No
     """Raises ``ConfigError`` where a token has no row in the model, or a position no encoding.
 
     Args:
-        config, tokenizer: Of one model.
+        config, tokenizer: Both of one model.
         longest: Tokens of the longest episode.
     """
     last = max(tokenizer.get_vocab().values())
@@ -150,7 +150,7 @@ def check_sizes(config: PreTrainedConfig, tokenizer: Any, *, longest: int) -> No
 
 
 def device_of(settings: ModelSettings) -> torch.device:
-    """The device that the settings come to on this machine."""
+    """The device that the settings select on this machine."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device = 'cuda': PyTorch sees no CUDA device here; use 'auto'")
     best = "cuda" if torch.cuda.is_available() else "cpu"

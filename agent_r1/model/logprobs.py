@@ -128,7 +128,7 @@ def _d_logits(
     d_entropies: Tensor | None,
     entropies: Tensor,
 ) -> Tensor:
-    """(C, V), written over ``logp`` where its values are not needed besides."""
+    """Gradient (C, V) of the logits; overwrites ``logp``."""
     if d_logprobs is None:
         d_logprobs = torch.zeros_like(entropies)
     if d_entropies is None:

@@ -33,7 +33,7 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 
 
 def local_path(path: str) -> str:
-    """Where ``model.path`` really is; makes the SmolLM2 folder on first use."""
+    """The folder or hub name of ``model.path``; makes the SmolLM2 folder on first use."""
     if path in OURS:
         return str(OURS[path]())
     folder = Path(path).expanduser()
@@ -63,14 +63,14 @@ def _in_hub_cache(name: str) -> bool:
 
 @kept
 def _hub_answers() -> bool:
-    """Whether a connection to the hub can be had at all, before its client tries for a minute."""
+    """Whether the hub can be reached at all; its own client would retry for a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
     address = urllib.parse.urlsplit(constants.ENDPOINT)
     if urllib.request.getproxies().get(address.scheme):
-        return True  # it is the proxy's to know
+        return True  # only the proxy can tell
     try:
         port = address.port or (443 if address.scheme == "https" else 80)
         with socket.create_connection((address.hostname or "", port), timeout=HUB_SECONDS):

@@ -31,7 +31,7 @@ class Policy:
     Attributes:
         model: The causal language model, or peft's wrapper around it.
         tokenizer: Its tokenizer.
-        unpackable: Why trees of tokens cannot be run through it; ``None`` when they can.
+        unpackable: Why the model cannot run trees of tokens; ``None`` if it can.
     """
 
     model: PreTrainedModel
@@ -49,7 +49,7 @@ class Policy:
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:
-        """Layers, key-value heads and head width: what a token's keys and values measure."""
+        """Layers, key-value heads and head width: the shape of a token's keys and values."""
         return cache_shape(self.base.config)
 
     @property
@@ -63,13 +63,13 @@ class Policy:
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """The policy that the adapter was put on."""
+        """Turns the adapter off: the base policy runs."""
         with self.model.disable_adapter():  # type: ignore[operator]
             yield
 
     @contextmanager
     def packed(self) -> Iterator[None]:
-        """Trees can be run, forward and backward; outside, the model is an ordinary one."""
+        """Lets trees be run, forward and backward; outside, the model is an ordinary one."""
         config = self.base.config
         before = config._attn_implementation
         config._attn_implementation = attention.NAME
@@ -112,8 +112,8 @@ class Policy:
         make_portable(folder)
 
     def stops_at(self, token_ids: Sequence[int]) -> None:
-        """Has the folders that are written say that a turn ends with these tokens, for programs
-        that go by ``generation_config``.
+        """Records in saved folders that these tokens end a turn, for programs that read
+        ``generation_config``.
         """
         config = self.base.generation_config
         if config is None:
@@ -123,8 +123,8 @@ class Policy:
         config.eos_token_id = list(dict.fromkeys([*token_ids, *known]))
 
     def merged(self) -> Policy:
-        """The adapter's products added to the weights, for good. Where it has one on an embedding
-        that is tied to the output layer, the two become different and are untied first.
+        """A policy with the adapter merged into the weights, for good. If the adapter changes an
+        embedding that is tied to the output layer, the two are untied first.
         """
         base = self.base
         heads = (base.get_input_embeddings(), base.get_output_embeddings())
@@ -159,7 +159,7 @@ def cache_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
 
 
 def why_unpackable(config: PreTrainedConfig) -> str | None:
-    """What in a configuration keeps trees from being packed, as far as it can be told from there.
+    """Why trees cannot be packed, as far as a configuration shows; ``None`` if nothing forbids it.
 
     The rotation of a packed token must depend on its position alone, and its past must be nothing
     but keys and values.
@@ -181,8 +181,8 @@ def why_unpackable(config: PreTrainedConfig) -> str | None:
 
 @torch.no_grad()
 def _prove(policy: Policy) -> str | None:
-    """Runs a small tree packed and its branches by plain forward passes; what differs, if
-    anything.
+    """Compares a small packed tree with plain forward passes over its branches; returns what
+    differs, or ``None``.
     """
     base = policy.base
     if not isinstance(base.get_output_embeddings(), torch.nn.Linear):

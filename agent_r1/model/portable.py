@@ -1,4 +1,4 @@
-"""Model folders as other programs read them, and what a folder holds told by its content.
+"""Makes model folders readable for other programs, and identifies weights by content hashes.
 
 transformers 5 writes what its predecessors do not know: ``rope_parameters`` for ``rope_theta`` and
 ``rope_scaling`` (read as 10,000 and none by transformers 4, vLLM and converters, without a word),
@@ -16,11 +16,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 WHOLE_BYTES = 1 << 30
-"""Weights up to this size are read whole to tell them from others; of larger files"""
+"""Weight files up to this size are hashed whole, larger ones by samples."""
 NUM_SAMPLES = 256
-"""blocks of"""
+"""Samples per file."""
 SAMPLE_BYTES = 1 << 16
-"""bytes each, evenly spread: an update of the weights changes nearly every block."""
+"""Bytes per sample, evenly spread: an update of the weights changes nearly every one."""
 
 
 def make_portable(folder: Path) -> None:
@@ -62,7 +62,7 @@ def _old_names(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(path: str) -> str | None:
-    """What the weights in a folder are, by their content; ``None`` where there are none."""
+    """Content hash of the weights in a folder; ``None`` where there are none."""
     folder = Path(path)
     files = sorted(
         file
@@ -80,7 +80,7 @@ def fingerprint(path: str) -> str | None:
 
 
 def file_print(file: Path) -> str | None:
-    """What is in a file; ``None`` where there is none that can be read."""
+    """Content hash of a file; ``None`` if the file cannot be read."""
     digest = hashlib.blake2b(digest_size=16)
     try:
         if not file.is_file():
@@ -104,8 +104,8 @@ def _add_content(digest: Any, file: Path) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Reads the headers of a model's files of weights, which tell how long each must be; raises
-    ``ValueError`` for one that is not whole, or of which an index tells and that is not there.
+    """Checks a model's weight files by their headers, which state the right length; raises
+    ``ValueError`` for a file that is cut off, or that an index names but that is missing.
     """
     for index in folder.glob("*.safetensors.index.json"):
         files = set(json.loads(index.read_text())["weight_map"].values())

@@ -13,11 +13,11 @@ class LoraSettings(Section):
     """A low-rank adapter (arXiv 2106.09685) is trained, the model stays as it is.
 
     Attributes:
-        rank: Of each product of two matrices that is added to a weight.
+        rank: Rank of each product of two matrices that is added to a weight.
         alpha: The product is scaled by alpha / rank.
         targets: Names of the layers that get one, or ``all-linear``: all but the output layer.
         start: An adapter of this rank and alpha to go on with: the folder of a run (its best
-            checkpoint), or one that peft wrote. By default a new one, which changes nothing yet.
+            checkpoint), or one that peft wrote. By default a new one, without effect yet.
     """
 
     rank: int = Field(16, ge=1)
@@ -32,7 +32,7 @@ class ModelSettings(Section):
     Attributes:
         path: A folder in Hugging Face format, a name on the hub, or one of ours: ``hopworld-base``
             (in the package), ``smollm2-135m`` (from the extra ``agent-r1[smollm2]``).
-        dtype: Of weights and activations; trained weights have a float32 master in any case.
+        dtype: Type of weights and activations; trained weights have a float32 master in any case.
         lora: Train an adapter instead of all weights.
     """
 

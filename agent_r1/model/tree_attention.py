@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from agent_r1.model.attention_kernels import attend, attend_backward, join
 
 NAME = "agent_r1_tree"
-"""Under which transformers knows the function."""
+"""Name of the function in transformers."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -56,7 +56,7 @@ class Part:
 
 
 class Tree(Protocol):
-    """What the model's forward pass gets as ``tree``: it knows which keys each query may see."""
+    """The ``tree`` argument of the model's forward pass: knows which keys each query may see."""
 
     def attend(
         self,
@@ -106,7 +106,7 @@ class PackedTree:
         self._parts: dict[int | None, list[Part]] = {}
 
     def parts(self, window: int | None) -> list[Part]:
-        """The same for all layers with the same window, so made once."""
+        """The parts for a window, made once for all layers that share it."""
         if window not in self._parts:
             self._parts[window] = tree_parts(self._spans, window, self._device)
         return self._parts[window]
@@ -126,13 +126,13 @@ class PackedTree:
 
 
 def tree_parts(spans: Sequence[Span], window: int | None, device: torch.device) -> list[Part]:
-    """Which products the attention of a tree consists of; the part with a query's own key comes
+    """The parts that a tree's attention consists of; the part with a query's own key comes
     first.
 
     Args:
         spans: Depth first.
         window: A query sees itself and the ``window - 1`` tokens before it; ``None``: all before.
-        device: Of the masks, which only a window needs.
+        device: Device of the masks, which only a window needs.
     """
     parts: list[Part] = []
     for span in spans:

@@ -24,8 +24,8 @@ RENDERERS = Registry(
 
 class Renderer(Protocol):
     """One chat format, made from its section and a tokenizer of transformers. Works incrementally:
-    what was sampled is never rendered again.
-    It may have a ``chat_template``, the same texts in Jinja, which is written into an exported
+    sampled tokens are never rendered again.
+    An optional ``chat_template``, the same texts in Jinja, is written into an exported
     model whose own template knows no tools.
 
     Attributes:
@@ -47,7 +47,7 @@ class Renderer(Protocol):
         ...
 
     def parse(self, action: Action) -> Message:
-        """The sampled tokens as the assistant's message, tool calls read."""
+        """The sampled tokens as the assistant's message, tool calls parsed."""
         ...
 
     def encode_action(self, text: str) -> tuple[int, ...]:
@@ -57,5 +57,5 @@ class Renderer(Protocol):
         ...
 
     def encode_message(self, message: Message) -> tuple[int, ...]:
-        """The same of a message: its content, then its calls."""
+        """As ``encode_action``, of a message's content and calls."""
         ...

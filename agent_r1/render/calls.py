@@ -1,5 +1,5 @@
-"""Tool calls in the text that an agent wrote, one function per format. What was meant as a call and
-cannot be read as one says why.
+"""Tool calls in the text that an agent wrote, one function per format. Text meant as a call that
+cannot be parsed is returned with the reason.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from agent_r1.types import MalformedCall, Message, ToolCall
 from agent_r1.utils.text import clean, clean_json
 
 MAX_DEPTH = 64
-"""Of a call's arguments: what is deeper cannot be written down again."""
+"""Deepest nesting of a call's arguments: deeper JSON cannot be written again."""
 _TAG = re.compile(r"<think>|</think>|<tool_call>|</tool_call>")
 _END_OF_CALL = re.compile(r"</tool_call>|(?=<tool_call>|</think>)|\Z")
 _DECODER = json.JSONDecoder()
@@ -74,7 +74,7 @@ def _read_call(text: str, start: int, inside: int) -> tuple[ToolCall | Malformed
 
 
 def parse_llama3(text: str) -> Message:
-    """The same for Llama 3.x, whose calls are bare JSON objects and nothing besides.
+    """As ``parse_hermes``, for Llama 3.x, whose calls are bare JSON objects without text.
 
     Example: ``'{"name": "f", "parameters": {}}'`` is a call of ``f``. An object without a name is
     no call but the agent's answer, and so is all other text; several calls may be parted by ``;``
@@ -106,7 +106,7 @@ _MEANT_AS_LLAMA3_CALL = re.compile(
 
 def _checked(body: Any, key: str, text: str) -> ToolCall | MalformedCall:
     """A call from its JSON, whose arguments stand under ``key`` or, as some models write, under the
-    other name for them; left out, empty or null for none, or an object within a text.
+    other name. Missing, empty or null means none; a string may hold them as JSON.
     """
     body = _unwrapped(body)
     if not isinstance(body, dict) or not isinstance(body.get("name"), str):

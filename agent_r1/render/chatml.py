@@ -2,8 +2,8 @@
 
 The texts are those of Qwen's chat templates. Where a template would render an old assistant turn
 again (JSON re-serialised, thinking from before the user's last message dropped), the tokens stay as
-sampled. The templates of Qwen 2.5 and SmolLM2 invent a system message when there is none; here the
-environment's messages are all there is.
+sampled. The templates of Qwen 2.5 and SmolLM2 invent a system message when there is none; here
+nothing is added to the environment's messages.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ChatML:
         self._opening = Markup(
             "<|im_start|>assistant\n" + ("" if settings.thinking else _NO_THOUGHT)
         )
-        # For programs that use the model later; without an empty thought, which it cannot say.
+        # For programs that use the model later; a template cannot express the empty thought.
         template = files("agent_r1") / "assets" / "hopworld-base" / "chat_template.jinja"
         self.chat_template = template.read_text() if settings.thinking else None
         text_end = self._encoder.id_of("<|endoftext|>")

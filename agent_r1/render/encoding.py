@@ -20,7 +20,7 @@ class HuggingFaceTokenizer(Protocol):
 
 
 BLANK = re.compile(r"[\s▁]+")
-"""Added tokens that are text all the same: Gemma has some for runs of line ends, tabs, spaces."""
+"""Added tokens that count as text: Gemma has some for runs of line ends, tabs, spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Encoder:
 
     @property
     def control_pattern(self) -> str:
-        """Matches all that markup would read as an added token."""
+        """Regular expression that matches every added token."""
         return self._pattern.pattern
 
     @property
@@ -73,7 +73,7 @@ class Encoder:
         return self._added.get(control)
 
     def is_control(self, token_id: int) -> bool:
-        """Whether it is an added token, which no plain text contains."""
+        """Whether the id is an added token's, which no plain text contains."""
         return token_id in self._control_ids
 
     def encode(self, pieces: Iterable[str | Markup]) -> tuple[int, ...]:
@@ -101,7 +101,7 @@ class Encoder:
         ids: list[int] = encoded.ids
         if self._control_ids.isdisjoint(ids):
             return ids
-        # A vocabulary that holds the token as a piece of text, too: the text is cut within it.
+        # The vocabulary holds the token as plain text, too: cut the text inside the token.
         spans = zip(ids, encoded.offsets, strict=True)
         start, end = next(span for token, span in spans if token in self._control_ids)
         if end - start < 2:

@@ -3,7 +3,7 @@
 As in the models' chat template, the system text stands before the first user message, a blank line
 between, and contents are stripped. The template knows no tools. Here they are described after the
 system text and called in the Hermes style, in plain text, as the tokenizer has no tokens for it;
-results come in a user turn, and messages that follow one another on one side share a turn.
+results come in a user turn, and adjacent messages of the same side share a turn.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _AFTER = (
 
 
 def tool_section(tools: Sequence[dict[str, Any]]) -> list[str | Markup]:
-    """What the system message says of the tools; nothing if there are none."""
+    """The system message's section on the tools; empty if there are none."""
     if not tools:
         return []
     schemas = ["\n" + json.dumps(tool, ensure_ascii=False) for tool in tools]

@@ -2,7 +2,7 @@
 
 The texts are those of the models' chat template: its system block is always there, tools stand in
 the first user message, contents are stripped, a tool's result is a JSON string. The template allows
-one call an answer and drops the text beside it; what was sampled stays as it was. The date is a
+one call per answer and drops the text beside it; sampled tokens stay as they were. The date is a
 setting, because a run must not depend on the day.
 """
 
@@ -34,7 +34,7 @@ class Llama3:
     """See the module's docstring; the methods are those of ``Renderer``."""
 
     class Settings(NamedSection):
-        """``date``: what the system message calls today."""
+        """``date``: today's date in the system message."""
 
         name: str = "llama3"
         date: str = Field("26 Jul 2024", pattern=r"^[\w ,./-]{1,40}$")

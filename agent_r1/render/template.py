@@ -1,11 +1,11 @@
 """The fallback: a renderer derived from the tokenizer's own chat template.
 
 Contents are rendered as markers and put in afterwards as plain text, so that they cannot become
-control tokens; of all other text (names, descriptions, schemas, arguments) what looks like a
-control token is. What comes after an action is what the template adds to a conversation that ends
-with it. At start-up this is proven on sample conversations, token by token: that earlier turns stay
-as they are when a turn is added, that contents come out unchanged, that a turn ends with a token,
-and that a call the template renders can be read back. A template that does otherwise is refused.
+control tokens; in all other text (names, descriptions, schemas, arguments) only look-alikes of
+control tokens are. The tokens after an action are those that the template adds to a conversation
+that ends with the action. Sample conversations prove at start-up, token by token, that earlier
+turns stay as they are when a turn is added, that contents come out unchanged, that a turn ends with
+a token, and that a rendered call can be read back. A template that does otherwise is refused.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class ChatTemplate:
         """The conversation as the template renders it, contents apart from markup.
 
         Raises:
-            ConfigError: What a tool is called or says of itself, or what was called, would become a
-                control token: the template puts it together from parts, or changes it.
+            ConfigError: A tool's name or description, or a call, would become a control token,
+                because the template joins or changes texts.
         """
         pieces = self._marked(messages, tools, opening=opening)
         written = [call for m in messages for call in m.tool_calls if isinstance(call, ToolCall)]
@@ -130,8 +130,8 @@ class ChatTemplate:
         return pieces
 
     def _odd(self, value: Any) -> str | None:
-        """The first text in a JSON value, or name in it, of which a template could make a control
-        token; ``None`` where there is none.
+        """The first string or key in a JSON value that a template could turn into a control token,
+        or ``None``.
         """
         if isinstance(value, str):
             return value if self._suspect.search(value.casefold()) else None
@@ -141,7 +141,7 @@ class ChatTemplate:
         return next(filter(None, map(self._odd, inner)), None)
 
     def _tame(self, value: Any) -> Any:
-        """A JSON value with letters in place of all that a control token could be made of."""
+        """A JSON value with letters ``x`` in place of every string that ``_odd`` finds."""
         if isinstance(value, str):
             return "x" * len(value) if self._odd(value) else value
         if isinstance(value, dict):
@@ -173,8 +173,8 @@ class ChatTemplate:
         return [plain[int(part)] if index % 2 else Markup(part) for index, part in enumerate(parts)]
 
     def _harmless(self, value: Any, marked: Callable[[str], str]) -> Any:
-        """A JSON value with markers for all in its texts and names that markup would read as a
-        control token, or as a marker.
+        """A JSON value whose strings and keys have markers in place of control tokens and marker
+        characters.
         """
         if isinstance(value, str):
             return self._control.sub(lambda found: marked(found[0]), value)
@@ -197,7 +197,7 @@ class ChatTemplate:
         return "".join(piece.text if isinstance(piece, Markup) else piece for piece in pieces)
 
     def _before(self, messages: Sequence[Message]) -> list[Message]:
-        """A short conversation that such messages can follow."""
+        """A short conversation that ``messages`` can follow."""
         tools = [message for message in messages if message.role == "tool"]
         calls = (_CALL,) * len(tools) if messages and messages[0].role == "tool" else ()
         content = "" if calls else _SAMPLES[0]
@@ -213,7 +213,7 @@ class ChatTemplate:
     # What is found out and proven at start-up --------------------------------------------------
 
     def _find_end(self) -> tuple[str, int]:
-        """What the template writes after an action, and the token that this begins with."""
+        """The text that the template writes after an action, and that text's first token."""
         opened = self._text(self._render([Message("user", "A")], [], opening=True))
         both = [Message("user", "A"), Message("assistant", "B")]
         whole = self._text(self._render(both, [], opening=False))
@@ -226,7 +226,7 @@ class ChatTemplate:
         return closing, first[0]
 
     def _find_parser(self) -> Callable[[str], Message]:
-        """The reader of calls that understands how the template writes one."""
+        """The parser that understands calls as the template writes them."""
         user = Message("user", _SAMPLES[0])
         opened = self._text(self._render([user], [_SCHEMA], opening=True))
         called = [user, Message("assistant", "", (_CALL,))]
@@ -300,7 +300,7 @@ def _rows(messages: Sequence[Message], contents: Sequence[str]) -> list[dict[str
 
 
 def _minus(whole: list[str | Markup], before: str) -> list[str | Markup]:
-    """Pieces without a beginning that is known as text."""
+    """The pieces without the text ``before`` at their start."""
     rest: list[str | Markup] = []
     for piece in whole:
         text = piece.text if isinstance(piece, Markup) else piece

@@ -1,4 +1,4 @@
-"""What an engine is: tokens in, tokens and log-probabilities out."""
+"""The protocol of engines: tokens in, tokens and log-probabilities out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Sampling:
     """How to sample one action.
 
     Attributes:
-        max_tokens: Its length at most.
-        stop_token_ids: Tokens that end it.
-        stop_strings: Texts that end it, with the token that completes them.
+        max_tokens: Longest action, in tokens.
+        stop_token_ids: Tokens that end the action.
+        stop_strings: Texts that end the action once a token completes them.
         temperature: 0 is greedy.
         top_p: Leave out all but the most probable tokens that make up this share; for evaluation
             only, since the log-probabilities are those before.
@@ -49,7 +49,7 @@ class Engine(Protocol):
     """Tokens in, tokens and log-probabilities out."""
 
     def session(self, number: int = 0) -> Session:
-        """A new conversation; where order matters, sessions are taken by their number."""
+        """A new conversation; where order matters, sessions are served by ``number``."""
         ...
 
     def load(self, version: int) -> None:

@@ -47,8 +47,8 @@ from agent_r1.utils.waiting import within
 
 T = TypeVar("T")
 MAX_CHARS_PER_TOKEN = 128
-"""More text than this for each token that fits is not even tokenised; a run of blanks, the longest
-token there is, has as many.
+"""Text with more characters than this per allowed token is refused untokenised; the longest known
+token, a run of blanks, has this many.
 """
 
 
@@ -58,8 +58,8 @@ class Limits(Section):
     Attributes:
         turns: Model calls of an episode.
         tokens_per_turn: Sampled tokens of a turn.
-        tokens: What the policy has before it at any time, the prompt included.
-        seconds: Of an episode.
+        tokens: Longest context of the policy at any time, the prompt included.
+        seconds: Wall time of an episode.
         stop_strings: Texts that end a turn, besides the chat format's own end.
     """
 
@@ -82,16 +82,16 @@ class Rollout:
     """Episodes at once, not counting those that are only being scored."""
     top_p: float = 1.0
     top_k: int = 0
-    """Of sampling; for evaluation only."""
+    """Sampling filters; for evaluation only."""
     proven: bool = False
-    """Whether an episode has been started before, so that a ``ConfigError`` is a fault of one task
-    or of the moment, and not of the recipe.
+    """Whether an episode has been started before; a ``ConfigError`` is then the fault of a single
+    episode, not of the recipe.
     """
 
     async def run(
         self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
     ) -> list[Group]:
-        """All attempts at all tasks, one group a task. Sampling is keyed by (seed, task, attempt,
+        """All attempts at all tasks, one group per task. Sampling is keyed by (seed, task, attempt,
         turn).
         """
         plan = [(index, attempt) for index in range(len(tasks)) for attempt in range(attempts)]
@@ -155,11 +155,11 @@ async def run_episode(
     sampling_seed: int,
     proven: bool = False,
 ) -> Trajectory:
-    """Plays one episode to its end. ``sampling`` is that of a turn with room for a whole one.
+    """Plays one episode to its end. ``sampling`` is shortened where less room is left.
 
-    An environment that fails gives a trajectory with ``stop`` FAULT, not an exception. Only a
-    ``ConfigError``, which would fail every episode, is raised unless ``proven`` says that others
-    could be started, and what the engine raises.
+    An environment that fails gives a trajectory with ``stop`` FAULT, not an exception. Raised are
+    errors of the engine, and a ``ConfigError``, which would fail every episode, unless ``proven``
+    says that other episodes could be started.
     """
     trajectory = Trajectory(task.id, task.category, attempt)
     start = time.perf_counter()
@@ -257,13 +257,13 @@ class _Play:
         return StopReason.MAX_TURNS
 
     def _note(self, **found: Any) -> None:
-        """Adds to the last step what has become known of it."""
+        """Fills in fields of the last step."""
         steps = self.trajectory.steps
         steps[-1] = dataclasses.replace(steps[-1], **found)
 
     def _next_path(self, path: list[int], transition: Transition) -> list[int]:
-        """What the policy has before it next: the history and the observation after it, or what the
-        environment put in their place.
+        """The policy's next context: the old one with the observation after it, or the history that
+        the environment set instead.
         """
         steps = self.trajectory.steps
         if transition.history is not None:
@@ -277,7 +277,7 @@ class _Play:
         return self.deadline - time.perf_counter()
 
     async def _reset(self, task: Task, seed: int) -> tuple[int, ...]:
-        """Starts the task; the prompt's tokens."""
+        """Starts the task; returns the prompt's tokens."""
         try:
             prompt = await _guarded(lambda: self.env.reset(task, seed), self._remaining(), "reset")
         except _OutOfTimeError as error:
@@ -292,14 +292,14 @@ class _Play:
         return self.trajectory.prompt_ids
 
     def _too_large(self, messages: Sequence[Message]) -> str | None:
-        """What is wrong with messages that could never fit, however they are tokenised."""
+        """The problem of messages that cannot fit in any tokenisation, or ``None``."""
         size = sum(len(message.content) for message in messages)
         if size <= MAX_CHARS_PER_TOKEN * self.limits.tokens + MAX_CHARS_PER_TOKEN**2:
             return None
         return f"have {size:,} characters, limits.tokens is {self.limits.tokens}"
 
     async def _step(self, message: Message) -> Transition:
-        """Takes the action to the environment and writes down what it answered."""
+        """Gives the action to the environment and records the answer."""
         clock = time.perf_counter()
         try:
             work = functools.partial(self.env.step, message)
@@ -320,9 +320,9 @@ class _Play:
 
 
 def _ending(transition: Transition, message: Message) -> StopReason:
-    """Why an episode stopped that the environment called done. A last turn that a limit of tokens
-    cut is no end of the task, unless a whole call in it brought that about, or an action that the
-    environment answered.
+    """The stop reason of an episode that the environment called done. If the token limit cut the
+    last turn, the task itself did not end, unless that turn holds a whole call or the environment
+    answered it.
     """
     if transition.truncated:
         return StopReason.MAX_TURNS
@@ -355,8 +355,8 @@ def render_history(
 def _tokens_of(
     message: Message, sampled: Sequence[tuple[Message, tuple[int, ...]]]
 ) -> tuple[int, ...] | None:
-    """The tokens that a message was sampled as: of this very object, else of the latest equal
-    one; ``None`` if the agent wrote nothing like it.
+    """The sampled tokens of a message: of this very object, else of the latest equal one;
+    ``None`` if the agent sampled no such message.
     """
     same = [ids for other, ids in sampled if other is message]
     equal = [ids for other, ids in sampled if other == message]
@@ -364,7 +364,7 @@ def _tokens_of(
 
 
 def _until_assistant(rest: list[Message]) -> list[Message]:
-    """Takes the messages before the agent's next one off the front."""
+    """Removes and returns the messages before the agent's next one."""
     taken = list(itertools.takewhile(lambda message: message.role != "assistant", rest))
     del rest[: len(taken)]
     return taken

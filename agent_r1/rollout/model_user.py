@@ -19,7 +19,7 @@ from agent_r1.utils.scope import kept
 
 
 class ModelUser:
-    """The model is loaded once a run, besides the agent's. It is never trained."""
+    """The model is loaded once per run, besides the agent's, and never trained."""
 
     class Settings(NamedSection):
         """``instruction`` comes after what the environment tells the user."""

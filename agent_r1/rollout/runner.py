@@ -1,4 +1,4 @@
-"""Many episodes at once: which is played when, and which is played again."""
+"""Plays many episodes at once, some of them again after a tool's failure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MAX_RESAMPLES = 3
 
 
 class Episodes:
-    """Plays episodes, so many at once. The next one begins as soon as another needs the engine no
-    more, and its session is open before the engine goes on: batches do not depend on timing.
+    """Plays episodes, a fixed number at once. The next begins as soon as another no longer needs
+    the engine, and its session opens before the engine goes on: batches do not depend on timing.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Episodes:
         self._ended: asyncio.Queue[asyncio.Task[Trajectory]] = asyncio.Queue()
 
     async def run(self, concurrency: int) -> list[Trajectory]:
-        """All trajectories in order. What is no fault of one episode alone ends all and is
+        """All trajectories in order. An error that is not one episode's fault ends all and is
         raised.
         """
         for _ in range(min(concurrency, self._count)):
@@ -55,7 +55,7 @@ class Episodes:
         return [self._done[number] for number in range(self._count)]
 
     def _finish(self, task: asyncio.Task[Trajectory]) -> None:
-        """Takes an episode's trajectory, or has it played again."""
+        """Stores an episode's trajectory, or queues it to be played again."""
         number, again = self._running.pop(task)
         trajectory = task.result()
         if trajectory.resample and again < MAX_RESAMPLES:
@@ -77,7 +77,7 @@ class Episodes:
 
 
 class _Released:
-    """A session that says when it is about to be closed."""
+    """A session that calls ``then`` just before it closes."""
 
     def __init__(self, session: Session, then: Callable[[], None]) -> None:
         self._session = session

@@ -23,7 +23,7 @@ def draw(
     """Token ids, their log-probabilities and the entropies of their distributions, one per row.
 
     Log-probability and entropy are those after temperature and before truncation by top-k and
-    top-p: what the learner computes again.
+    top-p, as the learner computes them.
 
     Args:
         logits: (B, V), overwritten.

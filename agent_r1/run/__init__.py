@@ -1,1 +1,1 @@
-"""What a run is on disk: its recipe, its folder, its checkpoints; and what a person sees of it."""
+"""A run on disk: its recipe, its folder, its checkpoints; and the console output."""

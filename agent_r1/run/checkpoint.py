@@ -1,4 +1,4 @@
-"""Checkpoints: everything that the next iteration depends on, written at once or not at all.
+"""Checkpoints: everything that the next iteration depends on, written whole or not at all.
 
 ``checkpoints/000010`` is a plain Hugging Face model folder with ``trainer.pt`` (optimiser, value
 head, RNG), ``state.json`` and ``checksums.json`` beside the weights. Which one is the last and
@@ -30,15 +30,15 @@ from agent_r1.model.checkpoint_folder import LINKS, newest_first, read_state, wh
 
 @dataclass
 class State:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
         iteration: Iterations done.
         cursor: Training tasks drawn so far.
         best: Best validation figure so far, and ``best_iteration``, whose checkpoint reached it.
         train_seconds: Time spent in iterations, evaluations and checkpoints not counted.
-        micro_batch_tokens: As chosen by the memory there was at first; what is free when a run is
-            resumed must not change its last bits.
+        micro_batch_tokens: Chosen by the memory free at the first start, and kept: memory free
+            when a run is resumed must not change its last bits.
         metrics: CRC-32 of the rows of metrics that the run had written by then.
     """
 
@@ -72,8 +72,8 @@ class Checkpoints:
             self.damaged[path] = reason
 
     def save(self, state: State, policy: Policy, learner: Learner) -> None:
-        """Writes under a temporary name, puts all of it on the disk, renames, moves the links, then
-        drops what is no longer kept.
+        """Writes under a temporary name, syncs to disk, renames, moves the links, then deletes
+        checkpoints that are no longer kept.
         """
         import torch
 
@@ -87,7 +87,7 @@ class Checkpoints:
             torch.save(extra, partial / "trainer.pt")
             (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
             seal(partial)
-        except Exception as error:  # whoever writes, the disk is one; tokenizers raise just that
+        except Exception as error:  # a full disk fails any writer; tokenizers raise just Exception
             raise RunError(
                 f"{partial} cannot be written ({describe(error)}): is the disk full? The run goes "
                 "on from the checkpoint before with --resume"
@@ -97,7 +97,7 @@ class Checkpoints:
             final.rename(old := self.folder / f".{final.name}.old")
             _remove(old)
         partial.rename(final)
-        sync_folder(self.folder)  # the last word: what has no name did not happen
+        sync_folder(self.folder)  # only now does the checkpoint exist
         self.last = final
         if state.best_iteration == state.iteration:
             self._link("best", final.name)
@@ -125,7 +125,7 @@ class Checkpoints:
             ) from error
 
     def put_aside(self, folder: Path) -> None:
-        """Moves what is damaged out of the way; nothing is deleted."""
+        """Moves damaged checkpoints out of the way; nothing is deleted."""
         for path in self.damaged:
             make_folder(folder)
             shutil.move(path, folder / path.name)  # checkpoints may be on another disk
@@ -133,13 +133,13 @@ class Checkpoints:
 
     def _settle_copies(self) -> None:
         """Replaces folders named best or last, left by a copy that followed links, so that links
-        can be made: each gets its number, or goes if the folder of that number is whole.
+        can be made: each gets its number, or is deleted if that folder is whole.
         """
         for name in LINKS:
             path = self.folder / name
             if not path.is_dir() or path.is_symlink():
                 continue
-            with contextlib.suppress(ConfigError):  # it is none of ours: it stays
+            with contextlib.suppress(ConfigError):  # no checkpoint: it stays
                 numbered = self.folder / f"{read_state(path)['iteration']:06d}"
                 if not numbered.exists():
                     path.rename(numbered)
@@ -164,7 +164,7 @@ class Checkpoints:
 
 
 def _remove(path: Path) -> None:
-    """A folder that is no longer needed; of a link, the link alone."""
+    """Deletes a folder that is no longer needed; of a link, only the link."""
     if path.is_symlink():
         path.unlink()
     else:
@@ -172,7 +172,7 @@ def _remove(path: Path) -> None:
 
 
 def last_state(run: Path) -> State | None:
-    """Where a run stands by its last checkpoint that is whole by its files' sizes."""
+    """Progress of a run at its last checkpoint whose files have the right sizes."""
     found = newest_first(run / "checkpoints")
     last = next((p for n, p in found if why_unusable(n, p, thorough=False) is None), None)
     return None if last is None else State(**read_state(last))

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live display on a terminal, plain lines elsewhere."""
+"""Console output of a run: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Reporter:
 
     @contextmanager
     def over(self, num_iterations: int) -> Iterator[None]:
-        """While a run of so many iterations goes on."""
+        """Shows the progress of ``num_iterations``."""
         self._total = num_iterations
         if self._progress is None:
             yield
@@ -92,7 +92,7 @@ class Reporter:
 
 @contextmanager
 def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[str, int], None]]:
-    """A bar on stderr for work whose size is not known before; it is told stage and count."""
+    """A bar on stderr for work of unknown size; the yielded function takes stage and count."""
     console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
@@ -132,7 +132,7 @@ def _of_demonstrations(row: dict[str, Any]) -> str:
 
 
 def _stops(figures: dict[str, Any]) -> str:
-    """Why episodes stopped, where it was not that they were done."""
+    """Counts of all reasons why episodes stopped, except ``done``."""
     stops = {k.removeprefix("stop/"): v for k, v in figures.items() if k.startswith("stop/")}
     total = sum(stops.values())
     return "".join(f"  {k} {v}/{total}" for k, v in sorted(stops.items()) if k != "done")

@@ -1,13 +1,13 @@
-"""The run folder: what a run leaves behind, written and read here and nowhere else.
+"""The run folder: all files of a run, written and read here and nowhere else.
 
 recipe.json                  the resolved recipe
-contents.json                model, adapter, code and data that it began with, by content
-metrics.jsonl                one line an iteration; line 0 is the start
-trajectories/000001.jsonl.gz one group a line
+contents.json                hashes of the model, adapter, code and data that it began with
+metrics.jsonl                one line per iteration; line 0 is the start
+trajectories/000001.jsonl.gz one group per line
 checkpoints/                 see ``checkpoint``
 result.json, curve.png       the report at the end, see ``report``
-set-aside-N/                 what was damaged, or came after a checkpoint that was, when the run
-                             went on after iteration N
+set-aside-N/                 damaged checkpoints and later files, moved here when the run went on
+                             after iteration N
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 _GROUP = TypeAdapter(Group)
 _PER_TOKEN: TypeAdapter[PerToken] = TypeAdapter(PerToken)
 MAX_JSON_BYTES = 1 << 26
-"""Of a recipe and what is noted beside it."""
+"""Most bytes of a recipe or ``contents.json``."""
 MAX_GROUP_BYTES = 1 << 29
-"""Of one group in ``trajectories``."""
+"""Most bytes of one group in ``trajectories``."""
 
 
 class Contents(BaseModel):
-    """What a run began with.
+    """What a run started from.
 
     Attributes:
         model, adapter: Fingerprints of the weights; ``None`` where there are none, or unknown.
@@ -66,7 +66,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | str, recipe: Recipe) -> RunFolder:
-        """A new run; a folder that holds one already is never written over."""
+        """Creates a run; a folder that already holds one is never overwritten."""
         cls.must_be_free(path)
         run = cls(path)
         make_folder(run.path)
@@ -93,7 +93,7 @@ class RunFolder:
         return run
 
     def must_hold_its_parts(self) -> None:
-        """Raises ``ConfigError`` where what is written would land outside of the run."""
+        """Raises ``ConfigError`` if files would be written outside of the run."""
         for part in (self.path / "checkpoints", self.path / "trajectories"):
             if part.is_symlink():
                 raise ConfigError(
@@ -103,10 +103,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else works on the run meanwhile.
+        """Locks the run against other processes.
 
         Raises:
-            ConfigError: Somebody does.
+            ConfigError: Another process works on it.
         """
         make_folder(self.path)
         lock = FileLock(self.path / ".lock")
@@ -133,10 +133,10 @@ class RunFolder:
         """The recipe, checked, which loads the code that it names.
 
         Args:
-            trust: Load code that a run names which was not made here, and remember that.
+            trust: Load code that a run from elsewhere names, and remember this permission.
 
         Raises:
-            ConfigError: It was not made here and names code, or it cannot be used.
+            ConfigError: The run is from elsewhere, or the recipe cannot be used.
         """
         data, file = self.recipe_data(), self.path / "recipe.json"
         if trust:
@@ -146,12 +146,12 @@ class RunFolder:
         return load_recipe(data, label=str(file))[0]
 
     def write_contents(self, contents: Contents) -> None:
-        """Notes what the run starts from, and a copy of its recipe."""
+        """Records what the run starts from, and a copy of its recipe."""
         contents = contents.model_copy(update={"recipe": self.recipe_data()})
         write_atomically(self.path / "contents.json", contents.model_dump_json(indent=2) + "\n")
 
     def changed_settings(self) -> Iterator[tuple[str, Any, Any]]:
-        """Keys of the recipe that somebody changed by hand: what they were, and what they are."""
+        """Keys of the recipe that were changed by hand, each with its old and its new value."""
         before = dict(_flat(self.contents().recipe))
         now = dict(_flat(self.recipe_data()))
         if not self.contents().recipe:
@@ -162,7 +162,7 @@ class RunFolder:
                 yield key, old, new
 
     def contents(self) -> Contents:
-        """What the run started from; empty for a run that has not noted it."""
+        """Model, code and data at the start; empty for a run without a record."""
         file = self.path / "contents.json"
         try:
             return Contents.model_validate(_read_json(file) if file.exists() else {})
@@ -172,7 +172,7 @@ class RunFolder:
             ) from error
 
     def remove_unused(self) -> None:
-        """Takes away a new run that came to nothing before its first checkpoint and metrics."""
+        """Deletes the files of a new run that failed before its first checkpoint and metrics."""
         if any((self.path / name).exists() for name in ("checkpoints", "trajectories")):
             return
         if self.metrics():
@@ -232,7 +232,7 @@ class RunFolder:
         return rows
 
     def write_trajectories(self, iteration: int, groups: list[Group], known: Estimates) -> None:
-        """One group a line; what is known of a step stands beside what was sampled."""
+        """One group per line; a step's estimates stand beside its sampled data."""
         path = self._trajectories(iteration)
         make_folder(path.parent)
         lines = []
@@ -252,7 +252,7 @@ class RunFolder:
         return (group for group, _ in self.estimated(iteration))
 
     def estimated(self, iteration: int) -> Iterator[tuple[Group, Estimates]]:
-        """The same, each with what was known of its steps."""
+        """The groups of an iteration, with their estimates."""
         path = self._trajectories(iteration)
         must_be_file(path)
         try:
@@ -287,8 +287,8 @@ class RunFolder:
         )
 
     def must_go_on(self, checkpoints: Checkpoints) -> None:
-        """Raises ``ConfigError`` where something was done and no whole checkpoint is left of it:
-        to begin again would write over it.
+        """Raises ``ConfigError`` if iterations were done but no whole checkpoint is left: starting
+        again would overwrite their files.
         """
         if checkpoints.last is not None:
             return
@@ -302,16 +302,16 @@ class RunFolder:
             )
 
     def rewind(self, checkpoints: Checkpoints, state: State, *, every: int) -> list[str]:
-        """Back to the last checkpoint. What comes again is dropped; what a damaged or missing
-        checkpoint leaves behind is set aside.
+        """Goes back to the last checkpoint. Files of later iterations are dropped; if a checkpoint
+        is damaged or missing, they are set aside.
 
         Args:
-            checkpoints: Of this run.
-            state: Of the last whole one.
+            checkpoints: Those of this run.
+            state: State of the last whole one.
             every: Iterations between checkpoints, by the recipe.
 
         Returns:
-            What a user should know of it.
+            Warnings for the user.
         """
         iteration, done = state.iteration, self._done()
         lines = [
@@ -336,8 +336,8 @@ class RunFolder:
         return lines
 
     def forget_after(self, iteration: int, aside: Path | None = None) -> None:
-        """Drops what came after the checkpoint that is resumed from, and comes again; with
-        ``aside``, a copy is kept there.
+        """Drops metrics and trajectories after ``iteration``, which will be made again; with
+        ``aside``, they are kept there.
         """
         rows, file = self.metrics(), self.path / "metrics.jsonl"
         later = [n for n in self.trajectory_iterations() if n > iteration]
@@ -353,7 +353,7 @@ class RunFolder:
         write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
 
     def _done(self) -> int:
-        """The last iteration that left anything."""
+        """The last iteration that left any file."""
         rows = [int(row["iteration"]) for row in self.metrics()]
         return max([0, *rows, *self.trajectory_iterations()])
 
@@ -389,7 +389,7 @@ def must_be_sayable(path: Path) -> None:
 
 
 def must_be_file(path: Path) -> None:
-    """Raises ``ConfigError`` for what would be waited for, or read, without end."""
+    """Raises ``ConfigError`` for a folder, or a pipe, whose reading may never end."""
     if path.exists() and not path.is_file():
         raise ConfigError(f"{path} is no file")
 

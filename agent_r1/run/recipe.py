@@ -54,7 +54,7 @@ class TrainSettings(Section):
         iterations: Rounds of rollout and update.
         tasks: Task instances per iteration.
         attempts: Episodes per task instance (the group's size).
-        temperature: Of sampling in training and sampled evaluation.
+        temperature: Sampling temperature of training and sampled evaluation.
         concurrency: Episodes at once.
         seconds: Stop after this much training time, evaluations not counted; none by default.
     """
@@ -72,12 +72,12 @@ class EvaluationSettings(Section):
 
     Attributes:
         every: Iterations between validations, which choose the best checkpoint; 0 for none, and
-            ``tasks`` counts for nothing.
+            ``tasks`` is then unused.
         tasks: Validation tasks.
         test_tasks: Tasks of the test split for the report before and after training; 0 for none.
         concurrency: Episodes at once.
-        top_p, top_k: Leave out improbable tokens where evaluation samples: all beyond the most
-            probable that make up ``top_p``, or but the ``top_k`` most probable (0: all). Training
+        top_p, top_k: Leave out improbable tokens where evaluation samples: keep the most probable
+            that make up ``top_p``, and at most the ``top_k`` most probable (0: all). Training
             has no such keys: the learner could not reproduce the probabilities.
     """
 
@@ -90,8 +90,8 @@ class EvaluationSettings(Section):
 
 
 class CheckpointSettings(Section):
-    """``every`` how many iterations, the last ``keep`` and the best by ``metric`` of the
-    validation.
+    """Saved ``every`` so many iterations; the last ``keep`` stay, and the best by the validation's
+    ``metric``.
     """
 
     every: int = Field(1, ge=1)
@@ -100,12 +100,12 @@ class CheckpointSettings(Section):
 
 
 class Recipe(Section):
-    """A whole run. ``threads``: CPU threads of torch, part of what a run depends on; 0 means all
+    """A whole run. ``threads``: CPU threads of torch, on which results depend; 0 means all
     cores.
     """
 
     def __reduce__(self) -> Any:
-        """Pickled as plain data: sections of a user's file have no module to be found by."""
+        """Pickled as plain data: section classes of a user's file cannot be imported."""
         return _from_data, (self.model_dump(mode="json"),)
 
     seed: int = 0
@@ -156,7 +156,7 @@ class Recipe(Section):
         return self
 
     def _without_effect(self) -> Iterator[str]:
-        """Settings that could not do what they say, each with the cure."""
+        """Settings that would have no effect, each with the cure."""
         train, learner, evaluation = self.train, self.learner, self.evaluation
         algorithm, lora = self.algorithm, self.model.lora
         if not evaluation.every and self.checkpoint.metric != "success":
@@ -194,13 +194,13 @@ def load_recipe(
     *,
     label: str = "recipe",
 ) -> tuple[Recipe, list[str]]:
-    """A checked recipe, and notes on what the overrides changed besides.
+    """A checked recipe, and notes on keys that overrides dropped.
 
     Args:
-        source: A TOML file, the name of a recipe that ships, or the content as a dictionary.
+        source: A TOML file, the name of a built-in recipe, or the content as a dictionary.
         overrides: Dotted keys and values. One that changes a section's name drops the keys that
             the newly named class does not have; the notes say which.
-        label: What messages call a dictionary.
+        label: Name of a dictionary in messages.
 
     Raises:
         ConfigError: What is wrong, where, and how to mend it.
@@ -254,7 +254,7 @@ def _recipe_path(source: str | Path) -> Path:
 
 
 def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]]) -> list[str]:
-    """Overrides in their order, names first, because they decide which keys there are."""
+    """Applies overrides in order, names first, because names decide which keys exist."""
     notes = []
     for key, value in sorted(overrides, key=lambda pair: not _is_name(pair[0])):
         section = key.removesuffix(".name")
@@ -273,7 +273,7 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]]) -> list[str]:
 
 
 def _at(data: dict[str, Any], key: str) -> Any:
-    """What stands at a dotted key, or ``None``."""
+    """The value at a dotted key, or ``None``."""
     value: Any = data
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None

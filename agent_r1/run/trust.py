@@ -1,6 +1,6 @@
-"""Which run folders may be gone on with: a recipe names files, modules, commands and servers, and
-whoever goes on with a run loads and calls them. Recipes that ran on this account are listed in the
-user's state folder, by content; a folder from elsewhere is not, whatever it says of itself.
+"""Decides which run folders may be resumed: recipes name files, modules, commands and servers, and
+resuming a run loads and calls them. Recipes that ran on this account are listed in the user's state
+folder, by hash; the recipe of a folder from elsewhere is not on that list.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from agent_r1.errors import ConfigError
 from agent_r1.utils.text import printable, texts_in
 
 _CODE = re.compile(r".+:[^\s/:]+\s*", re.DOTALL)
-"""``file.py:Class``, ``package.module:Class``, ``module:Game-v0``: what is shown, not what is
-refused; that is every recipe that did not run here.
+"""``file.py:Class``, ``package.module:Class``, ``module:Game-v0``: values shown with a
+refusal. Every recipe that did not run here is refused.
 """
 _TELLING = ("command", "url", "taskset", "headers", "env", "cassette", "id", "path", "module")
 """Keys whose values are shown as well."""
@@ -29,7 +29,7 @@ MAX_SHOWN = 12
 
 
 def code_of(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """What a recipe has loaded, started, called or written to: keys and values."""
+    """Keys and values of a recipe that name code, commands, servers or files."""
     last = key.rpartition(".")[2]
     table = isinstance(data, dict) and (last not in ("headers", "cassette", "env") or key == "env")
     if table:
@@ -45,8 +45,8 @@ def code_of(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def allow(data: dict[str, Any]) -> None:
-    """Notes that run folders with this recipe may be gone on with. If the note cannot be written,
-    the next resume asks for ``--trust``.
+    """Records that runs with this recipe may be resumed. If the record cannot be written, the next
+    resume asks for ``--trust``.
     """
     with contextlib.suppress(OSError, RuntimeError):  # a read-only disk, an account without home
         file = _file_of(data)
@@ -84,7 +84,7 @@ def _file_of(data: dict[str, Any]) -> Path:
 
 
 def _is_relative_code(value: str) -> bool:
-    """Whether it names code that is looked for from the current folder."""
+    """Whether a value names code that is looked for from the current folder."""
     if Path(value).is_absolute() or "://" in value:
         return False
     return _CODE.fullmatch(value) is not None

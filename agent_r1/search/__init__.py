@@ -39,17 +39,17 @@ class Passage:
 
 
 class Searcher(Protocol):
-    """Finds passages. Its class is made as ``Class(settings, corpus)``; all episodes of a run share
-    one, in one event loop. It may have a ``close()``, plain or asynchronous, which is called at the
-    end. Settings that say ``brings_passages`` need no corpus.
+    """Finds passages. The class is built as ``Class(settings, corpus)``; all episodes of a run share
+    one searcher, in one event loop. A ``close()``, plain or asynchronous, is called at the end of
+    the run if there is one. Settings whose ``brings_passages`` is true need no corpus.
     """
 
     async def search(self, query: str, k: int) -> list[Passage]:
-        """At most ``k`` passages, the best first; the same whatever else is asked at the time."""
+        """At most ``k`` passages, best first; concurrent queries must not change the result."""
         ...
 
     def report(self) -> dict[str, float]:
-        """What has happened since the last report: ``queries``, and ``p50_ms`` and ``p99_ms`` of
+        """Figures since the last report: ``queries``, and ``p50_ms`` and ``p99_ms`` of
         their latency if there were any.
         """
         ...

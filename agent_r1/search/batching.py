@@ -1,4 +1,4 @@
-"""Queries that episodes ask at the same time, answered together."""
+"""Answers queries in one batch if episodes ask them at the same time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from agent_r1.search import Passage
 from agent_r1.utils.text import clean
 
 Query: TypeAlias = tuple[str, int]
-"""The words, and how many passages."""
+"""Text, and number of passages wanted."""
 Answer: TypeAlias = list[Passage] | Exception
 _Waiting: TypeAlias = list[tuple[Query, "asyncio.Future[Answer]"]]
 
 
 class BatchedSearcher:
-    """A searcher that is asked for many queries at once. Write ``look_up``, which runs in a thread
-    and never twice at a time, or ``answer``.
+    """Base of searchers that answer many queries at once. Implement ``look_up``, which runs in a
+    thread, one call at a time, or ``answer``.
     """
 
     one_at_a_time: ClassVar[bool] = True
-    """Whether a batch waits for the one before it; else they are answered side by side."""
+    """Whether a batch waits for the batch before; else batches are answered concurrently."""
 
     def __init__(self) -> None:
         self._waiting: dict[asyncio.AbstractEventLoop, _Waiting] = {}
@@ -36,7 +36,7 @@ class BatchedSearcher:
         self._seconds = array("d")
 
     def look_up(self, queries: Sequence[Query]) -> Sequence[Answer]:
-        """The passages of each query; an exception in place of some fails that query alone."""
+        """The passages of each query; an exception in their place fails only that query."""
         raise NotImplementedError(f"{type(self).__name__} has neither look_up nor answer")
 
     async def answer(self, queries: Sequence[Query]) -> Sequence[Answer]:
@@ -73,12 +73,12 @@ class BatchedSearcher:
         return figures
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answers what waits, batch after batch, until nothing does."""
+        """Answers the waiting queries, batch after batch, until none is left."""
         waiting = self._waiting[loop]
         try:
             while waiting:
                 size = 0
-                while size != len(waiting):  # whoever can ask now, does so first
+                while size != len(waiting):  # let all that can ask now do so first
                     size = len(waiting)
                     await asyncio.sleep(0)
                 asked: defaultdict[Query, list[asyncio.Future[Answer]]] = defaultdict(list)
@@ -116,5 +116,5 @@ class BatchedSearcher:
             if len(answers) != len(queries):
                 raise ValueError(f"{len(answers)} answers to {len(queries)} queries")
             return answers
-        except Exception as error:  # raised where each was asked
+        except Exception as error:  # raised again by each query's ``search``
             return [error] * len(queries)

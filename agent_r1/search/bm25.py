@@ -21,9 +21,9 @@ from agent_r1.search.store import PassageStore, store
 from agent_r1.utils.cache_folder import cache_folder, make_folder
 
 FORMAT = 1
-"""Of the index folder; to be counted up when it or the tokens change."""
+"""Version of the index folder; increased when its files or the tokens change."""
 Progress = Callable[[str, int], None]
-"""Told the stage and how many passages have been read."""
+"""Called with the stage and the number of passages read."""
 
 
 class BM25(BatchedSearcher):

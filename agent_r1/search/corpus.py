@@ -1,7 +1,7 @@
 """Passages from files: JSONL, JSONL.gz, Parquet.
 
 A row has ``title`` and ``text``, or ``contents`` as in the corpora of FlashRAG and Search-R1 (the
-title in quotes, a line break, the text); and an ``id``, else its number in the corpus is one.
+title in quotes, a line break, the text); and an ``id``, by default its number in the corpus.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Search by embeddings of a sentence-transformers model: exact inner products, by FAISS. What was
-embedded is on disk, and memory-mapped.
+"""Search by embeddings of a sentence-transformers model: exact inner products, by FAISS. The
+embeddings are on disk, memory-mapped.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from agent_r1.utils.cache_folder import cache_folder, make_folder
 
 FORMAT = 1
 AT_ONCE = 16
-"""Queries per call of FAISS: from 20 on it multiplies matrices, and an inner product would then
-depend in its last bits on what else is asked.
+"""Queries per call of FAISS: from 20 on FAISS multiplies matrices, and the last bits of an inner
+product would then depend on the other queries.
 """
 
 CHUNK = 1024
-"""Passages embedded before they are written."""
+"""Number of passages embedded between two writes."""
 
 
 class Dense(BatchedSearcher):
     """Finds passages whose embedding is nearest to the query's, by cosine."""
 
     class Settings(NamedSection):
-        """What embeds.
+        """The embedding model.
 
         Attributes:
             model: A folder, or a name on the Hugging Face hub.
             query_prefix, passage_prefix: Put before each text, as the model was trained ("query: "
-                and "passage: " for E5); by default what the model itself says.
+                and "passage: " for E5); by default the model's own prompts.
             device: Where the model runs.
         """
 

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 20_000_000
 GRACE_SECONDS = 0.5
-"""For an answer that has begun within the time limit, and comes in drips."""
+"""Extra time for an answer that began within the time limit but comes slowly."""
 
 
 class Http(BatchedSearcher):
-    """Asks a server; what it is asked at the same time goes into one request, which holds up no
-    other. The corpus is the server's own.
+    """Asks a server; queries of the same time go into one request, and requests do not wait for
+    each other. The corpus is the server's own.
     """
 
     one_at_a_time = False
@@ -55,7 +55,7 @@ class Http(BatchedSearcher):
         self._certificates = httpx.create_ssl_context()  # slow to read, so once
 
     async def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        numbers = sorted({k for _, k in queries})  # what is found may depend on it
+        numbers = sorted({k for _, k in queries})  # the results may depend on k
         parts = [[query for query in queries if query[1] == k] for k in numbers]
         client = self._httpx.AsyncClient(
             timeout=self._settings.timeout, verify=self._certificates
@@ -72,7 +72,7 @@ class Http(BatchedSearcher):
         return [answers[query] for query in queries]
 
     async def _ask(self, client: httpx.AsyncClient, texts: list[str], k: int) -> list[Answer]:
-        """The server's answers; what fails is an exception in their place."""
+        """The server's answers; an exception in place of each that failed."""
         url, seconds = self._settings.url, self._settings.timeout
         body = {"queries": texts, "topk": k, "return_scores": True}
         try:
@@ -89,7 +89,7 @@ class Http(BatchedSearcher):
                 start = content[:100].decode("utf-8", "replace")
                 wrong = ValueError(f"{url}: not the answer of a retriever: {error!r}: {start!r}")
                 return [wrong] * len(texts)
-        if len(texts) > 1:  # one that the server cannot bear must not fail the others
+        if len(texts) > 1:  # a query that the server rejects must not fail others
             alone = await asyncio.gather(*(self._ask(client, [text], k) for text in texts))
             return [answer for answers in alone for answer in answers]
         start = content[:200].decode("utf-8", "replace")

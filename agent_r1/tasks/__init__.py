@@ -1,4 +1,4 @@
-"""The environments that ship, by name. Your own: ``name = "my_env.py:MyEnv"``, or an entry point
+"""The environments of this package. Your own: ``name = "my_env.py:MyEnv"``, or an entry point
 ``agent_r1.env``.
 """
 

@@ -8,6 +8,6 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def answer_in(text: str) -> str | None:
-    """What stands between the first answer tags, stripped; ``None`` if there are none."""
+    """The text between the first answer tags, stripped; ``None`` if there are none."""
     match = _ANSWER.search(text)
     return match[1].strip() if match else None

@@ -37,7 +37,7 @@ class Tools(ToolEnv):
 
     class Settings(ToolEnv.Settings):
         """File names are looked up from the current folder. ``holdout``: share for validation, and
-        for test. ``bad_rows``: what a row of ``tasks`` leads to that cannot be used.
+        for test. ``bad_rows``: treatment of rows of ``tasks`` that cannot be used.
         """
 
         name: str = "tools"
@@ -88,7 +88,7 @@ class Tools(ToolEnv):
 
 
 def load_tasks(path: str, key: str, bad_rows: BadRows = "error") -> list[Task]:
-    """The tasks of a JSONL file; what an object has besides goes into ``data``. ``key`` is the
+    """The tasks of a JSONL file; further fields go into ``data``. ``key`` is the
     setting that errors name.
     """
     return [task for _, task in load_rows(path, key, bad_rows)]
@@ -96,7 +96,7 @@ def load_tasks(path: str, key: str, bad_rows: BadRows = "error") -> list[Task]:
 
 @kept
 def load_rows(path: str, key: str, bad_rows: BadRows) -> list[tuple[int, Task]]:
-    """The same with the line of each."""
+    """As ``load_tasks``, with line numbers."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigError(f"{key} = {path!r}: there is no such file")
@@ -106,7 +106,7 @@ def load_rows(path: str, key: str, bad_rows: BadRows) -> list[tuple[int, Task]]:
     for number, row in rows:
         try:
             known = {field: text_of(row, field) for field in ("id", "question")}
-            known["answer"] = text_of(row, "answer", empty=True)  # a reward may go by other fields
+            known["answer"] = text_of(row, "answer", empty=True)  # a reward may use other fields
         except ValueError as error:
             rows.bad(number, f"{error}; a row needs id, question and answer")
             continue

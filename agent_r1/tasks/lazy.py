@@ -9,7 +9,7 @@ from agent_r1.types import Task
 
 
 class LazyTasks(Sequence[Task]):
-    """``make(index)`` for each index below ``length``; it must depend on nothing else."""
+    """``make(index)`` for each index below ``length``; the task must depend on nothing else."""
 
     def __init__(self, length: int, make: Callable[[int], Task]) -> None:
         self._length, self._make = length, make

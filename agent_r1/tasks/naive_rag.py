@@ -12,8 +12,8 @@ from agent_r1.types import Message, Task, ToolCall
 
 
 class NaiveRAG(ToolEnv):
-    """Put before an environment with a ``search`` tool: the search is made before the model's turn,
-    with the question as the query, and whatever the model then writes is its answer.
+    """A mix-in before an environment with a ``search`` tool: the question is searched for before
+    the model's turn, and the text that the model then writes is its answer.
     """
 
     async def reset(self, task: Task, seed: int) -> Sequence[Message]:
@@ -29,7 +29,7 @@ class NaiveRAG(ToolEnv):
     def with_passages(
         self, opening: Sequence[Message], call: ToolCall, found: Sequence[Message]
     ) -> Sequence[Message]:
-        """The opening messages with what was found: as if the model had asked for it."""
+        """The opening messages with the passages found, as if the model had searched."""
         return [*opening, Message("assistant", "", (call,)), *found]
 
     async def step(self, message: Message) -> Transition:

@@ -1,4 +1,4 @@
-"""Rows of a user's JSONL file (also ``.gz``): each is looked at before a run begins. A row that
+"""Rows of a user's JSONL file (also ``.gz``): each is checked before a run begins. A row that
 cannot be used is an error that names file and line, or left out and counted where the recipe says
 so.
 """
@@ -24,8 +24,8 @@ class RowFile:
     """A file's rows with their line numbers.
 
     Attributes:
-        file: Where they are.
-        bad_rows: What one leads to that cannot be used: an error, or it is left out.
+        file: Its path.
+        bad_rows: Treatment of rows that cannot be used: an error, or left out.
     """
 
     def __init__(self, file: Path, bad_rows: BadRows) -> None:
@@ -73,10 +73,10 @@ class RowFile:
 
 
 def text_of(row: dict[str, Any], field: str, *, empty: bool = False) -> str:
-    """A field that must be text, which may be ``empty`` or not; a number will do.
+    """A field that must be text, not empty unless ``empty``; numbers become text.
 
     Raises:
-        ValueError: It is missing, null, or something else.
+        ValueError: The field is missing, null or of another type.
     """
     value = row.get(field)
     if isinstance(value, str) and (empty or value.strip()):
@@ -88,7 +88,7 @@ def text_of(row: dict[str, Any], field: str, *, empty: bool = False) -> str:
 
 
 def left_out() -> list[str]:
-    """What was left out of files that the run has read, a line for each file."""
+    """Rows that were left out of the files that the run has read, one line per file."""
     files: dict[Path, dict[int, str]] = shared("rows left out", dict)
     return [_in_words(file, rows) for file, rows in files.items() if rows]
 

@@ -1,4 +1,4 @@
-"""Tasks that come without splits, dealt to them."""
+"""Assigns tasks to splits where the data has none."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from agent_r1.types import Task, derive_seed
 
 
 def deal(tasks: Sequence[Task], split: str, holdout: float) -> list[Task]:
-    """Those of a split: a share of ``holdout`` for validation, the same again for test, the rest
-    for training; by a hash of the id, so that more tasks do not move those that were there.
+    """The tasks of a split: a share of ``holdout`` for validation, the same for test, the rest
+    for training; by a hash of the id, so that added tasks do not move earlier ones.
     """
     bounds = {"validation": (0.0, 1.0), "test": (1.0, 2.0), "train": (2.0, float("inf"))}
     low, high = (bound * holdout for bound in bounds[split])

@@ -25,7 +25,7 @@ class _Arguments(BaseModel):
 
 
 def as_written(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that somebody wrote, below ``functools.partial`` and callable objects."""
+    """The underlying function, inside ``functools.partial`` and callable objects."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     if not (inspect.isroutine(fn) or inspect.isclass(fn)):
@@ -34,7 +34,7 @@ def as_written(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def descriptions_of(fn: Callable[..., Any], written: Any) -> tuple[str, dict[str, str]]:
-    """What a docstring says of a function, and of its parameters."""
+    """A docstring's descriptions of the function and its parameters."""
     docstring = inspect.getdoc(written)
     if docstring is None and not inspect.isroutine(fn):
         docstring = inspect.getdoc(type(fn))  # of an object that can be called

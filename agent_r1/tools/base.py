@@ -1,4 +1,4 @@
-"""What every tool is, and what a call of one gives."""
+"""The interface of every tool, and the result of a call."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ToolResult:
     Attributes:
         call: The call as the agent wrote it.
         value: What the tool returned; ``None`` when it failed.
-        error: How it failed, or ``None``.
+        error: Kind of failure, or ``None``.
         detail: The failure in words that the agent can act on.
         events: All that went wrong on the way, earlier tries included: ``"fault/timeout:search"``,
             ``"mistake/unknown_tool"``, ``"noise/drop:search"``.
@@ -45,19 +45,19 @@ class ToolResult:
 
     @property
     def by_agent(self) -> bool:
-        """Whether it failed by the agent's own mistake."""
+        """Whether the call failed by the agent's own mistake."""
         return self.error in AGENT_ERRORS
 
 
 class Tool(Protocol):
-    """What can be offered and run: a ``FunctionTool``, or a tool of another process.
+    """A tool that a model can call: a ``FunctionTool``, or a tool in another process.
 
     Attributes:
-        name: As the model writes it.
+        name: Name that the model writes.
         schema: As OpenAI-style JSON schema.
         timeout: Seconds until a call is given up, unless the policy says otherwise.
-        failure: What happens when it fails.
-        health: What is known of it, over all episodes of a run.
+        failure: Policy for failed calls.
+        health: Record of failures, shared by all episodes of a run.
         returns: The type of its results, ``Any`` if unknown.
         parallel: Whether its calls of one turn may run at the same time, in any order.
     """

@@ -4,9 +4,9 @@
     path = "search.jsonl"
     mode = "record"          # then "replay"
 
-One line a call. The same call in the same place gives the same result; where a call is repeated
-within an episode, its first result, its second, and so on. Failures of the infrastructure are not
-kept: they would be played back for ever.
+One line per call. The same call in the same place gives the same result; a call repeated within an
+episode gives its first result, then its second, and so on. Failures of the infrastructure are not
+recorded, because they would be played back for ever.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class CassetteSettings(Section):
     Attributes:
         path: A JSONL file, looked up from the current folder.
         mode: ``record`` makes every call and keeps those that are new; ``replay`` makes none.
-        unseen: What ``replay`` does with a call it has not got: an ``error`` excludes the episode,
-            ``call`` makes it and keeps it.
+        unseen: What ``replay`` does with an unrecorded call: ``error`` excludes the episode,
+            ``call`` makes the call and records it.
         same: Where calls count as the same: in the same ``instance`` (task and seed, on which
             everything may depend), in the same ``task`` (tools that do not depend on the seed), or
             ``anywhere`` (a search engine, a calculator).
@@ -47,7 +47,7 @@ class CassetteSettings(Section):
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a call's result is kept: the key of the call, and how often it was made before."""
+    """Where a call's result is kept: the call's key and the number of earlier equal calls."""
 
     key: str
     number: int
@@ -69,7 +69,7 @@ class Cassette:
         self._seen: Counter[str] = Counter()
 
     def slot(self, call: ToolCall) -> Slot:
-        """The place of a call that is about to be made; every call takes one."""
+        """The slot of a call that is about to be made; also counts the call."""
         key = _key(self._place, call.name, call.arguments)
         self._seen[key] += 1
         return Slot(key, self._seen[key] - 1)
@@ -96,7 +96,7 @@ class Cassette:
 
 
 _BEGINNING = b'{"in": '
-"""Of every recorded call."""
+"""First bytes of a recorded call."""
 
 
 class _Tape:
@@ -121,7 +121,7 @@ class _Tape:
                 ) from error
             if slot not in self.rows:
                 self._note(slot, row)
-        torn = _BEGINNING.startswith(content[: len(_BEGINNING)])  # the very first
+        torn = _BEGINNING.startswith(content[: len(_BEGINNING)])  # in the first line
         if content.strip() and not self.rows and not torn:
             raise ConfigError(
                 f"env.cassette.path: {path} holds no recorded calls but something else; name a "
@@ -129,8 +129,8 @@ class _Tape:
             )
 
     def find(self, slot: Slot) -> dict[str, Any] | None:
-        """The call's row; of one made more often than recorded, the last; of one that failed when
-        it was recorded, the next.
+        """The call's row; if this number was not recorded (the call failed), the next row; after
+        the last recorded number, the last row.
         """
         known = self._numbers.get(slot.key)
         if not known:
@@ -141,7 +141,7 @@ class _Tape:
     def add(self, slot: Slot, row: dict[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         line = ("\n" if self._is_torn else "") + json.dumps(row) + "\n"
-        self._is_torn = True  # until it is written: a disk may be full
+        self._is_torn = True  # until the line is written: the disk may be full
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
         self._is_torn = False

@@ -1,5 +1,5 @@
-"""From the calls of an action to their results: checks, the circuit breaker, noise, the cassette,
-retries. One dispatcher an episode.
+"""Turns the calls of an action into results: checks, the circuit breaker, noise, the cassette,
+retries. One dispatcher per episode.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Dispatcher:
 
     Args:
         tools: By name.
-        failure: Policies by tool that go before those the tools declare.
-        noise: What is injected, if anything.
-        cassette: What goes before the tools, if anything.
+        failure: Policies by tool name; they override those that tools declare.
+        noise: Injected noise, if any.
+        cassette: Recorded results, used instead of calling a tool, if any.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Dispatcher:
         self._slots: dict[int, Slot] = {}
 
     async def run(self, calls: Sequence[ToolCall | MalformedCall]) -> list[ToolResult]:
-        """The calls of one action in the order written, neighbouring ones of tools that are
-        declared parallel at the same time; results in the order of the calls.
+        """Runs the calls of one action in the order written, adjacent calls of parallel tools at
+        the same time; results are in the order of the calls.
 
         Raises:
-            ToolFailureError: A tool failed and its policy takes the episode out; the calls after it
+            ToolFailureError: A tool failed and its policy discards the episode; later calls
                 are not made.
         """
         numbered = list(enumerate(calls, self._num_calls))
@@ -69,7 +69,7 @@ class Dispatcher:
 
     def _is_parallel(self, call: ToolCall | MalformedCall) -> bool:
         tool = self._tools.get(call.name) if isinstance(call, ToolCall) else None
-        return tool is None or tool.parallel  # what cannot be run has no order
+        return tool is None or tool.parallel  # a call that cannot run has no order
 
     async def _run(self, call: ToolCall | MalformedCall, number: int) -> ToolResult:
         """A call with its retries; ``events`` names all that went wrong on the way."""
@@ -93,7 +93,7 @@ class Dispatcher:
                 break
         real = result.error is not None and not any(e.startswith("noise/") for e in result.events)
         if result.error == "unavailable" and policy.on_failure == "resample":
-            await asyncio.sleep(tool.health.cooldown_left)  # a replay at once would meet the same
+            await asyncio.sleep(tool.health.cooldown_left)  # else a replay would fail the same way
         if real and policy.on_failure != "observe":
             raise ToolFailureError(
                 f"{call.name}: {result.error}: {result.detail}",
@@ -120,7 +120,7 @@ class Dispatcher:
         result = await self._call(tool, call, number, policy, timeout)
         if self._noise is not None and kind in ("drop", "garble") and result.error is None:
             spoilt = self._noise.spoil(kind, result.value, number, attempt)
-            changed = spoilt != result.value  # a number, for one, has nothing to lose
+            changed = spoilt != result.value  # a number, for example, stays as it is
             return dataclasses.replace(result, value=spoilt, events=event if changed else ())
         if kind == "late" and (result.error is None or result.by_agent):
             return dataclasses.replace(result, events=event)
@@ -150,8 +150,8 @@ class Dispatcher:
 
 
 def _worst(failed: Sequence[BaseException], events: Sequence[str]) -> BaseException:
-    """What is raised for an action some of whose calls failed for good: what ends more goes first.
-    Events of the whole action go with it.
+    """The error to raise when calls failed for good: other errors before ``exclude`` before
+    ``resample``. A tool's error carries the events of the whole action.
     """
     policies = [error for error in failed if isinstance(error, ToolFailureError)]
     if len(policies) < len(failed):
@@ -162,7 +162,7 @@ def _worst(failed: Sequence[BaseException], events: Sequence[str]) -> BaseExcept
 
 
 def _mistake(result: ToolResult, *earlier: str) -> ToolResult:
-    """The agent's own error; a name that it made up would be a figure of its own."""
+    """Marks an agent's mistake; invented tool names are left out, or each would be a metric."""
     known = isinstance(result.call, ToolCall) and result.error != "unknown_tool"
     tool = f":{result.call.name}" if known and isinstance(result.call, ToolCall) else ""
     return dataclasses.replace(result, events=(*earlier, f"mistake/{result.error}{tool}"))

@@ -1,5 +1,5 @@
-"""What is done when a tool fails through no fault of the agent: the policy that its author declares
-and a recipe may change, and the state that all episodes share.
+"""Handling of tool failures that are not the agent's fault: the policy that the tool's author
+declares and a recipe may change, and the state that all episodes share.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OnFailure = Literal["observe", "resample", "exclude"]
 
 
 MAX_HANGING = 16
-"""Threads of given-up calls that a tool may have; while it has that many it is not called."""
+"""Most threads of given-up calls per tool; at this number the tool is no longer called."""
 
 
 class Breaker(Section):
@@ -30,7 +30,7 @@ class Breaker(Section):
 
 
 class FailurePolicy(Section):
-    """``@tool(failure=FailurePolicy(...))``; ``[env.failure.<tool>]`` changes what it names.
+    """``@tool(failure=FailurePolicy(...))``; ``[env.failure.<tool>]`` overrides single keys.
 
     The agent's own mistakes (a malformed call, wrong arguments, a call that the tool rejects) are
     not failures: they are never retried and always an observation.
@@ -39,7 +39,7 @@ class FailurePolicy(Section):
         timeout: Seconds for one try; by default the tool's own.
         retries: Further tries after a failed one, ``backoff`` seconds later, then twice that, ...
         breaker: When to stop calling it; by default never.
-        on_failure: What a call that failed for good leads to. ``observe``: the agent sees it.
+        on_failure: What happens after the last try failed. ``observe``: the agent sees the failure.
             ``resample``: the episode is played again, at most three times, then excluded.
             ``exclude``: the episode is neither scored nor trained on.
     """
@@ -52,11 +52,11 @@ class FailurePolicy(Section):
 
     @model_serializer(mode="wrap")
     def _only_what_is_set(self, serialize: Any) -> dict[str, Any]:
-        """What was left out must not come back as if it had been set."""
+        """Writes only keys that were set, so that defaults stay defaults."""
         return {k: v for k, v in serialize(self).items() if k in self.model_fields_set}
 
     def changed_by(self, other: FailurePolicy | None) -> FailurePolicy:
-        """This policy with what ``other`` sets."""
+        """This policy with the keys that ``other`` sets."""
         if other is None:
             return self
         return self.model_copy(update={k: getattr(other, k) for k in other.model_fields_set})
@@ -64,10 +64,10 @@ class FailurePolicy(Section):
 
 @dataclass
 class Health:
-    """What is known of a tool, over all episodes of the process.
+    """Failure record of a tool, over all episodes of the process.
 
     Attributes:
-        failures: In a row.
+        failures: Failures in a row.
         retry_at: Monotonic time before which a broken circuit lets no call through.
         hanging: Threads of calls that were given up and still run.
     """
@@ -78,7 +78,7 @@ class Health:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def why_not(self, breaker: Breaker | None) -> str | None:
-        """Why the tool should not be called now, if so."""
+        """Reason not to call the tool now, or ``None``."""
         if self.hanging >= MAX_HANGING:
             return f"{self.hanging} earlier calls still hang"
         if breaker is None or self.failures < breaker.failures:
@@ -86,11 +86,11 @@ class Health:
         now = time.monotonic()
         if now < self.retry_at:
             return f"it failed {self.failures} times in a row"
-        self.retry_at = now + breaker.cooldown  # this call tries; others wait for what it finds
+        self.retry_at = now + breaker.cooldown  # this call is the trial; others stay refused
         return None
 
     def note(self, failed: bool, breaker: Breaker | None) -> None:
-        """A call has ended."""
+        """Records the end of a call."""
         self.failures = self.failures + 1 if failed else 0
         if breaker is not None and self.failures >= breaker.failures:
             self.retry_at = time.monotonic() + breaker.cooldown
@@ -106,5 +106,5 @@ class Health:
             self.hanging += by
 
     def __reduce__(self) -> Any:
-        """An isolated tool's process starts with a clean sheet: a lock cannot go there."""
+        """An isolated tool's process starts with an empty record: a lock cannot be pickled."""
         return Health, ()

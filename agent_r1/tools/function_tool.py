@@ -1,5 +1,5 @@
-"""Tools: typed functions that a model can call. A tool says what happened; what it means is the
-environment's business.
+"""Tools: typed functions that a model can call. A tool says what happened; the environment
+decides what that means.
 
     @tool(timeout=5)
     def search(query: str, k: int = 3) -> list[str]:
@@ -12,8 +12,8 @@ environment's business.
 
 The schema the model reads comes from the signature and the Google-style docstring. Arguments are
 validated by pydantic. Nothing a tool does can raise here: every way to fail is a ``ToolResult``
-with an ``error``. A call that the agent should have written otherwise, the tool's author rejects
-with ``CallError``; every other exception is the tool's own failure.
+with an ``error``. To reject a call that the agent should have written otherwise, a tool raises
+``CallError``; every other exception is the tool's own failure.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class FunctionTool:
         name: The function's name.
         description: The docstring without its sections.
         timeout: Seconds until a call is given up.
-        isolated: Run each call in a process of its own, which is killed on time-out.
-        parallel: Run it beside other such calls of the same turn. Else the calls of a turn run in
-            the order written, and those of plain functions in the one thread of their episode.
-        failure: What happens when it fails.
-        returns: What the function is annotated to return.
+        isolated: Run each call in a new process, which is killed on time-out.
+        parallel: Run calls at the same time as other parallel calls of the turn. Else the calls of
+            a turn run in the order written, those of plain functions in their episode's one thread.
+        failure: Policy for failed calls.
+        returns: The function's annotated return type.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class FunctionTool:
         return {"type": "function", "function": function}
 
     def check(self, call: ToolCall) -> ToolResult | None:
-        """What is wrong with the arguments, if anything."""
+        """The failed result for wrong arguments, or ``None``."""
         valid = self._validated(call)
         return valid if isinstance(valid, ToolResult) else None
 
@@ -193,7 +193,7 @@ class FunctionTool:
 
     @property
     def needs_thread(self) -> bool:
-        """Whether it is plain code, which runs in the thread of its episode."""
+        """Whether the tool is plain code that runs in its episode's thread."""
         return not (self.is_async or self.isolated or self.parallel)
 
     async def _call(self, arguments: dict[str, Any]) -> Any:
@@ -207,7 +207,7 @@ class FunctionTool:
             value = await in_thread(call, f"tool-{self.name}", self.health.hangs)
         else:
             value = await thread.run(call, self.health.hangs)
-        # A plain wrapper round an asynchronous function gives something to wait for.
+        # A plain wrapper around an asynchronous function returns an awaitable.
         return await value if inspect.isawaitable(value) else value
 
 
@@ -241,10 +241,10 @@ def tool(
     Args:
         fn: The function; sync or async. What it returns is shown to the agent as text.
         timeout: Seconds until a call is given up; the agent then sees that.
-        isolated: Run each call in a process of its own, which is killed on time-out.
-        parallel: Let it run beside other such calls of the same turn. By default the calls of a
-            turn run in the order written, those of plain functions in one thread an episode.
-        failure: What happens when it fails; by default the agent sees it.
+        isolated: Run each call in a new process, which is killed on time-out.
+        parallel: Run calls at the same time as other parallel calls of the turn. By default the
+            calls of a turn run in the order written, plain functions in one thread per episode.
+        failure: Policy for failed calls; by default the agent sees the failure.
 
     Raises:
         ValueError: The function has no docstring, or a parameter that a model cannot fill.

@@ -1,7 +1,7 @@
 """The process in which an isolated tool runs: a pickled call on stdin, a pickled result on stdout.
 
-It protects the run from a tool that hangs, crashes or eats a core. It is no sandbox: the tool has
-the rights of the user, the network and the disk.
+The process protects the run from a tool that hangs, crashes or uses up a core. This is no sandbox:
+the tool has the user's rights, the network and the disk.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ def main() -> None:
 
 
 def _watch(trainer: int) -> None:
-    """Starts a process that ends this one, what it started and itself when this one or the trainer
-    that waits for it is gone: nobody else would.
+    """Starts a watchdog: once this process or the waiting trainer is gone, the watchdog kills the
+    whole process group, itself included.
     """
     process = os.getpid()
     if os.fork():

@@ -5,8 +5,8 @@ their result, with given probabilities and from the episode's seed.
     fail = 0.1
     drop = 0.1
 
-What was injected is counted as ``noise/...``, apart from real faults, never trips a breaker and
-never excludes an episode; retries of the tool's policy apply to it.
+Injected noise is counted as ``noise/...``, apart from real faults, never trips a breaker and
+never excludes an episode; the tool's policy retries such calls as usual.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Kind = Literal["fail", "timeout", "late", "drop", "garble"]
 
 
 class NoiseSettings(Section):
-    """Probabilities per call; at most one of them strikes.
+    """Probabilities per call; at most one kind of noise applies.
 
     Attributes:
         fail: The tool reports an internal error.
-        timeout: It gives no result in time (reported at once: nobody waits for a simulation).
+        timeout: The tool gives no result in time (simulated: reported at once).
         late: The result comes ``late_seconds`` late.
         drop: ``share`` of the result is missing: items of lists, words of texts.
         garble: ``share`` of its letters are replaced by others.
@@ -67,7 +67,7 @@ class Noise:
     seed: int
 
     def draw(self, *call: int) -> Kind | None:
-        """What strikes a call, if anything; ``call`` is its number and that of the try."""
+        """The noise that a call meets, if any; ``call``: its number and that of the try."""
         point = self._rng("draw", *call).random()
         for kind, probability in self.settings.probabilities().items():
             point -= probability
@@ -76,8 +76,8 @@ class Noise:
         return None
 
     def spoil(self, kind: Kind, value: Any, *call: int) -> Any:
-        """The value with a part of it dropped or garbled: text, and lists, dictionaries and records
-        that hold some. A dataclass keeps the fields whose metadata say ``{"noise": False}``.
+        """The value with part of its text dropped or garbled, also within lists, dictionaries and
+        records. Dataclass fields whose metadata say ``{"noise": False}`` stay unchanged.
         """
         rng = self._rng("spoil", *call)
         return (

@@ -31,7 +31,7 @@ async def in_process(call: Callable[[], Any]) -> Any:
     start = f"import sys; sys.path[:] = {path!r}; from agent_r1.tools.isolated import main; main()"
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-P",  # what lies in the current folder is not to be imported
+        "-P",  # do not import from the current folder
         "-c",
         start,
         str(os.getpid()),
@@ -47,7 +47,7 @@ async def in_process(call: Callable[[], Any]) -> Any:
             process.stdin.write(cloudpickle.dumps(call))
             await process.stdin.drain()
         process.stdin.close()
-        # Not to the end of the stream: what the tool leaves running may hold it open.
+        # Not to the end of the stream: processes that the tool started may hold it open.
         size = int.from_bytes(await process.stdout.readexactly(8), "big")
         output = await process.stdout.readexactly(size)
     except asyncio.IncompleteReadError as error:

@@ -1,1 +1,1 @@
-"""The loop, what it is built of, what is checked before it, evaluation and metrics."""
+"""The training loop, its parts, the checks before it, evaluation and metrics."""

@@ -1,5 +1,5 @@
-"""What a user should be told while there is time to change something: named warnings, each with
-what was seen and what to do next. A name goes into the metrics, the words to the console.
+"""Advice to the user while a change still helps: named warnings, each with what was seen and what
+to do next. Names go into the metrics, texts to the console.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def must_fit(prompt_ids: Sequence[int], task: Task, limit: int) -> None:
 
 
 def on_sets(recipe: Recipe, sizes: Mapping[str, int]) -> Advice:
-    """On how many tasks there are to measure by, ``sizes`` by split."""
+    """Advice on the number of evaluation tasks; ``sizes`` by split."""
     settings = recipe.evaluation
     asked = {"validation": settings.tasks if settings.every else 0, "test": settings.test_tasks}
     few = {
@@ -53,7 +53,7 @@ def on_sets(recipe: Recipe, sizes: Mapping[str, int]) -> Advice:
 
 
 def on_demonstrations(trajectories: Sequence[Trajectory], *, has_tools: bool) -> Advice:
-    """On what is about to be imitated."""
+    """Advice on demonstrations."""
     silent = [t for t in trajectories if not _calls(t)]
     if not has_tools or not silent or len(silent) < MOST * len(trajectories):
         return {}
@@ -73,14 +73,14 @@ def on_iteration(
     has_tools: bool,
     run: str,
 ) -> Advice:
-    """On an iteration.
+    """Advice on an iteration.
 
     Args:
-        recipe: Of the run.
-        groups: What was played.
-        figures: Of this iteration; ``iterations_without_signal`` counts up to it.
+        recipe: The run's recipe.
+        groups: Groups of episodes played.
+        figures: Metrics of this iteration, which ``iterations_without_signal`` includes.
         before: The row of metrics of the iteration before.
-        has_tools: Whether the agent has any.
+        has_tools: Whether the agent has tools.
         run: The run folder, for commands.
     """
     episodes = [t for group in groups for t in group.trajectories if t.outcome is not None]

@@ -1,4 +1,4 @@
-"""From a recipe to the objects of a run: environment, engine, renderer, tasks, demonstrations."""
+"""Objects of a run from its recipe: environment, engine, renderer, tasks, demonstrations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_rollout(recipe: Recipe, policy: Policy, *, concurrency: int) -> Rollout
 
 
 def evaluator(rollout: Rollout, recipe: Recipe) -> Rollout:
-    """The same for evaluation, where sampling may leave out improbable tokens."""
+    """The rollout for evaluation, where sampling may leave out improbable tokens."""
     settings = recipe.evaluation
     return dataclasses.replace(
         rollout, concurrency=settings.concurrency, top_p=settings.top_p, top_k=settings.top_k
@@ -61,7 +61,7 @@ def tasks_of(recipe: Recipe, split: str) -> Sequence[Task]:
 
 
 def demonstrations_of(recipe: Recipe, rollout: Rollout) -> Demonstrations:
-    """What a recipe that learns from demonstrations imitates."""
+    """The demonstrations that a recipe imitates."""
     settings: Any = recipe.algorithm
     if settings.source == GOLD:
         return GoldDemonstrations(rollout, tasks_of(recipe, "train"), settings.require)

@@ -1,5 +1,5 @@
 """Episodes to imitate: those that an environment plays by itself with its gold actions, or the
-successful ones of past runs. They stand where the rollout stands in reinforcement learning, with
+successful ones of past runs. They take the place of the rollout in reinforcement learning, with
 trajectories of the same form.
 """
 
@@ -24,22 +24,22 @@ from agent_r1.utils.text import describe, place_of
 
 GOLD = "gold"
 MAX_BAD = 200
-"""So many gold episodes in a row that are not good enough, and there is something wrong."""
+"""Number of gold episodes in a row that are not good enough, at which the run fails."""
 
 
 class Demonstrations(Protocol):
-    """What stands in for the rollout."""
+    """Source of groups, in place of the rollout."""
 
     @property
     def tasks(self) -> Sequence[Task]:
-        """Those to draw from."""
+        """Tasks to draw from."""
         ...
 
     async def run(
         self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
     ) -> list[Group]:
         """As ``Rollout.run``; a group is empty where there is no demonstration of its task. The
-        temperature has no meaning here.
+        temperature is ignored.
         """
         ...
 
@@ -74,7 +74,7 @@ class GoldDemonstrations:
 
 
 class PastDemonstrations:
-    """The successful ones of the episodes that runs have stored."""
+    """The successful episodes among those that runs have stored."""
 
     def __init__(self, runs: Sequence[RunFolder], require: Mapping[str, float]) -> None:
         self._of: dict[str, list[Trajectory]] = {}
@@ -133,7 +133,7 @@ def _what_counts(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shortfall(trajectory: Trajectory, require: Mapping[str, float]) -> str | None:
-    """What an episode lacks to be imitated, in words."""
+    """Why an episode is not to be imitated, or ``None``."""
     outcome = trajectory.outcome
     if outcome is None:
         return trajectory.fault or "it failed"
@@ -149,7 +149,7 @@ def _shortfall(trajectory: Trajectory, require: Mapping[str, float]) -> str | No
 
 
 def _flaw(trajectory: Trajectory) -> str | None:
-    """What is wrong with a gold episode although it may have come to a success."""
+    """What is wrong with a gold episode, even if it is a success, or ``None``."""
     for step in trajectory.steps:
         if step.action.stop != "stop":
             return "an action is longer than limits.tokens_per_turn, or there were too few"
@@ -159,7 +159,7 @@ def _flaw(trajectory: Trajectory) -> str | None:
 
 
 def _as_demonstration(trajectory: Trajectory) -> Trajectory:
-    """A copy of what was said and seen, without what the policy of that time thought of it."""
+    """A copy of messages and tokens, without the numbers of the policy that sampled them."""
     steps = [
         Step(
             Action(step.action.token_ids, (), (), step.action.policy_version, step.action.stop),
@@ -192,7 +192,7 @@ async def _play(rollout: Rollout, task: Task, seed: int) -> Trajectory:
 
 
 class _Script:
-    """A session that says what the environment would have the agent say."""
+    """A session that answers with the environment's gold actions."""
 
     def __init__(self, rollout: Rollout, task: Task) -> None:
         self._rollout, self._task = rollout, task

@@ -66,7 +66,7 @@ def evaluate(
     """One attempt at each task, in the order given. ``temperature`` 0 is greedy.
 
     Raises:
-        RunError: No episode could be scored, so that there is nothing to say.
+        RunError: No episode could be scored, so there are no figures.
     """
     start = time.perf_counter()
     groups = run_async(rollout.run(tasks, attempts=1, temperature=temperature, seed=seed))

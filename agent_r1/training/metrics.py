@@ -38,9 +38,9 @@ def figures_of(
     lr: float,
     clock: Clock,
 ) -> dict[str, Any]:
-    """The metrics of one iteration. What depends on the machine's speed stands apart from what
-    does not, and the outcome from ``shaped``, what was learned from. Means are over the episodes
-    that count, those with an outcome; a mean over none is ``None``.
+    """The metrics of one iteration. Figures that depend on the machine's speed are kept
+    apart, and so are the outcome and ``shaped``, the reward that was learned from. Means are over
+    the scored episodes, those with an outcome; a mean over none is ``None``.
     """
     episodes = [trajectory for group in groups for trajectory in group.trajectories]
     steps = [step for episode in episodes for step in episode.steps]
@@ -50,7 +50,7 @@ def figures_of(
     scored = [episode for episode in episodes if episode.outcome is not None]
     sampled = sum(episode.num_action_tokens for episode in episodes)
     figures: dict[str, Any] = {
-        # Demonstrations succeed because those that do were chosen.
+        # Demonstrations succeed because they were chosen so.
         "success": None if imitated else total.success,
         "reward": total.reward,
         "shaped": shaped,
@@ -104,7 +104,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:
-    """What half of the steps waited for their environment at most, and all but a hundredth."""
+    """50th and 99th percentile of the seconds that steps waited for their environment."""
     ranked = sorted(values)
     last = len(ranked) - 1
     return {f"p{p}": ranked[round(p / 100 * last)] for p in (50, 99)} if ranked else {}

@@ -1,4 +1,4 @@
-"""What can be known to be wrong, or needs a warning, before a run is made or a model loaded."""
+"""Checks and warnings before a run is made or a model loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from agent_r1.utils.waiting import within
 
 
 def preflight(recipe: Recipe) -> None:
-    """Fails on what can be known to be wrong before a run folder is made or a model loaded."""
+    """Raises all errors that can be found before a run folder is made or a model loaded."""
     for split in ("train", "validation", *(["test"] if recipe.evaluation.test_tasks else [])):
         tasks_of(recipe, split)
     config = load_config(recipe.model)
@@ -51,7 +51,7 @@ def preflight(recipe: Recipe) -> None:
 
 
 def memory_of(recipe: Recipe) -> MemoryPlan:
-    """What a run would take; an error if it cannot be had."""
+    """The memory that a run needs; an error if it is too much."""
     return plan_memory(
         load_config(recipe.model),
         recipe.model,
@@ -63,7 +63,7 @@ def memory_of(recipe: Recipe) -> MemoryPlan:
 
 
 async def try_env(recipe: Recipe, renderer: Renderer) -> bool:
-    """Starts one episode: what every episode needs, files and libraries too, must be there. Returns
+    """Starts one episode, to prove that files and libraries which episodes need are there. Returns
     whether the agent has tools.
     """
     task = tasks_of(recipe, "train")[0]
@@ -91,7 +91,7 @@ async def try_env(recipe: Recipe, renderer: Renderer) -> bool:
 
 
 def warnings_of(recipe: Recipe) -> Iterator[str]:
-    """What a user should know of a recipe's data before a run, a line each."""
+    """Warnings about a recipe and its data before a run, one line each."""
     env = ENVS.resolve(recipe.env.name)
     sizes = {split: len(tasks_of(recipe, split)) for split in ("train", "validation")}
     if recipe.evaluation.test_tasks:
@@ -117,7 +117,7 @@ def warnings_of(recipe: Recipe) -> Iterator[str]:
 
 
 def _too_late(recipe: Recipe) -> Iterator[str]:
-    """What a run of this size does not come to; it may yet be lengthened."""
+    """Settings that a run of this size cannot use; runs may be lengthened."""
     within = f"with train.iterations = {recipe.train.iterations}"
     if recipe.evaluation.every > recipe.train.iterations:
         every = f"evaluation.every = {recipe.evaluation.every}"

@@ -1,4 +1,4 @@
-"""The loop, as a list of calls: rollout, credit, learn, hand over, record, checkpoint."""
+"""The training loop as a list of calls: rollout, credit, update, sync, record, checkpoint."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, run: RunFolder, reporter: Reporter) -> None:
         set_threads(recipe)
-        torch.manual_seed(recipe.seed)  # nothing of ours draws from it; code of others may
+        torch.manual_seed(recipe.seed)  # our code does not draw from it; other code may
         self.recipe, self.run, self.reporter = recipe, run, reporter
         self.validation = tasks_of(recipe, "validation")[: recipe.evaluation.tasks]
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=recipe.checkpoint.keep)
@@ -66,7 +66,7 @@ class Trainer:
         if self.algorithm.demonstrated:
             self.source = demonstrations_of(recipe, self.rollout)
             self.tasks = self.source.tasks
-        # A demonstration was drawn at no temperature: it is to become what is likely at 1.
+        # Demonstrations are not sampled: they are to become likely at temperature 1.
         temperature = 1.0 if self.algorithm.demonstrated else recipe.train.temperature
         self.learner = Learner(
             self.policy,
@@ -110,7 +110,7 @@ class Trainer:
         return self.state
 
     def _begin(self) -> None:
-        """Iteration 0: the policy as it came."""
+        """Iteration 0: the initial policy."""
         self.state.micro_batch_tokens = self.learner.micro_batch_tokens
         row: dict[str, Any] = {"iteration": 0}
         if self.recipe.evaluation.every:
@@ -123,7 +123,7 @@ class Trainer:
         iteration = state.iteration + 1
         seed = derive_seed(recipe.seed, "iteration", iteration)
         clock = Clock()
-        self.rollout.engine.report()  # what a validation added does not count
+        self.rollout.engine.report()  # drops what a validation added
         groups, seen, known = self._collect(seed, clock)
         batch = batch_of(seen, known, self.algorithm)
         if episodes := [t for g in groups for t in g.trajectories]:  # demonstrations may be missing
@@ -163,7 +163,7 @@ class Trainer:
         if recipe.evaluation.every and (iteration % recipe.evaluation.every == 0 or is_last):
             row["validation"] = self._validate()
         if state.best is None:
-            state.best_iteration = iteration  # nothing tells which is best: the newest
+            state.best_iteration = iteration  # without figures, the newest is the best
         self.run.append_metrics(row)
         self.last_row = row
         due = iteration % recipe.checkpoint.every == 0 or is_last
@@ -175,9 +175,9 @@ class Trainer:
         self.checkpoints.save(self.state, self.policy, self.learner)
 
     def _collect(self, seed: int, clock: Clock) -> tuple[list[Group], list[Group], Estimates]:
-        """All groups of an iteration; the same as the learner sees them; and what is known of their
-        steps. Credit is assigned; groups without a signal are, as often as the algorithm wants,
-        replaced by fresh ones.
+        """All groups of an iteration; the learner's view of them; and the estimates of their steps.
+        Credit is assigned; groups without a signal are replaced by fresh ones, at most ``refills``
+        times.
         """
         train = self.recipe.train
         groups: list[Group] = []
@@ -212,7 +212,7 @@ class Trainer:
         return groups, seen, known
 
     def _shaped(self, groups: list[Group], known: Estimates) -> float | None:
-        """The mean of what episodes earned by the algorithm's and the credit's reckoning."""
+        """The mean reward of episodes as the algorithm and the credit compute it."""
         attempts = [attempts_of(group, known) for group in groups]
         totals = [
             sum(map(sum, attempt.by_step(row)))
@@ -222,7 +222,7 @@ class Trainer:
         return sum(totals) / len(totals) if totals else None
 
     def _advise(self, iteration: int, engine: dict[str, float], clock: Clock) -> None:
-        """Says what the engine's figures mean for the user."""
+        """Warns of engine figures that concern the user."""
         if engine.get("late"):
             self.reporter.warn(
                 f"iteration {iteration}: tools took longer than engine.patience "
@@ -243,7 +243,7 @@ class Trainer:
     def _advise_on(
         self, row: dict[str, Any], groups: list[Group], used: list[Group], *, has_signal: bool
     ) -> None:
-        """Says what stands in the way of learning, and notes it in the row."""
+        """Warns of obstacles to learning, and records them in the row."""
         figures, before = row["figures"], self.last_row.get("figures", {})
         silent = before.get("iterations_without_signal", 0) + 1
         figures["iterations_without_signal"] = 0 if has_signal else silent
@@ -286,8 +286,8 @@ class Trainer:
         return figures
 
     def _choosing(self, evaluation: Evaluation) -> float | None:
-        """The figure that decides which checkpoint is best; ``None`` where this validation has
-        none, as of a metric that only successes have.
+        """The figure that decides which checkpoint is best; ``None`` where this validation
+        lacks it, e.g. a metric that only successes have.
         """
         metric, total = self.recipe.checkpoint.metric, evaluation.total
         known = {"success": total.success, "reward": total.reward, **total.metrics}
@@ -309,11 +309,11 @@ class Trainer:
         return drawn
 
     def _reference(self) -> Policy | None:
-        """The policy as it came, frozen, if there is a KL term."""
+        """The initial policy, frozen, if a KL term needs a copy."""
         lora = self.recipe.model.lora
         starts_bare = lora is not None and lora.start is None
         if self.algorithm.kl is None or starts_bare:
-            return None  # what came is the policy with its adapter switched off
+            return None  # the initial policy is this one with its adapter off
         return load_policy(self.recipe.model)
 
     def _out_of_time(self) -> bool:

@@ -1,5 +1,5 @@
-"""Who holds up the event loop: plain code of an environment or a tool that works or waits in it
-while all other episodes stand still. Noticed from a thread beside it, and named.
+"""Finds code that blocks the event loop: an environment or tool that computes or waits in the loop
+while all other episodes stand still. A watcher thread notices and names the code.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from agent_r1.errors import AgentR1Error
 
 BEAT_SECONDS = 0.05
 WORTH_TELLING = 0.5
-"""Seconds in all from which a place is named."""
+"""Total seconds of blocking from which a place is named."""
 MAX_SECONDS = 120.0
-"""Of one stretch; then the code is interrupted, and its episode ends as a fault."""
+"""Longest block at once; then the code is interrupted, and its episode ends as a fault."""
 MAX_IGNORED = 3
-"""Interruptions that code may swallow before the program is ended, if it may be."""
+"""Interruptions that code may swallow before the process is ended (if ``MAY_END``)."""
 MAY_END = False
-"""Whether the process is the command line's; a notebook's is not ours to end."""
+"""Whether the process is the command line's; a notebook's process is never ended."""
 _OURS = f"{Path(__file__).parent.parent}{os.sep}"
 _raised = [0]
-"""How often an interruption came to be raised; one that waits for a call into a library has not."""
+"""Number of interruptions raised so far; one still pending during a library call is not counted."""
 
 
 class BlockedLoopError(AgentR1Error, RuntimeError):
@@ -62,7 +62,7 @@ class Watch:
             watcher.join()
 
     def held_up(self) -> list[str]:
-        """What was noticed since the last time, a line each."""
+        """Blocking code noticed since the last call, one line each."""
         seconds, longest = self._seconds, self._longest
         self._seconds, self._longest = defaultdict(float), {}
         return [
@@ -80,7 +80,7 @@ class Watch:
             try:
                 loop.call_soon_threadsafe(beaten.set)
             except RuntimeError:
-                return  # it was closed
+                return  # the loop was closed
             last: str | None = None
             begun = counted = 0.0
             ignored, raised = 0, _raised[0]
@@ -112,7 +112,7 @@ class Watch:
 
 
 def _end(place: str, ignored: int) -> None:
-    """Nothing else helps: all episodes and Ctrl-C wait for code that swallows every exception."""
+    """Ends the process: all episodes and Ctrl-C wait for code that swallows every exception."""
     print(
         f"agent-r1: {place} has blocked the event loop and swallowed {ignored} interruptions; the "
         "program was ended. Use 'await', or make it a plain 'def', and catch Exception, not "
@@ -124,7 +124,7 @@ def _end(place: str, ignored: int) -> None:
 
 
 def _place(frame: FrameType | None) -> str | None:
-    """The first code below the loop that is neither the loop's nor ours; ``None`` where there is
+    """Name of the outermost function that is neither the loop's nor ours; ``None`` where there is
     none.
     """
     below: list[FrameType] = []

@@ -1,6 +1,4 @@
-"""Folders in the user's cache that are made once: named by what they are made of, whole or not
-there.
-"""
+"""Folders in the user's cache, built once: named by a hash of their inputs; complete or absent."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from agent_r1.errors import ConfigError
 
 
 def cache_folder(kind: str, files: Sequence[Path] = (), *more: str) -> Path:
-    """Where what is made of these files' content, and of ``more``, is kept."""
+    """Path of the cache folder for data built from these files and ``more``."""
     digest = hashlib.blake2b("\n".join(more).encode(), digest_size=16)
     for path in files:
         if not path.is_file():
@@ -27,7 +25,7 @@ def cache_folder(kind: str, files: Sequence[Path] = (), *more: str) -> Path:
 
 
 def make_folder(target: Path, build: Callable[[Path], None]) -> Path:
-    """``target`` with what ``build`` writes. Of several processes that make it, one wins."""
+    """Creates ``target`` with the files that ``build`` writes. If processes race, one wins."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     unfinished.mkdir()

@@ -1,5 +1,5 @@
-"""Files that outlive a kill and a power cut: written whole, on the disk before they get their name,
-and told whole from damaged.
+"""Files that survive a kill and a power cut: written whole, synced to disk before they are renamed,
+and checked for damage by their checksums.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ SEAL = "checksums.json"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Readers see the old file or the new one, never a part, after a power cut, too."""
+    """Readers see the old file or the new one, never a part, even after a power cut."""
     partial = path.with_name(f".{path.name}.partial")
     with _named(path):
-        partial.unlink(missing_ok=True)  # of a kill; or a link to elsewhere, which is not followed
+        partial.unlink(missing_ok=True)  # left by a kill; or a link, which must not be followed
         with partial.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
@@ -41,7 +41,7 @@ def append(path: Path, line: str) -> None:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An error of the disk, which knows no name (it is full), gets this one."""
+    """Adds this file's name to a disk error that has none (disk full)."""
     try:
         yield
     except OSError as error:
@@ -54,7 +54,7 @@ def _no_link(path: str, flags: int) -> int:
 
 
 def make_folder(folder: Path) -> None:
-    """A folder, and those above it, whose names are on the disk."""
+    """Creates a folder and its parents; their names are synced to disk."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -62,7 +62,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on the disk, where a file system has such a thing."""
+    """Syncs the names in a folder to disk, where the file system can do so."""
     with contextlib.suppress(OSError):  # object stores and Windows shares cannot
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -72,8 +72,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Notes size and checksum of every file and puts all of it on the disk; the folder can be
-    renamed then.
+    """Records size and checksum of every file and syncs all to disk; the folder can be renamed
+    then.
     """
     sums: dict[str, list[int]] = {}
     for path in _files(folder):
@@ -84,8 +84,8 @@ def seal(folder: Path) -> None:
 
 
 def why_damaged(folder: Path, *, thorough: bool = True) -> str | None:
-    """What is wrong with a folder that was sealed, or ``None``. ``thorough``: contents are read and
-    compared, too, not only sizes.
+    """What is wrong with a folder that was sealed, or ``None``. ``thorough``: contents are
+    compared, not only sizes.
     """
     try:
         sums = json.loads((folder / SEAL).read_text())

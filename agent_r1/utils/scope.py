@@ -215,14 +215,14 @@ async def _closed(close: Callable[[], Any]) -> None:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What code of others left behind: a task whose error nobody asked for, a callback's error."""
+    """Logs errors that foreign code left behind: of a task that nobody awaited, of a callback."""
     error = context.get("exception")
     why = f": {describe(error)}{place_of(error)}" if isinstance(error, BaseException) else ""
     LOG.warning("%s%s", context.get("message"), why)
 
 
 def _end(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor | None) -> None:
-    """Ends what is left, but waits for nobody who does not want to end."""
+    """Cancels all tasks, waits at most ``EXIT_SECONDS``, and closes the loop."""
     if loop.is_running() or loop.is_closed():
         return
     loop.set_exception_handler(lambda *_: None)  # nobody reads it any more

@@ -1,4 +1,4 @@
-"""Where values of others become text, once: results of tools, exceptions, what a model wrote."""
+"""Turns foreign values into clean text: results of tools, exceptions, model output."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def clean(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` as a terminal may have it: control characters but line ends and tabs are escaped."""
+    """``text`` made safe for a terminal: control characters except ``\\n`` and tabs are escaped."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
@@ -58,7 +58,7 @@ def clean_json(value: Any) -> Any:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """All texts in a JSON value, but for its names."""
+    """All strings in a JSON value, except its keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -81,8 +81,8 @@ def describe(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """Where in code that is not ours an exception was raised: `` (in score, my_env.py, line 7)``;
-    empty if nowhere.
+    """Where in the user's code an exception was raised: `` (in score, my_env.py, line 7)``;
+    empty if it was raised in ours.
     """
     ours = f"{Path(__file__).parent.parent}{os.sep}"
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -102,7 +102,7 @@ def as_text(value: Any) -> str:
     dataclasses, sets, NumPy's numbers and arrays).
 
     Raises:
-        NotTextError: There is no text for it: binary data, an object of no known kind.
+        NotTextError: The value has no text form: binary data, an object of unknown type.
 
     Example:
         >>> as_text({"day": __import__("datetime").date(2024, 2, 29), "n": {3}})
@@ -135,8 +135,8 @@ def _decoded(data: bytes) -> str:
 
 
 def _ordered(value: Any) -> Any:
-    """Python's containers as lists and dictionaries of clean texts; a set, which has no order of
-    its own that would be the same in the next process, in that of its items' texts.
+    """Python's containers as lists and dictionaries of clean texts; a set, whose order may
+    differ between processes, is sorted by its items' types and texts.
     """
     if isinstance(value, str):
         return clean(str.__str__(value))
@@ -150,7 +150,7 @@ def _ordered(value: Any) -> Any:
 
 
 def _sorted(value: Any, plain: Any) -> Any:
-    """The same for sets in objects that pydantic took apart."""
+    """Sorts the sets inside objects that pydantic converted."""
     if isinstance(value, set | frozenset) and isinstance(plain, list):
         return sorted(plain, key=lambda item: json.dumps(item, sort_keys=True))
     if isinstance(value, Mapping) and isinstance(plain, dict):
@@ -166,7 +166,7 @@ def _sorted(value: Any, plain: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What pydantic does not know, but its authors tell: NumPy, tensors, data frames."""
+    """Converts types unknown to pydantic by their own methods: NumPy, tensors, data frames."""
     for method in ("tolist", "to_dict"):
         if callable(found := getattr(value, method, None)):
             return found()
@@ -175,5 +175,5 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if "__str__" in {name for c in type(value).__mro__[:-1] for name in vars(c)}:
-        return str(value)  # it has words of its own: a path, a URL, a fraction
+        return str(value)  # its class defines a text: a path, a URL, a fraction
     raise TypeError(f"{type(value).__name__} has no text")

@@ -1,5 +1,5 @@
-"""Waiting for code that others wrote: never longer than allowed, even if it does not want to end,
-and whatever it raises.
+"""Waits for foreign code within a time limit, even if that code ignores cancellation, and contains
+everything that it raises.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ T = TypeVar("T")
 
 
 GRACE_SECONDS = 0.5
-"""What is cancelled has so long to clean up; then nobody waits for it any more."""
+"""Seconds that a cancelled task gets to clean up; then the task is abandoned."""
 
 
 _ABANDONED: set[asyncio.Task[Any]] = set()
-"""Tasks that did not obey; kept, or they would be collected while they run."""
+"""Tasks that ignored cancellation; kept here, or they would be garbage-collected."""
 
 
 def no_hangs(by: int) -> None:
-    """Takes notice of a call that was given up (1) or has ended after all (-1) by doing nothing."""
+    """Ignores the notice that a call was given up (1) or has ended after all (-1)."""
 
 
 async def within(
     seconds: float, work: Callable[[], Awaitable[T]], hangs: Callable[[int], None] = no_hangs
 ) -> T:
-    """What ``work`` gives, awaited in a task of its own.
+    """Awaits ``work()`` in a new task and returns its result.
 
     Args:
         seconds: Time limit. Then the task is cancelled, and abandoned if it does not obey.
@@ -46,7 +46,7 @@ async def within(
 
     Raises:
         ExpiredError: The time is over.
-        ForeignError: In place of what is no ``Exception``: an exit, a cancellation of its own.
+        ForeignError: Replaces what is no ``Exception``: an exit, a cancellation by the work itself.
     """
     task = asyncio.ensure_future(_caught(work))
     try:
@@ -67,7 +67,7 @@ async def within(
 
 @contextlib.contextmanager
 def telling(what: str, every: float = 60.0) -> Iterator[None]:
-    """Says on the log, every so many seconds, that something takes long."""
+    """Logs ``what`` and the time waited, every ``every`` seconds."""
     done = threading.Event()
 
     def tell() -> None:
@@ -84,7 +84,7 @@ def telling(what: str, every: float = 60.0) -> Iterator[None]:
 
 
 def contained(call: Callable[[], T]) -> T:
-    """What code that others wrote gives; a ``ForeignError`` in place of what is no
+    """Calls foreign code and returns its result; a ``ForeignError`` replaces what is no
     ``Exception``.
     """
     try:
@@ -101,7 +101,7 @@ def _foreign(error: BaseException) -> ForeignError:
 
 
 async def _caught(work: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseException | None]:
-    """The result, or what was raised, except what is meant for us."""
+    """The result or the error; Ctrl-C and our own cancellation pass through."""
     try:
         return await work(), None
     except KeyboardInterrupt:
@@ -134,8 +134,8 @@ async def _give_up(task: asyncio.Task[Any], hangs: Callable[[int], None]) -> Non
 
 class OwnThread:
     """A daemon thread that runs one call after another, so that state bound to it (a SQLite
-    connection, ``threading.local``) can be used from call to call. A call that nobody waits for any
-    more is abandoned with its thread; the next call then has a new one.
+    connection, ``threading.local``) can be used from call to call. A cancelled call is abandoned
+    with its thread; the next call gets a new thread.
 
     Attributes:
         num_lost: Threads that were abandoned, and with them the state bound to them.
@@ -148,8 +148,8 @@ class OwnThread:
         self.num_lost = 0
 
     async def run(self, call: Callable[[], T], hangs: Callable[[int], None] = no_hangs) -> T:
-        """What ``call`` returns. Cancelling abandons the thread; ``hangs`` is told so with 1, and
-        with -1 when the call comes to its end.
+        """Returns the result of ``call``. Cancelling abandons the thread: ``hangs(1)`` is called
+        then, and ``hangs(-1)`` when the call ends.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -157,7 +157,7 @@ class OwnThread:
         lock, state = threading.Lock(), {"ended": False, "given up": False}
 
         def mark(what: str) -> bool:
-            """Notes one of the two and says whether the other was there before."""
+            """Records one of the two events; true once both have happened."""
             with lock:
                 state[what] = True
                 return all(state.values())
@@ -198,7 +198,7 @@ class OwnThread:
             raise
 
     def wait(self, call: Callable[[], T], seconds: float = 60.0) -> T:
-        """As ``run`` where there is no event loop to go on meanwhile: in a constructor."""
+        """As ``run``, but blocking, for callers without an event loop: a constructor."""
         outcome: list[tuple[bool, Any]] = []
         context, done = contextvars.copy_context(), threading.Event()
 
@@ -238,7 +238,7 @@ class OwnThread:
         thread = self._thread
         self.num_lost += 1
         if thread is not None and thread.ident is not None and _is_in_own_code(thread.ident):
-            # Ends a loop in Python code; what waits inside a library goes on until it returns.
+            # Ends a loop in Python code; a call that waits inside a library runs until it returns.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
             )
@@ -246,8 +246,8 @@ class OwnThread:
 
 
 def _is_in_own_code(thread: int) -> bool:
-    """Whether a thread runs Python code of the user's, which an exception may interrupt anywhere;
-    a library, least of all one that is being imported, may not bear it.
+    """Whether a thread runs the user's Python code, which an exception may interrupt anywhere; a
+    library may break, above all one that is being imported.
     """
     frame = sys._current_frames().get(thread)
     if frame is None or is_library(frame.f_code.co_filename):
@@ -265,12 +265,12 @@ def _work(calls: queue.SimpleQueue[Callable[[], None] | None]) -> None:
         if job is None:
             return
         job()
-        job = None  # or what it refers to would live as long as the thread waits
+        job = None  # else its references would live as long as the thread waits
 
 
 async def in_thread(call: Callable[[], T], name: str, hangs: Callable[[int], None] = no_hangs) -> T:
-    """Runs ``call`` in a daemon thread of its own. Cancelling abandons the thread, which a pool
-    would wait for at exit; ``hangs`` as of ``OwnThread.run``.
+    """Runs ``call`` in a new daemon thread. Cancelling abandons the thread (a pool would wait for
+    it at exit); ``hangs`` as in ``OwnThread.run``.
     """
     thread = OwnThread(name)
     try:
@@ -282,4 +282,4 @@ async def in_thread(call: Callable[[], T], name: str, hangs: Callable[[int], Non
 EPISODE_THREAD: contextvars.ContextVar[OwnThread | None] = contextvars.ContextVar(
     "episode_thread", default=None
 )
-"""Where the plain code of the episode at hand runs, if it has a thread."""
+"""Thread for the synchronous code of the current episode, if there is one."""

@@ -1,9 +1,9 @@
 """The native engine: continuous batching on the very model object that is trained.
 
 Each pass of the model takes one new token of every session that is sampling, and all new tokens of
-those that have just asked. Between passes it waits until every open session has asked again, so
-batches do not depend on timing and a run repeats bit for bit; but not longer than its patience, so
-a slow tool holds up its own episode only.
+those that have just asked. Between passes the engine waits until every open session has asked
+again, so batches do not depend on timing and a run repeats bit for bit; the wait is limited by
+``patience``, so a slow tool holds up only its own episode.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class NativeEngine:
         """The keys of ``[engine]``.
 
         Attributes:
-            patience: Seconds that a pass waits for episodes whose tools are at work. A run repeats
+            patience: Seconds that a pass waits for episodes whose tools are running. A run repeats
                 bit for bit as long as no tool takes longer; 0 never waits.
             cache_gib: Memory for keys and values; by default half of what is free.
         """
@@ -92,8 +92,8 @@ class NativeEngine:
         return session
 
     def load(self, version: int) -> None:
-        """The model object is shared, so the weights are there already; what was computed with
-        older ones must go.
+        """The model object is shared, so the weights are already new; the cache of the old weights
+        is dropped.
         """
         assert not self.open, "weights changed while sessions were open"
         self._version = version
@@ -144,7 +144,7 @@ class NativeEngine:
     # The loop ----------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        """Runs passes as long as someone waits for tokens."""
+        """Runs passes as long as a session waits for tokens."""
         try:
             while self.requests:
                 await self._join()
@@ -153,7 +153,7 @@ class NativeEngine:
                 await self._pass()
                 await asyncio.sleep(0)
         except Exception as error:
-            self._scheduler = None  # who knows what it holds
+            self._scheduler = None  # its state is unknown now
             for request in self.requests.values():
                 if not request.future.done():
                     request.future.set_exception(error)
@@ -161,7 +161,7 @@ class NativeEngine:
             self._task = None
 
     async def _join(self) -> None:
-        """Waits for sessions that are neither sampling nor asking, as long as patience lasts."""
+        """Waits, at most ``patience``, for sessions that are neither sampling nor asking."""
         assert self._changed is not None
         start = time.perf_counter()
         while absent := self.open - self.requests.keys() - self._late:
@@ -178,7 +178,7 @@ class NativeEngine:
         """One pass of the model; sessions may ask and close meanwhile."""
         start = time.perf_counter()
         counters, requests = self.counters, dict(self.requests)
-        # In a fixed order and not when they closed, which depends on timing.
+        # In a fixed order: the order of closing depends on timing.
         closed = sorted(self._closed, key=lambda session: session.number)
         self._closed.clear()
         thread = shared(ModelThread, self._thread)

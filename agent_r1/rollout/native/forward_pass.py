@@ -2,7 +2,7 @@
 tokens of those that have just asked.
 
 Order of the tokens: one per sampling session, block by block; then the runs of new tokens, as a
-tree, since sessions that begin alike share their beginning.
+tree, since sessions share their common prefixes.
 
 Shape letters: T tokens of the pass, R sequences of a block, N keys, H query heads, K key-value
 heads, D head width.
@@ -23,11 +23,11 @@ from agent_r1.rollout.native.kv_cache import Block, CachedSequence, KVCache, Sha
 
 @dataclass(eq=False)
 class Run:
-    """New tokens that have not been computed, and the runs below that go on from them.
+    """New tokens that have not been computed, and the runs below that continue them.
 
     Attributes:
-        sequences: Those that have these tokens.
-        prefix: Where the tokens are kept if shared; else every sequence gets a copy.
+        sequences: Sequences with these tokens.
+        prefix: Holds the tokens if shared; else every sequence gets a copy.
     """
 
     token_ids: Sequence[int]
@@ -48,7 +48,7 @@ class _Slice:
     start: int
     end: int
     index: Tensor
-    """Of each token's sequence in the block."""
+    """Place of each token's sequence in the block."""
     length: Tensor
     """(R,) keys of each sequence of the block, the new one included."""
     base: Tensor
@@ -62,8 +62,8 @@ class ForwardPass:
     """Lays out a pass and serves as its ``Tree``.
 
     Args:
-        cache: Where keys and values are, and go.
-        sampling: Rows that get one token each, with the token.
+        cache: Keys and values, old and new.
+        sampling: Sequences that get one token each, with the token.
         runs: The trees of new tokens.
     """
 
@@ -94,7 +94,7 @@ class ForwardPass:
         return len(self.token_ids)
 
     def commit(self) -> None:
-        """The new tokens are computed: their sequences hold them."""
+        """Adds the new tokens, now computed, to their sequences."""
         for piece in self._slices:
             for token, index in enumerate(piece.index.tolist(), piece.start):
                 piece.block.sequences[index].token_ids.append(self.token_ids[token])
@@ -231,12 +231,12 @@ class ForwardPass:
     def _pasts(
         self, window: int | None
     ) -> list[tuple[SharedPrefix | CachedSequence, slice | Tensor, Tensor | None]]:
-        """Keys computed before, except those of sequences being sampled: which tokens look at them,
-        and the mask between them if the window cuts it.
+        """Holders of earlier keys, except sequences being sampled; the tokens that attend to them,
+        and the mask where a window cuts keys off.
         """
         if window not in self._seen:
             pasts: list[tuple[SharedPrefix | CachedSequence, list[int]]] = [
-                (run.sequences[0], list(range(start, end)))  # a turn's observation, above all
+                (run.sequences[0], list(range(start, end)))  # mostly a turn's observation
                 for run, start, end in self._runs
                 if len(run.sequences) == 1 and run.prefix is None and run.sequences[0].token_ids
             ]
@@ -249,7 +249,7 @@ class ForwardPass:
     def _reach(
         self, holder: SharedPrefix | CachedSequence, tokens: list[int], window: int | None
     ) -> tuple[slice | Tensor | None, Tensor | None]:
-        """The tokens whose window reaches what a prefix or sequence holds, if any."""
+        """The tokens whose window reaches the keys of a prefix or sequence, if any."""
         start = holder.start if isinstance(holder, SharedPrefix) else holder.base
         end = start + len(holder.token_ids)
         mask = None

@@ -1,9 +1,9 @@
-"""Keys and values along the tree of tokens: what the engine has computed and need not again.
+"""Keys and values along the tree of tokens, kept so that nothing is computed twice.
 
 A *shared prefix* is a run of tokens that several sessions share, held once. A *cached sequence* is
-what one session has beyond its prefix. Sequences being sampled lie in *blocks*, one tensor for
-sequences of like length, so that one call serves them all. While a session waits for its tools, its
-sequence is parked: taken out of the block, to its own length.
+one session's tokens beyond its prefix. Sequences being sampled lie in *blocks*, one tensor for
+sequences of similar length, so that one call serves them all. While a session waits for its tools,
+its sequence is parked: copied out of the block at its own length.
 
 Shape letters: L layers, R sequences, K key-value heads, N tokens, D head width; 2 is keys and
 values.
@@ -31,7 +31,7 @@ class SharedPrefix:
     token_ids: tuple[int, ...]
     kv: Tensor
     users: int = 0
-    """Rows and prefixes right below."""
+    """Sequences and prefixes right below."""
     last_used: int = 0
 
     @property
@@ -64,7 +64,7 @@ class CachedSequence:
 
     @property
     def base(self) -> int:
-        """Position of the first token of its own."""
+        """Position of its first token."""
         return self.prefix.end if self.prefix else 0
 
     @property
@@ -87,7 +87,7 @@ class CachedSequence:
 
     @property
     def capacity(self) -> int:
-        """Tokens that it takes memory for."""
+        """Tokens that memory is allocated for."""
         return self.block.capacity if self.block else len(self.token_ids)
 
 
@@ -168,7 +168,7 @@ class KVCache:
             sequence.prefix.users -= 1
 
     def place(self, sequence: CachedSequence, num_tokens: int) -> None:
-        """Sees to it that a sequence lies in a block with room for so many tokens."""
+        """Puts a sequence into a block with room for ``num_tokens``, if it is in none."""
         capacity = block_size(num_tokens)
         if sequence.block is None or sequence.block.capacity < capacity:
             if capacity not in self.blocks:
@@ -178,7 +178,7 @@ class KVCache:
             self.blocks[capacity].add(sequence)
 
     def park(self, sequence: CachedSequence) -> None:
-        """Takes a sequence out of its block, to its own length."""
+        """Copies a sequence out of its block, at its own length."""
         if sequence.block is not None:
             sequence.parked = sequence.kv.clone()
             self._leave_block(sequence)
@@ -193,8 +193,8 @@ class KVCache:
         return prefix
 
     def match_or_split(self, token_ids: Sequence[int]) -> SharedPrefix | None:
-        """The deepest prefix whose path begins ``token_ids``. A prefix that agrees in a long part
-        only is split there.
+        """The deepest prefix with which ``token_ids`` begin. A prefix that agrees only in part, but
+        in ``MIN_PREFIX`` tokens, is split there.
         """
         prefix: SharedPrefix | None = None
         while True:
@@ -212,7 +212,7 @@ class KVCache:
     def donor(
         self, prefix: SharedPrefix | None, token_ids: Sequence[int]
     ) -> tuple[CachedSequence | None, int]:
-        """The sequence below a prefix that begins ``token_ids`` furthest, and how far."""
+        """The sequence below a prefix that shares most with ``token_ids``, and how many."""
         best, length = None, 0
         for sequence in self.sequences:
             if sequence.prefix is prefix:
@@ -236,7 +236,7 @@ class KVCache:
             num_tokens -= len(oldest.token_ids)
 
     def _leave_block(self, sequence: CachedSequence) -> None:
-        """A block that nobody is left in is given back."""
+        """Leaves the block, which is freed when empty."""
         if (block := sequence.block) is not None:
             block.remove(sequence)
             if not block.sequences:
@@ -251,7 +251,7 @@ class KVCache:
 
     def _split(self, prefix: SharedPrefix, length: int) -> SharedPrefix:
         """Splits a prefix and returns the upper part; what was below stays below the lower."""
-        # Copies, so that either part can be let go without the other.
+        # Copies, so that either part can be freed without the other.
         upper = SharedPrefix(
             prefix.parent, prefix.token_ids[:length], prefix.kv[:, :, :, :length].clone()
         )
@@ -263,7 +263,7 @@ class KVCache:
 
 
 def _begins_alike(run: tuple[int, ...], token_ids: tuple[int, ...]) -> bool:
-    """Whether a run of at most ``MIN_PREFIX`` tokens stands whole at the beginning."""
+    """Whether ``token_ids`` begin with the whole run, ``MIN_PREFIX`` tokens at most."""
     return len(run) <= len(token_ids) and run == token_ids[: len(run)]
 
 

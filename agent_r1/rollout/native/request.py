@@ -25,7 +25,7 @@ class Request:
     seed: int
     future: asyncio.Future[Action]
     limit: int = 0
-    """Tokens that it may have: ``sampling.max_tokens``, or fewer where memory ends before."""
+    """Most tokens to sample: ``sampling.max_tokens``, or fewer where memory is short."""
     room: int = 0
     """KV-cache tokens reserved for this session."""
     uniforms: list[float] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Request:
     entropies: list[float] = field(default_factory=list)
 
     def note(self, token_id: int, logprob: float, entropy: float) -> None:
-        """One more token was sampled."""
+        """Records one more sampled token."""
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
         self.entropies.append(entropy)
@@ -47,15 +47,15 @@ class Request:
 
 @dataclass
 class Counters:
-    """What the engine did since it was last asked.
+    """The engine's work since its last report.
 
     Attributes:
         passes: Passes of the model.
-        prefilled: Tokens run that were not sampled here one by one.
+        prefilled: Tokens run in bulk, not one by one in sampling.
         sampled: Tokens sampled.
         dropped: Tokens computed again because memory had run short.
         late: How often a pass went on without an episode whose tools took longer than the patience.
-        model_seconds: In passes of the model, and ``wait_seconds``: waiting for tools.
+        model_seconds: Time in passes of the model; ``wait_seconds``: waiting for tools.
     """
 
     passes: int = 0

@@ -1,4 +1,4 @@
-"""One pass of the native engine: who takes part, what is computed, what is drawn."""
+"""One pass of the native engine: sessions that take part, tokens computed, tokens sampled."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Scheduler:
     """The sessions that the engine serves, and their sequences in its cache.
 
     Args:
-        policy: Whose model is run.
-        budget: Tokens whose keys and values may be held.
+        policy: Its model is run.
+        budget: Most tokens in the KV cache.
     """
 
     def __init__(self, policy: Policy, budget: int) -> None:
@@ -48,7 +48,7 @@ class Scheduler:
 
     @torch.inference_mode()
     def close(self, sessions: Sequence[Session]) -> None:
-        """Their sequences are no longer needed; shared runs stay as long as there is room."""
+        """Frees the sessions' sequences; shared prefixes stay as long as there is room."""
         for session in sessions:
             if sequence := self._sequences.pop(session, None):
                 self.cache.close(sequence)
@@ -67,7 +67,7 @@ class Scheduler:
         for (
             session,
             sequence,
-        ) in self._sequences.items():  # in order: where sequences lie decides last bits
+        ) in self._sequences.items():  # in order: places in blocks decide last bits
             if session not in at_work:
                 self.cache.park(sequence)
         runs = self._enter(entering, requests, counters)
@@ -105,10 +105,10 @@ class Scheduler:
     def _admit(
         self, sessions: Sequence[Session], requests: Mapping[Session, Request]
     ) -> tuple[list[Session], dict[Session, Stop]]:
-        """The sessions that begin to sample in this pass, and those that memory ends.
+        """The sessions that begin to sample in this pass, and those stopped for lack of memory.
 
-        Those that were served before come first, then new ones; each is sure of room for all that
-        it may sample. For room, unused prefixes are evicted, then sequences of sessions that wait
+        Sessions served before come first, then new ones; each has room for all that it may
+        sample. For room, unused prefixes are evicted, then sequences of sessions that wait
         for tools.
         """
         active = {s for s in sessions if requests[s].token_ids}
@@ -146,7 +146,7 @@ class Scheduler:
     def _make_room(
         self, session: Session, active: set[Session], requests: Mapping[Session, Request]
     ) -> bool:
-        """Whether the budget holds what the active sessions and this one may come to."""
+        """Makes room for the active sessions and this one; false if the budget is too small."""
         at_work = active | {session}
 
         def promised() -> int:
@@ -161,7 +161,7 @@ class Scheduler:
         if over() <= 0:
             return True
         if promised() > self._budget:
-            return False  # letting go of the rest would not do
+            return False  # evicting all the rest is not enough
         self.cache.prune(over())
         for other in at_work - self._sequences.keys():  # a prefix that they counted on may be gone
             self._reserve(other, requests[other])
@@ -192,7 +192,7 @@ class Scheduler:
     def _enter(
         self, entering: Sequence[Session], requests: Mapping[Session, Request], counters: Counters
     ) -> list[Run]:
-        """Rows for the sessions that enter, and the trees of their new tokens."""
+        """Sequences for the sessions that enter, and the trees of their new tokens."""
         runs: list[Run] = []
         fresh: dict[SharedPrefix | None, list[tuple[list[int], Session]]] = {}
         for session in entering:
@@ -235,7 +235,7 @@ class Scheduler:
         return sequence
 
     def _begun(self, session: Session, context: Sequence[int]) -> CachedSequence | None:
-        """A sequence that takes over what another session has computed of the same beginning."""
+        """A sequence that takes over keys and values of a prefix that another session shares."""
         prefix = self.cache.match_or_split(context[:-1])
         rest = context[prefix.end if prefix else 0 :]
         donor, length = self.cache.donor(prefix, rest[:-1])
@@ -259,9 +259,9 @@ class Scheduler:
         *,
         keep: bool,
     ) -> list[Run]:
-        """The trees of new tokens of sessions that are alike up to ``depth``, sorted by tokens.
+        """The trees of new tokens of sessions that agree up to ``depth``, sorted by tokens.
 
-        A long run that several share becomes a prefix, if ``keep``: if it hangs on a prefix itself.
+        A long run that several share becomes a prefix, if ``keep``: if its parent was kept, too.
         """
         runs: list[Run] = []
         alike = itertools.groupby(entries, key=lambda entry: entry[0][depth : depth + MIN_SHARED])
@@ -291,7 +291,7 @@ class Scheduler:
 
     def _draw(self, requests: Sequence[Request], hidden: Tensor, last: Sequence[int]) -> None:
         """The next token of each request, from the hidden state at its last token."""
-        different = list(dict.fromkeys(last))  # attempts that have just begun have it in common
+        different = list(dict.fromkeys(last))  # attempts that have just begun share it
         logits = self._policy.logits(hidden[different])
         if len(different) < len(last):
             place = {index: number for number, index in enumerate(different)}

@@ -34,18 +34,18 @@ _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 
 
 class GymEnv:
-    """The outcome is the sum of the game's rewards. What is no action is told to the agent and
-    leaves the game as it was.
+    """The outcome is the sum of the game's rewards. Text that is no action leaves the
+    game as it was, and the agent is told so.
     """
 
     class Settings(EnvSettings):
-        """Which game, and how it is told.
+        """The game, and how it is shown.
 
         Attributes:
-            id: As registered.
-            module: ``file.py:function`` or ``module:function``, called once; it registers games of
-                one's own.
-            kwargs: Of ``gymnasium.make``.
+            id: The registered name.
+            module: ``file.py:function`` or ``module:function``, called once, to register
+                your own games.
+            kwargs: For ``gymnasium.make``.
             actions: Names of a discrete space's actions, in order; numbers by default.
             system: What the agent is told about the game; how to act is added.
             example: Pairs of what the agent sees and what it does, shown before the game as turns.
@@ -72,7 +72,7 @@ class GymEnv:
 
     def __init__(self, settings: Any) -> None:
         self._settings = settings
-        # All of a game runs where it was made: what it holds may be bound to a thread.
+        # A game runs in the thread that made it, as its state may be bound to it.
         self.episode_thread = OwnThread("gymnasium")
         make = functools.partial(_make, settings.id, settings.module, settings.kwargs)
         self._gym = self.episode_thread.wait(make)
@@ -129,7 +129,7 @@ class GymEnv:
         await self.episode_thread.run(self._gym.close)
 
     def _texts(self) -> str:
-        """What texts a text space takes."""
+        """The texts that a text space takes."""
         space = self._gym.action_space
         characters = "".join(sorted(space.character_set))
         return f"; write {space.min_length} to {space.max_length} of the characters {characters!r}"
@@ -143,7 +143,7 @@ class GymEnv:
         return f"<action>{self._names[int(space.sample()) - int(space.start)]}</action>"
 
     def _begin(self, seed: int) -> str:
-        """Starts the game; what the agent sees."""
+        """Starts the game; returns the agent's view."""
         given = self._gym.reset(seed=seed)
         if not (isinstance(given, tuple) and len(given) == 2):
             raise TypeError(
@@ -163,7 +163,7 @@ class GymEnv:
         return self._shown(observation), _number(reward), bool(terminated), bool(truncated)
 
     def _action(self, text: str) -> Any:
-        """What is meant, or ``None``."""
+        """The action meant, or ``None``."""
         match = _ACTION.search(text)
         said = (match[1] if match else text).strip()
         if not self._names:
@@ -172,7 +172,7 @@ class GymEnv:
         if said.casefold() in names:
             number = names.index(said.casefold())
         elif self._settings.actions and said in map(str, range(len(names))):
-            number = int(said)  # names of one's own: their number will do, too
+            number = int(said)  # custom names: their number is accepted, too
         else:
             return None
         return number + int(self._gym.action_space.start)
@@ -198,7 +198,7 @@ class GymEnv:
 
 
 def _number(reward: Any) -> float:
-    """A reward as one number; an array of one is one."""
+    """A reward as one number; an array of size one will do."""
     size = getattr(reward, "size", 1)
     if size != 1:
         raise TypeError(f"the reward must be one number, not {reward!r:.200}")

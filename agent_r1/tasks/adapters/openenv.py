@@ -30,17 +30,17 @@ from agent_r1.utils.waiting import OwnThread
 
 
 class OpenEnv:
-    """The outcome is the sum of the rewards. An action that the server rejects is told to the agent
-    and is its own mistake; a server that is gone excludes the episode.
+    """The outcome is the sum of the rewards. An action that the server rejects is the agent's
+    mistake, which it is told of; a lost server excludes the episode.
     """
 
     class Settings(EnvSettings):
-        """Where it runs and how it is told.
+        """The server, and how it is shown.
 
         Attributes:
             observation: The field of the observation that the agent sees; by default all but
                 reward, done and metadata, as JSON.
-            reset: What ``reset`` gets besides the seed.
+            reset: Arguments of ``reset`` besides the seed.
             success: Sum of rewards from which an episode is a success.
             tasks: Instances of each split, which differ by their seed.
             timeout: Seconds for connecting and for each message.
@@ -111,7 +111,7 @@ class OpenEnv:
             return Transition((said,), events=("mistake/no_action",))
         try:
             result = await self._ask("step", action)
-        except RuntimeError as error:  # how the client hands on what the server objects to
+        except RuntimeError as error:  # how the client reports the server's objections
             if "VALIDATION_ERROR" not in str(error):
                 raise
             said = Message("tool" if call else "user", f"Error: {str(error)[:500]}")
@@ -145,7 +145,7 @@ class OpenEnv:
 
 @kept
 def _action_schema(url: str, timeout: float) -> dict[str, Any]:
-    """What the server says of its actions; without what no agent needs to fill in."""
+    """The server's schema of actions, without fields that no agent needs to fill in."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/schema", timeout=timeout) as reply:
             schema: dict[str, Any] = strip_titles(json.load(reply)["action"])

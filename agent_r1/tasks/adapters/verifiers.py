@@ -41,7 +41,7 @@ class VerifiersEnv(ToolEnv):
         Attributes:
             config: Keys of the taskset's own configuration.
             success: Reward from which an episode is a success.
-            limit: Tasks to read, for tasksets without an end.
+            limit: Most tasks to read, for endless tasksets.
             holdout: Share of the tasks for validation, and the same again for test.
         """
 
@@ -140,7 +140,7 @@ def _refuse_env(reference: str) -> None:
 
 
 def _refuse(reference: str, task: Any) -> None:
-    """Raises for what cannot be had without verifiers' own harness."""
+    """Raises for a task that needs verifiers' own harness."""
     from verifiers.v1 import Task as Theirs
 
     where = f"env.taskset = {reference!r}"

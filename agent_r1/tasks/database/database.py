@@ -1,4 +1,4 @@
-"""A SQLite database, read-only and limited whatever is asked of it."""
+"""A SQLite database, read-only, with limits on every query."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 from agent_r1.errors import CallError, ConfigError
 
 MAX_VALUE_BYTES = 20_000
-"""Of one value that a query reads or makes."""
+"""Largest value that a query reads or makes."""
 MAX_RESULT_BYTES = 1_000_000
-"""Of all rows that a query gives."""
+"""Largest sum of a result's rows."""
 MAX_COLUMNS = 100
-"""Of a result, or as many as the widest table has."""
+"""Most columns of a result, unless a table is wider."""
 SCRIPT_SECONDS = 30.0
-"""For a SQL script that makes the database."""
+"""Limit of a SQL script that makes the database."""
 MAX_SECONDS = 2.0
 """Time limit of one query; it blocks the event loop for at most this long."""
 _BROKEN = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL,
 }  # fmt: skip
-"""Errors that are not the query's."""
+"""Errors that are not the query's fault."""
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _FUNCTIONS = {
     "abs", "acos", "asin", "atan", "atan2", "avg", "ceil", "ceiling", "char", "coalesce", "concat",
@@ -46,11 +46,11 @@ _FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """What a query gave.
+    """A query's result.
 
     Attributes:
         more: Whether there were more rows than are here.
-        tables: Those that were read.
+        tables: Tables that were read.
     """
 
     columns: list[str] = field(metadata={"noise": False})
@@ -113,7 +113,7 @@ class Database:
         self._connection.close()
 
     def _fetch(self, cursor: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
-        """As many rows as are shown and one more, unless they are too large together."""
+        """The rows to show and one more; an error if they are too large together."""
         size = 0
         for row in itertools.islice(cursor, self._max_rows + 1):
             size += sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
@@ -145,7 +145,7 @@ class Database:
 
 
 def open_database(given: str) -> sqlite3.Connection:
-    """A database of the user's, read-only."""
+    """Opens the user's database, read-only."""
     path = Path(given).expanduser().resolve()
     if not path.is_file():
         raise ConfigError(f"env.path = {given!r}: there is no file {path}")
@@ -161,7 +161,7 @@ def open_database(given: str) -> sqlite3.Connection:
 
 
 def from_script(script: str) -> sqlite3.Connection:
-    # Without a cache, since the authorizer sees only what is compiled anew.
+    # Without a cache, since the authorizer is called only at compilation.
     connection = sqlite3.connect(":memory:", cached_statements=0)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # no other file is touched
     until = time.monotonic() + SCRIPT_SECONDS

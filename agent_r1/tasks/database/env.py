@@ -90,14 +90,14 @@ class DatabaseEnv(ToolEnv):
         Attributes:
             path: A SQLite file or SQL script; by default every task has a generated database.
             questions: A JSONL file about it: ``id``, ``question``, ``answer`` and ``sql``.
-            tables: Of generated questions: numbers of tables they cycle through.
-            seed: Of generated databases.
-            max_rows: Of a result.
-            max_steps: Instructions of SQLite's virtual machine.
+            tables: Numbers of tables that generated questions cycle through.
+            seed: Seed of generated databases.
+            max_rows: Most rows of a result.
+            max_steps: Most instructions of SQLite's virtual machine per query.
             examples: How many worked examples are shown before the question.
-            holdout: Share of one's own questions for validation, and the same again for test.
-            bad_rows: What a question leads to that cannot be used, as one whose ``sql`` does not
-                run: an ``error`` before the run, or it is left out (``skip``).
+            holdout: Share of your own questions for validation, and the same again for test.
+            bad_rows: Treatment of unusable questions, e.g. whose ``sql`` does not run: an
+                ``error`` before the run, or ``skip``, which leaves them out.
         """
 
         name: str = "database"
@@ -238,9 +238,9 @@ def _generated(seed: int, split: str, tables: Sequence[int], index: int) -> Task
 def _runnable(
     path: str, questions: str, bad_rows: BadRows, max_rows: int, max_steps: int
 ) -> list[Task]:
-    """The questions whose ``sql``, if they have one, runs under the limits of the agent's."""
+    """The questions whose ``sql``, if they have one, runs within the agent's limits."""
     rows = RowFile(Path(questions).expanduser(), bad_rows)
-    # By steps alone: which questions there are must not depend on the machine's speed.
+    # No time limit: the set of questions must not depend on the machine's speed.
     database = Database(open_database(path), max_rows, max_steps, max_seconds=math.inf)
     good = []
     for line, task in load_rows(questions, "env.questions", bad_rows):

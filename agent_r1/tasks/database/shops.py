@@ -1,6 +1,6 @@
 """Small databases and questions about them, made from a seed: the generated part of ``database``.
 
-A database has people, things and what connects them (customers order products, readers borrow
+A database has people, things and links between them (customers order products, readers borrow
 books, patients see doctors), and a table or two that no question is about. Questions need one, two
 or three tables.
 """
@@ -25,9 +25,9 @@ class Domain:
         person, thing: Names of the columns in ``links`` that point to them.
         amount: The whole number that a thing has, e.g. its price.
         count: The whole number that a link has, e.g. a quantity.
-        names: What things are called.
-        verb: What a person does with a thing, third person and plain form.
-        others: Tables beside, with one column of text.
+        names: Names of things.
+        verb: Verb for what a person does with a thing, plain form.
+        others: Further tables, with one column of text.
     """
 
     people: str
@@ -71,12 +71,12 @@ class Question:
 
 
 def build_database(seed: int, num_tables: int) -> tuple[str, Question]:
-    """The SQL script of a database, and a question about it that needs so many tables."""
+    """The SQL script of a database, and a question that needs ``num_tables`` of its tables."""
     rng = random.Random(seed)
     domain = rng.choice(DOMAINS)
     people = rng.sample([f"{first} {last}" for first in _FIRST for last in _LAST], 12)
     things = rng.sample(domain.names, 6)
-    amounts = rng.sample(range(5, 95), len(things))  # all different: the most has one answer
+    amounts = rng.sample(range(5, 95), len(things))  # all different: the highest is unique
     links = [
         (rng.randrange(1, 13), rng.randrange(1, len(things) + 1), rng.randrange(1, 10))
         for _ in range(30)

@@ -99,8 +99,8 @@ class HopWorld(ToolEnv):
 
 
 def gold_actions(world: World) -> list[str]:
-    """What a perfect agent writes: it restates the fact found and what is left to ask, then
-    searches or answers.
+    """Actions of a perfect agent: restate the fact found and the remaining question, then search
+    or answer.
     """
     actions = []
     for hop in range(len(world.chain)):

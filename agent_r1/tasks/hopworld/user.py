@@ -19,8 +19,8 @@ from agent_r1.types import Message, Outcome, Task, derive_seed
 
 
 def _told(task: Task, share: float) -> Task:
-    """The task as the user tells it: in that share of the tasks, by a hash of their id, with the
-    first name alone.
+    """The task in the user's words: in a ``share`` of tasks, chosen by a hash of the id, with
+    only the first name.
     """
     ambiguous = derive_seed("ambiguous", task.id) / 2**63 < share
     question = task.question.rsplit(" ", 1)[0] + "?" if ambiguous else task.question

@@ -48,7 +48,7 @@ class Fact:
 
     @functools.cached_property
     def weights(self) -> dict[str, float]:
-        """What a match of each word counts: the subject's and the relation double."""
+        """Weight of a match of each word: 2 for subject and relation, else 1."""
         own = {*self.subject.lower().split(), self.relation}
         return {word: 2.0 if word in own else 1.0 for word in _words(self.text)}
 
@@ -71,7 +71,7 @@ class World:
         return self.chain[-1].object
 
     def remaining(self, hops_done: int) -> str:
-        """What is still asked after some hops: ``"the friend of the rival of Bana Dont"``."""
+        """The question left after some hops: ``"the friend of the rival of Bana Dont"``."""
         relations = [fact.relation for fact in reversed(self.chain[hops_done:])]
         return "".join(f"the {r} of " for r in relations) + self.chain[hops_done].subject
 

@@ -1,5 +1,5 @@
-"""The data sets' official files, or their copies on the hub, brought into the one form that is read
-here: questions, and apart from them the passages that came with them, each once.
+"""Converts the data sets' official files, or their copies on the hub, to the one form that is read
+here: questions, and in a separate file their passages, each once.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ HUB: dict[str, tuple[str, str | None]] = {
 }
 """Name and configuration on the hub."""
 FORMAT = "1"
-"""Changes when what is written changes."""
+"""Version of the converted files."""
 HUB_PARTS = {"train": "train", "dev": "validation"}
 
 
 def official_files(folder: Path, dataset: str) -> tuple[tuple[str, Path], ...]:
-    """The official files that are there, each with its part, ``train`` or ``dev``."""
+    """The official files that exist, each with its part, ``train`` or ``dev``."""
     found = []
     for part, names in OFFICIAL.get(dataset, {}).items():
         places = [place / name for place in (folder / dataset, folder) for name in names]
@@ -79,7 +79,7 @@ def _read(file: Path) -> Iterator[Row]:
 
 
 def _whole(row: Row) -> Row:
-    """A question that has what every question needs."""
+    """Checks the fields that every question needs."""
     for field in ("id", "question", "answer"):
         if not isinstance(row[field], str):
             raise TypeError(f"{field} is {row[field]!r:.60}, not text")
@@ -106,7 +106,7 @@ def _from_hub(dataset: str) -> dict[str, Iterable[Row]]:
 
 
 def _in_our_form(row: Row) -> Row:
-    """A question with ``passages``, pairs of title and text, and the places of the gold ones."""
+    """A question with ``passages``, pairs of title and text, and the indices of the gold ones."""
     if "paragraphs" in row:
         return _from_musique(row)
     context, facts = row["context"], row["supporting_facts"]

@@ -3,9 +3,9 @@
 A data folder holds ``<dataset>.jsonl`` (fields ``id``, ``question``, ``answer``; optionally
 ``aliases``, ``supporting``, ``supporting_ids``, ``decomposition``, ``type``) and
 ``corpus.<dataset>.jsonl`` (``id``, ``title``, ``text``), each also as ``.jsonl.gz``; its questions
-are dealt to the splits by a hash of their id. Or it holds a data set's official files, or the path
-is ``hub``: both are brought into that form once, see ``qa_convert``; then test is the official
-dev split, and validation a share of train.
+are dealt to the splits by a hash of their id. A folder of official files, or the path ``hub``,
+is converted to that form once, see ``convert.py``; then test is the official dev split, and
+validation a share of train.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def load_split(
     holdout: float,
     bad_rows: BadRows = "error",
 ) -> list[Task]:
-    """The tasks of a split, one of each data set in turn. For training a smaller set begins again
-    until all have had as many turns as the largest: equal shares, as in the paper.
+    """The tasks of a split, one of each data set in turn. In training, smaller sets are repeated
+    up to the size of the largest: equal shares, as in the paper.
     """
     sets = [
         _of_split(load_questions(path, name, bad_rows), name, split, holdout) for name in datasets
@@ -127,7 +127,7 @@ def _queries(steps: list[dict[str, Any]]) -> list[str]:
 
 @kept
 def _file(path: str, dataset: str, name: str) -> Path:
-    """The file of that name in the data folder, or in the form that the data set was brought to."""
+    """The file of that name in the data folder, or in the converted data set."""
     folder = Path(path).expanduser()
     files = () if path == "hub" else official_files(folder, dataset)
     if path == "hub" and dataset not in HUB:

@@ -1,6 +1,5 @@
 """Multi-hop question answering with a search tool: HotpotQA, 2WikiMultiHopQA, MuSiQue, or files
-like theirs. ``qa_data`` says where questions and passages come from, ``qa_scores`` what an answer
-is worth.
+like theirs. ``data.py`` loads questions and passages, ``scores.py`` scores an answer.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from agent_r1.tools.function_tool import tool
 from agent_r1.types import Message, Outcome, Task, ToolCall
 
 MAX_CHECKED = 1_000_000
-"""Passages up to which the gold ones are looked for before a run."""
+"""Largest corpus that is checked for gold passages before a run."""
 EXAMPLE = (
     Message("user", "In which country was the painter of The Blue Mill born?"),
     Message("assistant", "", (ToolCall("search", {"query": "The Blue Mill painter"}),)),
@@ -56,8 +55,8 @@ class MultiHop(ToolEnv):
 
         Attributes:
             path: The data folder, or ``hub``.
-            datasets: Of the questions; those of several come in turn, in training in equal shares.
-            search: What answers the queries, see ``search``; by default BM25 over the passages of
+            datasets: Data sets; questions of several take turns, in training in equal shares.
+            search: The search engine, see ``search``; by default BM25 over the passages of
                 the data sets. With a server or an index of other passages, gold passages are known
                 by their titles.
             k: Passages per search.
@@ -65,9 +64,9 @@ class MultiHop(ToolEnv):
             example: Show one worked example, as turns of its own, before the question: for models
                 whose chat template knows no tools.
             holdout: Share of the questions for validation, and the same again for test, where the
-                files do not tell.
-            bad_rows: What a question leads to that cannot be used: an ``error`` that names its
-                line before the run, or it is left out (``skip``).
+                files define none.
+            bad_rows: Treatment of unusable questions: an ``error`` before the run that names the
+                line, or ``skip``, which leaves them out.
             reward: ``paper``: exact match, less for a wrong format. ``graded``: that of the
                 authors' first public scripts. ``em``: exact match alone.
         """
@@ -104,7 +103,7 @@ class MultiHop(ToolEnv):
 
     @classmethod
     def check_data(cls, settings: Any) -> Iterator[str]:
-        """Gold passages that no search can find, because they are not there."""
+        """Reports gold passages that no search can find: the corpus lacks them."""
         if getattr(settings.search, "brings_passages", False):
             return
         files = corpus_files(settings.path, settings.datasets)
@@ -132,7 +131,7 @@ class MultiHop(ToolEnv):
         search, data = self.settings.search, self.task.data
         self._gold: dict[str, str]
         if getattr(search, "brings_passages", False):
-            # Those have ids of their own, and a title is what can be known.
+            # Other passages have other ids: gold ones are known by title.
             self._key = "title"
             self._gold = {title: title for title in data["supporting"]}
             self._searcher = open_search(search, ())
@@ -217,8 +216,8 @@ class MultiHop(ToolEnv):
         yield f"<answer>{self.task.answer}</answer>"
 
     def _gold_queries(self) -> Iterator[str]:
-        """Titles of gold passages not found yet, first those that the question and what was shown
-        say most of; before them the question itself, if it says too little of any.
+        """Titles of gold passages not found yet, first those that the question and the results so
+        far mention most; before them the question itself, if it mentions too little of any.
         """
         titles = {key: title for key, title in self._gold.items() if title}
         asked = False
@@ -236,7 +235,7 @@ class MultiHop(ToolEnv):
 
 
 def _core(title: str) -> str:
-    """A title without what only tells it from others: "Psycho (1960 film)" is "Psycho"."""
+    """A title without its disambiguation: "Psycho (1960 film)" is "Psycho"."""
     return re.sub(r"\s*\([^)]*\)$", "", title) or title
 
 

@@ -22,7 +22,7 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(given: str, accepted: Sequence[str]) -> float:
-    """1.0 if an accepted answer normalises to the same text, and not to nothing."""
+    """1.0 if an accepted answer normalises to the same text, which is not empty."""
     given = normalize_answer(given)
     return float(bool(given) and given in map(normalize_answer, accepted))
 
@@ -60,10 +60,10 @@ def paper_reward(em: float, *, answer_ok: bool, calls_ok: bool) -> float:
 def graded_reward(
     answer: str | None, last: str, accepted: Sequence[str], *, num_calls: int
 ) -> float:
-    """The reward of the authors' first public scripts: -1, half a point for each well-formed call
-    and half for answer tags, at most 1 for both; from half a point on 1 for an accepted answer
-    within the tags, or .2 if it stands in the last message only. They also ask for a thought before
-    each, which is left out here.
+    """The reward of the authors' first public scripts: -1, plus half a point for each well-formed
+    call and half for answer tags, at most 1 for both; with at least half a point, plus 1 for an
+    accepted answer within the tags, or .2 if only the last message contains one. The scripts also
+    ask for a thought before each, which is left out here.
     """
     points = min(1.0, 0.5 * num_calls + 0.5 * (answer is not None))
     if points < 0.5:

@@ -1,7 +1,7 @@
 """Tools of MCP servers, in any tool environment.
 
     [env.mcp.search]
-    command = ["python", "server.py"]       # a process of ours, spoken to by stdio
+    command = ["python", "server.py"]       # a child process, reached by stdio
     # or: url = "http://localhost:8000/mcp"   (streamable HTTP)
 
 A server is connected to when the first episode needs it and serves all of a run; it lives in a
@@ -39,18 +39,18 @@ T = TypeVar("T")
 
 
 MAX_LOGGED = 20
-"""Lines of the SDK's log."""
+"""Most lines of the SDK's log."""
 
 
 MAX_TIMEOUTS = 3
-"""In a row, after which a server is taken to hang and is started again."""
+"""Time-outs in a row after which a server counts as hung and is restarted."""
 
 
 class Connection:
     """A session with a server, opened when needed and opened again after it was lost.
 
     Attributes:
-        num_starts: How often it was opened.
+        num_starts: Number of times it was opened.
     """
 
     def __init__(self, name: str, server: McpServer) -> None:
@@ -65,10 +65,10 @@ class Connection:
         self._tools: list[McpTool] | None = None
 
     async def tools(self) -> list[McpTool]:
-        """What the server offers, asked once.
+        """The server's tools, listed once.
 
         Raises:
-            ConfigError: It cannot be reached, or has no tool of a name that was asked for.
+            ConfigError: The server cannot be reached, or lacks a tool named in ``tools``.
         """
         if self._tools is None:
             server = self.name, self.server.model_dump_json()
@@ -131,7 +131,7 @@ class Connection:
         return found
 
     async def _call(self, tool: str, arguments: dict[str, Any], timeout: float) -> Any:
-        client = await self._connected()  # starting it is not the call's time
+        client = await self._connected()  # the time limit excludes the start
         try:
             async with asyncio.timeout(timeout):
                 result = await client.call_tool(tool, arguments)
@@ -167,7 +167,7 @@ class Connection:
             return self._client
 
     async def _keep(self, ready: asyncio.Future[Any], stop: asyncio.Event) -> None:
-        """Holds a session open from within one task, as its scopes require."""
+        """Holds a session open within one task, as its cancel scopes require."""
         try:
             async with _client(self.server) as client:
                 ready.set_result(client)
@@ -177,7 +177,7 @@ class Connection:
                 ready.set_exception(error)
 
     def _drop(self, client: Any) -> None:
-        """Lets a session go that is no good any more; the next call opens another."""
+        """Discards a session that no longer works; the next call opens a new one."""
         if self._client is client:
             self._client = None
             self._stop.set()
@@ -198,7 +198,7 @@ class McpTool:
         self._connection = connection
         self._parameters: dict[str, Any] = tool.input_schema
         self.name: str = tool.name
-        # A server that only reads does not care for the order of its calls.
+        # The order of calls does not matter to a tool that only reads.
         self.parallel = bool(getattr(tool.annotations, "read_only_hint", False))
         self.description: str = tool.description or ""
         self.timeout = connection.server.timeout
@@ -217,8 +217,8 @@ class McpTool:
         return {"type": "function", "function": function}
 
     def check(self, call: ToolCall) -> ToolResult | None:
-        """What is wrong with the arguments by the tool's own schema; a schema that cannot be used
-        leaves that to the server.
+        """The failed result for arguments that break the tool's own schema; if the schema cannot be
+        used, the server checks them.
         """
         if self._validator is None:
             return None
@@ -244,7 +244,7 @@ class McpTool:
             return ToolResult(call, error="timeout", detail=detail)
         except Exception as error:  # whatever the transport raises
             if _is_answer(error):
-                # What the client does not accept of the server's is not the agent's mistake.
+                # An answer that the client does not accept is not the agent's mistake.
                 said_no = not isinstance(error, RuntimeError | ValueError)
                 kind: ToolError = self._connection.server.is_error if said_no else "exception"
                 return ToolResult(call, error=kind, detail=f"{self.name}: {_in_words(error)}")
@@ -259,7 +259,7 @@ class McpTool:
 
 
 def _is_answer(error: BaseException) -> bool:
-    """Whether the server is there and has said no, or what the client does not accept."""
+    """Whether the server answered, with an error or in a form the client does not accept."""
     from mcp import MCPError
     from mcp_types import CONNECTION_CLOSED
 
@@ -281,7 +281,7 @@ def _in_words(error: BaseException) -> str:
 
 
 def _text_of(result: Any) -> tuple[str, bool]:
-    """A result's contents as text, and whether something in it is none."""
+    """A result's contents as text, and whether some of them are not text."""
     texts = [_shown(content) for content in result.content]
     shown = [text for text in texts if text is not None]
     structured = getattr(result, "structured_content", None)
@@ -292,7 +292,7 @@ def _text_of(result: Any) -> tuple[str, bool]:
 
 
 def _shown(content: Any) -> str | None:
-    """One content: its text, or where it is to be had."""
+    """One content: its text or its link; ``None`` if neither."""
     if content.type == "text":
         return str(content.text)
     if content.type == "resource":
@@ -328,7 +328,7 @@ async def _client(server: McpServer) -> AsyncIterator[Any]:
 
 
 class _OneLine(logging.Handler):
-    """What the SDK logs of a server, each thing once and in a line instead of a traceback."""
+    """Prints each message of the SDK's log once, as one line instead of a traceback."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Arguments checked by a schema of somebody else's, within a limit of work."""
+"""Checks arguments against a foreign schema, within limits of work and time."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_KEYWORDS = 2_000
-"""Of a schema, to check the arguments of one call; beyond them it is left to the server."""
+"""Most branching keywords followed for one call; beyond them the server checks instead."""
 
 
 _BRANCHING = ("$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if")
 
 
 PATTERN_SECONDS = 0.05
-"""For one pattern of a schema."""
+"""Time limit of one pattern of a schema."""
 
 
 def checker_of(schema: dict[str, Any]) -> Any:
-    """What checks arguments by a schema; ``None`` for one that is not valid itself. It reaches for
-    nothing outside the schema, and a pattern has a time limit.
+    """A function that lists what is wrong with arguments; ``None`` if the schema itself is invalid.
+    Nothing outside the schema is fetched, and a pattern has a time limit.
     """
     import jsonschema
     import referencing
@@ -54,7 +54,7 @@ def checker_of(schema: dict[str, Any]) -> Any:
 
 
 def _counted(check: Any, left: list[int]) -> Any:
-    """A keyword that leads to other schemas, which may lead to others in turn, two from each."""
+    """Counts uses of a keyword that leads to other schemas: their number may grow exponentially."""
 
     def limited(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
         left[0] -= 1
@@ -66,7 +66,7 @@ def _counted(check: Any, left: list[int]) -> Any:
 
 
 def _unless_patterns(check: Any) -> Any:
-    """A check of further properties, left to the server where patterns say which are further."""
+    """A check of additional properties, left to the server where patterns define them."""
 
     def limited(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
         return () if "patternProperties" in schema else check(validator, value, instance, schema)

@@ -1,4 +1,4 @@
-"""``[env.mcp.NAME]``: how a server is started or reached, and no secret in clear."""
+"""``[env.mcp.NAME]``: how a server is started or reached; secrets in clear are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECRET = re.compile(
     r"|credentials?|authorization|cookie|bearer)$|(password|passwd|secret|token|apikey)$",
     re.IGNORECASE,
 )
-"""How names of secrets end; a value counts as one if it is at least so long:"""
+"""How names of secrets end; their values count from this many characters on:"""
 SECRET_LENGTH = 8
 
 
@@ -27,15 +27,15 @@ _KNOWN_SECRET = re.compile(
     r"(?<![\w-])(sk-(?=[\w-]*\d)|ghp_|github_pat_|glpat-|xox[bp]-|hf_|AKIA)[A-Za-z0-9_-]{16,}"
     r"|://[^/\s:@]*:[^/\s@]+@"
 )
-"""What has the form of one, under whatever name; the last is a password in a URL."""
+"""Forms of well-known secrets, under any name; the last is a password in a URL."""
 
 
 EXPANDED: dict[str, str] = {}
-"""What stood for a reference to our environment, and the reference: no message shows it."""
+"""Values of expanded ``$NAME`` references, with the reference that messages show instead."""
 
 
 _PLAIN = re.compile(r"[/~.]|\w+://|\d+$|.*\.[a-zA-Z]\w{0,5}$")
-"""Paths, addresses, numbers and names of files, which no secret begins or ends like."""
+"""Paths, addresses, numbers and file names, which do not count as secrets."""
 _REFERENCE = re.compile(r"\$\$|\$(\w+)|\$\{(\w+)\}")
 
 
@@ -43,17 +43,17 @@ class McpServer(Section):
     """One server.
 
     Attributes:
-        command: Starts it, to be spoken to by stdio; ``python`` is the one that runs us. ``env``:
-            its environment variables besides ``PATH``, ``HOME`` and the like; it inherits no other.
-        url: Where it listens (streamable HTTP); ``headers`` go with every request.
+        command: Starts a server that talks over stdio; ``python`` is our own interpreter. ``env``:
+            its environment variables besides ``PATH``, ``HOME`` and the like; no other is passed.
+        url: The server's address (streamable HTTP); ``headers`` go with every request.
             In ``env``, ``headers`` and ``url``, ``$NAME`` or ``${NAME}`` stands for an environment
             variable of ours (``$$`` for a ``$``): so a secret is not stored with the run.
-        tools: Those that the agent gets; by default all.
+        tools: Tools that the agent gets, by name; by default all.
         timeout: Seconds for one call.
-        connect_timeout: Seconds until it must be up, and again until it has listed its tools.
+        connect_timeout: Seconds that the server may take to start, and again to list its tools.
         per: One server for the whole ``run``, or one for each ``episode`` if it keeps a state.
-        is_error: What a result means that the server marks as an error: a call that the agent
-            should have written otherwise, or a failure of the server's.
+        is_error: Meaning of a result that the server marks as an error: ``rejected``, a mistake of
+            the agent; ``exception``, a failure of the server.
     """
 
     command: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ class McpServer(Section):
                 if where.startswith("command"):
                     cure = "give it to the server in env, as '$NAME'"
                 raise ValueError(
-                    f"{where}: it looks like a secret, and what stands here is stored with the "
+                    f"{where}: it looks like a secret, and this value is stored with the "
                     f"run; put it into an environment variable and {cure}"
                 )
         return self
