@@ -145,7 +145,7 @@ def scratch() -> Iterator[Path]:
 
 
 ENV = '''
-from agent_r1 import Task, ToolEnv, Transition, tool
+from agent_r1 import Task, ToolCall, ToolEnv, Transition, tool
 
 class Tiny(ToolEnv):
     """Say the word that the tool tells."""
@@ -163,7 +163,7 @@ class Tiny(ToolEnv):
         return f"w{number}"
 
     def gold(self):
-        yield '<tool_call>\\n{"name": "look", "arguments": {"number": 1}}\\n</tool_call>'
+        yield ToolCall("look", {"number": 1})
         yield self.task.answer
 
     def interpret(self, results):

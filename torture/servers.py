@@ -21,7 +21,7 @@ WAYS = [
     *(f"{what} at {m}" for what in ("hang", "die", "garbage", "error", "null") for m in METHODS),
 ]  # fmt: skip
 ENV = '''
-from agent_r1 import Task, ToolEnv
+from agent_r1 import Task, ToolCall, ToolEnv
 
 class Tiny(ToolEnv):
     """Asks a server."""
@@ -31,7 +31,7 @@ class Tiny(ToolEnv):
         return [Task(f"{split}{n}", f"word {n}?", f"w{n}") for n in range(8)]
 
     def gold(self):
-        yield '<tool_call>\\n{"name": "look", "arguments": {"number": 1}}\\n</tool_call>'
+        yield ToolCall("look", {"number": 1})
         yield self.task.answer
 
     def score(self, answer):

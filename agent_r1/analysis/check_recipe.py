@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent_r1.envs.base import Env
 from agent_r1.envs.check_env import check_env
-from agent_r1.envs.lifecycle import close_env, make_env, played_gold, schemas_of
-from agent_r1.errors import ConfigError, ExpiredError
+from agent_r1.envs.lifecycle import make_env, schemas_of
+from agent_r1.errors import ConfigError
 from agent_r1.model.adapter import start_folder
 from agent_r1.model.load import load_tokenizer
 from agent_r1.render import RENDERERS
-from agent_r1.render.calls import parse_hermes
-from agent_r1.rollout.episode import render_history
+from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.gold_episode import play_gold
 from agent_r1.run.recipe import Recipe
 from agent_r1.tasks import ENVS
 from agent_r1.training.advice import must_fit
 from agent_r1.training.build import tasks_of
 from agent_r1.training.preflight import memory_of, warnings_of
-from agent_r1.types import Action, Kind, Message, derive_seed
+from agent_r1.types import Kind, StopReason, Task, Trajectory
 from agent_r1.utils.scope import held_up, run_async, scope
-from agent_r1.utils.waiting import within
+
+MANY = 10**6
+"""Turns and tokens without a limit, so that the episode shows what it needs."""
 
 
 @dataclass
@@ -83,13 +85,25 @@ def dry_run(
     renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
     task = tasks_of(recipe, "train")[0]
     report = DryRun(task.id, notes=notes)
-    env = make_env(env_class, recipe.env)
+    made: list[Env] = []
+
+    def make() -> Env:
+        made.append(make_env(env_class, recipe.env))
+        return made[-1]
+
     seconds = recipe.limits.seconds
-    play = functools.partial(_play, report, recipe, env, task, renderer, tokenizer)
-    try:
-        run_async(within(seconds, play))
-    except ExpiredError as error:
-        raise ConfigError(f"the scripted episode is not done within {seconds:g} seconds") from error
+    limits = Limits(turns=MANY, tokens_per_turn=MANY, tokens=MANY, seconds=seconds)
+    trajectory, _ = run_async(play_gold(make, renderer, limits, task, recipe.seed))
+    if trajectory.stop is StopReason.MAX_TIME:
+        raise ConfigError(f"the scripted episode is not done within {seconds:g} seconds")
+    if trajectory.outcome is None:
+        raise ConfigError(f"the scripted episode fails: {trajectory.fault}")
+    _write(report, recipe, task, trajectory, tokenizer)
+    said = [step.message for step in trajectory.steps]
+    if said and schemas_of(made[-1]) and not any(message.tool_calls for message in said):
+        report.warnings.append(
+            "the gold actions use no tool: `agent-r1 sft` would teach the agent to use none"
+        )
     _warn(report, recipe)
     report.warnings += [*warnings_of(recipe), *held_up()]
     plan = memory_of(recipe)
@@ -98,11 +112,11 @@ def dry_run(
     return report
 
 
-async def _play(
-    report: DryRun, recipe: Recipe, env: Any, task: Any, renderer: Any, tokenizer: Any
+def _write(
+    report: DryRun, recipe: Recipe, task: Task, trajectory: Trajectory, tokenizer: Any
 ) -> None:
-    length = 0
-    said: list[tuple[Message, tuple[int, ...]]] = []
+    """Writes an episode into the report, and what the recipe's limits would do to it."""
+    limits, length = recipe.limits, 0
 
     def add(kind: Kind, ids: tuple[int, ...]) -> None:
         nonlocal length
@@ -110,49 +124,30 @@ async def _play(
         length = len(ids) if kind is Kind.CONTEXT else length + len(ids)
         report.num_tokens = max(report.num_tokens, length)
 
-    messages = await env.reset(task, derive_seed(recipe.seed, task.id))
-    prompt_ids = renderer.prompt(messages, schemas_of(env))
     try:
-        must_fit(prompt_ids, task, recipe.limits.tokens)
+        must_fit(trajectory.prompt_ids, task, limits.tokens)
     except ConfigError as error:
         report.warnings.append(str(error))
-    add(Kind.OBSERVATION, prompt_ids)
-    async for text in played_gold(env):
-        # Scripts are written in one form; the renderer writes and reads them in its own.
-        ids = renderer.encode_message(parse_hermes(text))
-        action = Action(ids, (0.0,) * len(ids), (0.0,) * len(ids), 0, "stop")
-        if len(ids) > recipe.limits.tokens_per_turn:
+    add(Kind.OBSERVATION, trajectory.prompt_ids)
+    for step in trajectory.steps:
+        if step.context_ids is not None:
+            add(Kind.CONTEXT, step.context_ids)
+        if (count := len(step.action.token_ids)) > limits.tokens_per_turn:
             report.warnings.append(
-                f"a gold action has {len(ids)} tokens, "
-                f"limits.tokens_per_turn is {recipe.limits.tokens_per_turn}"
+                f"a gold action has {count} tokens, "
+                f"limits.tokens_per_turn is {limits.tokens_per_turn}"
             )
-        add(Kind.ACTION, ids)
-        message = renderer.parse(action)
-        said.append((message, ids))
-        transition = await env.step(message)
-        report.rewards.append(transition.rewards)
-        if transition.done:
-            break
-        if transition.history is not None:
-            history = render_history(transition.history, env.schemas, renderer, said)
-            add(Kind.CONTEXT, tuple(history))
-        else:
-            add(Kind.OBSERVATION, renderer.observation(transition.messages, action))
-    outcome = await env.outcome()
-    if said and env.schemas and not any(message.tool_calls for message, _ in said):
+        add(Kind.ACTION, step.action.token_ids)
+        report.rewards.append(step.rewards)
+        if step.observation_ids:
+            add(Kind.OBSERVATION, step.observation_ids)
+    outcome = trajectory.outcome
+    assert outcome is not None
+    success = float(outcome.success)
+    report.outcome = {"reward": outcome.reward, "success": success, **outcome.metrics}
+    if (turns := len(trajectory.steps)) > limits.turns:
         report.warnings.append(
-            "the gold actions use no tool: `agent-r1 sft` would teach the agent to use none"
-        )
-    await close_env(env)
-    report.outcome = {
-        "reward": outcome.reward,
-        "success": float(outcome.success),
-        **outcome.metrics,
-    }
-    num_turns = sum(kind == "action" for kind, _, _ in report.segments)
-    if num_turns > recipe.limits.turns:
-        report.warnings.append(
-            f"the gold actions need {num_turns} turns, limits.turns is {recipe.limits.turns}"
+            f"the gold actions need {turns} turns, limits.turns is {limits.turns}"
         )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent_r1.types import Estimates, Group, MalformedCall, Step, StepKey, Trajectory
+from agent_r1.envs.gold import in_words
+from agent_r1.types import Estimates, Group, Step, StepKey, Trajectory
 
 Place = tuple[int, int, int]
 """Iteration, group and attempt, the latter two counted from 1."""
@@ -171,15 +172,8 @@ class Explanation:
 
 
 def _said(step: Step) -> str:
-    """The agent's action, in a line."""
-    calls = [
-        f"malformed call ({call.reason})"
-        if isinstance(call, MalformedCall)
-        else f"{call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})"
-        for call in step.message.tool_calls
-    ]
-    words = " ".join(step.message.content.split())
-    return _short("  ".join([*([words] if words else []), *calls]) or "nothing")
+    """What the agent did, in a line."""
+    return _short(in_words(step.message))
 
 
 def _short(text: str) -> str:

@@ -11,27 +11,26 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from agent_r1.config.section import NamedSection
+from agent_r1.envs.gold import all_in_words, as_message, in_words, played_gold
 from agent_r1.envs.lifecycle import (
     close_env,
     make_env,
     plain_outcome,
     plain_rewards,
-    played_gold,
     schemas_of,
     tasks_of,
     tidy,
 )
 from agent_r1.errors import ConfigError, EnvCheckError, ExpiredError
-from agent_r1.render.calls import parse_hermes
-from agent_r1.types import Outcome, Task, derive_seed
+from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall, derive_seed
 from agent_r1.utils.scope import run_async
 from agent_r1.utils.text import clean, describe, place_of
 from agent_r1.utils.waiting import within
 
 BAD_ACTIONS = (
-    '<tool_call>\n{"name": "no_such_tool", "arguments": {}}\n</tool_call>',
-    "<tool_call>\n{broken\n</tool_call>",
-    '<tool_call>\n{"name": 7}\n</tool_call>',
+    Message("assistant", "", (ToolCall("no_such_tool", {}),)),
+    Message("assistant", "", (MalformedCall("{broken", "the call is not valid JSON"),)),
+    Message("assistant", "", (MalformedCall('{"name": 7}', "the call has no name"),)),
 )
 """What an untrained agent writes; each must become an observation."""
 MAX_PROBLEMS = 12
@@ -173,7 +172,8 @@ async def _check_task(played: _Played, problems: _Problems) -> tuple[int, int, i
         outcome = (await played.play(gold, strict=not _is_noisy(played.settings)))[-1]
         if isinstance(outcome, Outcome) and not outcome.success:
             problems.add(
-                f"the scorer does not accept the gold answer {gold[-1]!r:.200}: {outcome!r:.200}",
+                f"the scorer does not accept the gold answer {in_words(gold[-1])!r:.200}: "
+                f"{outcome!r:.200}",
                 task_id,
             )
     nothing = (await played.play([]))[-1]
@@ -236,34 +236,38 @@ class _Played:
         self._parts: Sequence[str] | None = getattr(env, "reward_parts", None)
         self.gold_is_whole = False
 
-    async def gold(self) -> list[str]:
+    async def gold(self) -> list[Message]:
         """Plays the environment's own solution; its actions, or none if it fails."""
-        actions: list[str] = []
+        actions: list[Message] = []
 
         async def work(env: Any) -> None:
             await env.reset(self.task, self._seed)
-            async for text in played_gold(env):
-                actions.append(text)
-                if (await env.step(parse_hermes(text))).done:
+            async for message in played_gold(env):
+                actions.append(message)
+                if (await env.step(message)).done:
                     break
             self.gold_is_whole = True
 
-        await self._within(work, lambda: f"after {actions!r:.200}" if actions else "at the start")
+        def when() -> str:
+            return f"after {all_in_words(actions)}" if actions else "at the start"
+
+        await self._within(work, when)
         return actions if self.gold_is_whole else []
 
-    async def random_actions(self) -> list[str]:
+    async def random_actions(self) -> list[Message]:
         """Valid actions of a game that offers them, to be played."""
         if not hasattr(self._env, "random_action"):
             return []
-        moves: list[str] = []
+        moves: list[Message] = []
 
         async def work(env: Any) -> None:
-            moves.extend(env.random_action(derive_seed(self._seed, n)) for n in range(MAX_MOVES))
+            for n in range(MAX_MOVES):
+                moves.append(as_message(env.random_action(derive_seed(self._seed, n))))
 
         await self._within(work, lambda: "in random_action()")
         return moves
 
-    async def play(self, script: Sequence[str], *, strict: bool = False) -> list[Any]:
+    async def play(self, script: Sequence[Message], *, strict: bool = False) -> list[Any]:
         """Everything the environment gave, the outcome last; with ``strict``, a tool that fails
         is a problem, too.
         """
@@ -274,8 +278,8 @@ class _Played:
             if not given[0]:
                 self._problem("reset gave no messages")
             given.append(schemas_of(env))
-            for text in script:
-                transition = await env.step(parse_hermes(text))
+            for message in script:
+                transition = await env.step(message)
                 given.append(transition)
                 for part in plain_rewards(transition):
                     if self._parts is not None and part not in self._parts:
@@ -284,16 +288,17 @@ class _Played:
                             f"reward_parts = {(*self._parts, part)!r}"
                         )
                 for event in transition.events if strict else ():
-                    seen = "; ".join(message.content for message in transition.messages)
+                    seen = "; ".join(shown.content for shown in transition.messages)
                     hint = _THREADS if "thread" in seen else ""
                     self._problem(
-                        f"the gold action {text!r:.200} gives {event}: {seen!r:.300}{hint}"
+                        f"the gold action {in_words(message)!r:.200} gives {event}: "
+                        f"{seen!r:.300}{hint}"
                     )
                 if transition.done:
                     break
             given.append(plain_outcome(await env.outcome()))
 
-        error = await self._within(work, lambda: f"after {list(script)!r:.200}")
+        error = await self._within(work, lambda: f"after {all_in_words(script)}")
         if error is not None:
             given.append(error)
         return given

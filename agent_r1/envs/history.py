@@ -22,7 +22,8 @@ from pydantic import Field
 
 from agent_r1.config.section import NamedSection
 from agent_r1.envs.base import Env, Transition
-from agent_r1.envs.lifecycle import close_env, gold_of
+from agent_r1.envs.gold import Gold, as_message, gold_of
+from agent_r1.envs.lifecycle import close_env
 from agent_r1.types import Message, Outcome, Task
 from agent_r1.utils.waiting import OwnThread
 
@@ -84,7 +85,7 @@ class Recent:
     async def close(self) -> None:
         await close_env(self._env)
 
-    def gold(self) -> Iterable[str]:
+    def gold(self) -> Iterable[Gold]:
         return gold_of(self._env)
 
 
@@ -133,14 +134,14 @@ class Summary(Recent):
         messages = (*transition.messages, asks)
         return dataclasses.replace(transition, messages=messages, state_key=state)
 
-    def gold(self) -> Iterator[str]:
+    def gold(self) -> Iterator[Gold]:
         """The environment's own solution; each summary repeats all that was said so far."""
         said: list[str] = []
         for action in gold_of(self._env):
             if self._asked:
                 yield "\n".join(said) or "Nothing yet."
             yield action
-            said.append(action.split("<tool_call>")[0].strip())
+            said.append(as_message(action).content)
 
 
 def _with_notes(opening: Sequence[Message], title: str, notes: Sequence[str]) -> list[Message]:

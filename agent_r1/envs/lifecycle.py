@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 from pydantic_core import to_jsonable_python
@@ -177,24 +177,9 @@ def must_be_plain(transition: Transition) -> None:
         raise TypeError(f"events must be texts, not {transition.events!r:.200}")
 
 
-def gold_of(env: Any) -> Iterable[str]:
-    """The texts of an environment's gold actions; none if it knows of none."""
-    return env.gold() if hasattr(env, "gold") else ()
-
-
-async def played_gold(env: Any) -> AsyncIterator[str]:
-    """The gold actions one by one, each to be played before the next is asked for; the author's
-    code runs in its episode's thread.
-    """
-    thread = _thread_of(env)
-    texts = await run_plain(thread, lambda: iter(gold_of(env)))
-    while (text := await run_plain(thread, next, texts, None)) is not None:
-        yield text
-
-
 async def close_env(env: Any) -> None:
     """Closes an environment, whose ``close`` may be plain, and ends its thread."""
-    thread = _thread_of(env)
+    thread = thread_of(env)
     try:
         await run_plain(thread, env.close)
     finally:
@@ -202,7 +187,7 @@ async def close_env(env: Any) -> None:
             thread.close()
 
 
-def _thread_of(env: Any) -> OwnThread | None:
+def thread_of(env: Any) -> OwnThread | None:
     """The thread of an environment's plain code, if it has one."""
     thread = getattr(env, "episode_thread", None)
     return thread if isinstance(thread, OwnThread) else None

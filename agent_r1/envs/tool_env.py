@@ -199,10 +199,10 @@ class ToolEnv:
         """
         raise NotImplementedError(f"{type(self).__name__} has no score(answer)")
 
-    def gold(self) -> Iterable[str]:
-        """Texts of actions that solve ``self.task``, for ``check_env`` and as demonstrations for
-        ``agent-r1 sft``. Each is played before the next is asked for, so a generator may react to
-        the last result. Default: the gold answer alone.
+    def gold(self) -> Iterable[str | ToolCall | Message]:
+        """Actions that solve ``self.task`` (words, a ``ToolCall``, or a whole message), for
+        ``check_env`` and as demonstrations for ``agent-r1 sft``. Each is played before the next is
+        asked for, so a generator may react to the last result. Default: the gold answer alone.
         """
         return [self.task.answer] if self.task.answer else []
 

@@ -39,9 +39,9 @@ class Passage:
 
 
 class Searcher(Protocol):
-    """Finds passages. The class is built as ``Class(settings, corpus)``; all episodes of a run share
-    one searcher, in one event loop. A ``close()``, plain or asynchronous, is called at the end of
-    the run if there is one. Settings whose ``brings_passages`` is true need no corpus.
+    """Finds passages. The class is built as ``Class(settings, corpus)``; all episodes of a run
+    share one searcher, in one event loop. A ``close()``, plain or asynchronous, is called at the
+    end of the run if there is one. Settings whose ``brings_passages`` is true need no corpus.
     """
 
     async def search(self, query: str, k: int) -> list[Passage]:

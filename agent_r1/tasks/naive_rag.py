@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from agent_r1.envs.base import Transition
+from agent_r1.envs.gold import Gold
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.tasks.multihop.env import EXAMPLE, MultiHop
@@ -36,7 +37,7 @@ class NaiveRAG(ToolEnv):
         self.answer = None if message.cut else message.content
         return Transition(done=True)
 
-    def gold(self) -> Iterator[str]:
+    def gold(self) -> Iterator[Gold]:
         yield from list(super().gold())[-1:]
 
 

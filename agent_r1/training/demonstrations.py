@@ -6,21 +6,17 @@ trajectories of the same form.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent_r1.envs.base import Env
-from agent_r1.envs.lifecycle import played_gold
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.errors import ConfigError
-from agent_r1.render.calls import parse_hermes
-from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.episode import Rollout, run_episode
+from agent_r1.rollout.episode import Rollout
+from agent_r1.rollout.gold_episode import play_gold
 from agent_r1.run.folder import RunFolder
 from agent_r1.run.recipe import Recipe
 from agent_r1.types import Action, Group, Step, Task, Trajectory, derive_seed
-from agent_r1.utils.text import describe, place_of
 
 GOLD = "gold"
 MAX_BAD = 200
@@ -59,8 +55,9 @@ class GoldDemonstrations:
     ) -> list[Group]:
         groups = []
         for number, task in enumerate(tasks):
-            trajectory = await _play(self._rollout, task, seed)
-            flaw = _flaw(trajectory) or _shortfall(trajectory, self._require)
+            trajectory, too_few = await self._play(task, seed)
+            flaw = "gold() ends before the episode does" if too_few else _flaw(trajectory)
+            flaw = flaw or _shortfall(trajectory, self._require)
             # A fault stays, so that it is counted; nobody learns from it.
             kept = flaw is None or trajectory.outcome is None
             groups.append(Group(task, [trajectory] if kept else [], number))
@@ -71,6 +68,23 @@ class GoldDemonstrations:
                     f"enough; the last, of task {task.id!r}: {flaw}"
                 )
         return groups
+
+    async def _play(self, task: Task, seed: int) -> tuple[Trajectory, bool]:
+        rollout = self._rollout
+        try:
+            trajectory, too_few = await play_gold(
+                rollout.make_env, rollout.renderer, rollout.limits, task, seed
+            )
+        except ConfigError as error:
+            raise ConfigError(
+                f"algorithm.source = {GOLD!r}: {error}; `agent-r1 check` tells more"
+            ) from error
+        if too_few and not trajectory.steps:
+            raise ConfigError(
+                f"algorithm.source = {GOLD!r}: the environment has no gold() actions for this "
+                "task; write gold(), or imitate runs with --from RUN"
+            )
+        return trajectory, too_few
 
 
 class PastDemonstrations:
@@ -152,7 +166,7 @@ def _flaw(trajectory: Trajectory) -> str | None:
     """What is wrong with a gold episode, even if it is a success, or ``None``."""
     for step in trajectory.steps:
         if step.action.stop != "stop":
-            return "an action is longer than limits.tokens_per_turn, or there were too few"
+            return "an action is longer than limits.tokens_per_turn"
         if step.events:
             return step.events[0]
     return None
@@ -174,55 +188,3 @@ def _as_demonstration(trajectory: Trajectory) -> Trajectory:
         for step in trajectory.steps
     ]
     return dataclasses.replace(trajectory, steps=steps)
-
-
-async def _play(rollout: Rollout, task: Task, seed: int) -> Trajectory:
-    script = _Script(rollout, task)
-    return await run_episode(
-        script.make_env,
-        script,
-        rollout.renderer,
-        task,
-        attempt=0,
-        limits=rollout.limits,
-        sampling=Sampling(rollout.limits.tokens_per_turn, rollout.renderer.stop_token_ids),
-        env_seed=derive_seed(seed, task.id),
-        sampling_seed=0,
-    )
-
-
-class _Script:
-    """A session that answers with the environment's gold actions."""
-
-    def __init__(self, rollout: Rollout, task: Task) -> None:
-        self._rollout, self._task = rollout, task
-        self._texts: AsyncIterator[str] | None = None
-        self._env: Env | None = None
-
-    def make_env(self) -> Env:
-        self._env = self._rollout.make_env()
-        return self._env
-
-    async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
-        first = self._texts is None
-        try:
-            if self._texts is None:
-                self._texts = played_gold(self._env)
-            text = await anext(self._texts, None)
-        except Exception as error:  # the author's code
-            raise ConfigError(
-                f"algorithm.source = {GOLD!r}: gold() of task {self._task.id!r} fails: "
-                f"{describe(error)}{place_of(error)}; `agent-r1 check` tells more"
-            ) from error
-        if first and text is None:
-            raise ConfigError(
-                f"algorithm.source = {GOLD!r}: the environment has no gold() actions for this "
-                "task; write gold(), or imitate runs with --from RUN"
-            )
-        ids = self._rollout.renderer.encode_message(parse_hermes(text or ""))
-        whole = text is not None and len(ids) <= sampling.max_tokens
-        # Nobody sampled these: they have no probabilities.
-        return Action(ids[: sampling.max_tokens], (), (), 0, "stop" if whole else "length")
-
-    def close(self) -> None:
-        return None

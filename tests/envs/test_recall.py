@@ -13,7 +13,7 @@ from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.tree import build_tree
-from agent_r1.types import Kind, Message, StopReason
+from agent_r1.types import Kind, Message, StopReason, ToolCall
 from tests.fakes import END, CharRenderer, ScriptedEngine
 
 CALL = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
@@ -30,7 +30,9 @@ class Room(ToolEnv):
         return float(answer == "end")
 
     def gold(self):
-        return [f"one {CALL}", f"two {CALL}", f"three {CALL}", "end"]
+        look = (ToolCall("look", {}),)
+        words = ("one", "two", "three")
+        return [*(Message("assistant", word, look) for word in words), "end"]
 
 
 def play(memory, *lines, env=Room, turns=9):

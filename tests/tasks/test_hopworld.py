@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from agent_r1 import check_env
+from agent_r1.envs.gold import as_message
 from agent_r1.render.chatml import parse_hermes
 from agent_r1.tasks.hopworld import world as hw
 from agent_r1.tasks.hopworld.env import HopWorld, gold_actions
@@ -13,11 +14,16 @@ SETTINGS = HopWorld.Settings()
 SEARCH = '<tool_call>{"name": "search", "arguments": {"query": "%s"}}</tool_call>'
 
 
+def message_of(said):
+    """What the agent wrote, or a gold action."""
+    return parse_hermes(said) if isinstance(said, str) else as_message(said)
+
+
 def play(task, *texts):
     async def work():
         env = HopWorld(SETTINGS)
         await env.reset(task, 0)
-        return [await env.step(parse_hermes(text)) for text in texts], await env.outcome()
+        return [await env.step(message_of(text)) for text in texts], await env.outcome()
 
     return asyncio.run(work())
 

@@ -7,7 +7,8 @@ import pytest
 
 from agent_r1 import check_env
 from agent_r1.analysis.report import transcript
-from agent_r1.envs.lifecycle import gold_of, make_env
+from agent_r1.envs.gold import as_message, gold_of, in_words
+from agent_r1.envs.lifecycle import make_env
 from agent_r1.render.chatml import parse_hermes
 from agent_r1.search.bm25 import build_index
 from agent_r1.tasks.multihop.env import MultiHop
@@ -45,13 +46,13 @@ def gold_episode(task):
     async def play():
         env = MultiHop(SETTINGS)
         await env.reset(task, 0)
-        messages = [parse_hermes(text) async for text in stepping(env)]
+        messages = [message async for message in stepping(env)]
         return messages, await env.outcome()
 
     async def stepping(env):
-        for text in gold_of(env):
-            yield text
-            await env.step(parse_hermes(text))
+        for said in gold_of(env):
+            yield as_message(said)
+            await env.step(as_message(said))
 
     return asyncio.run(play())
 
@@ -124,15 +125,15 @@ def test_gold_ends_with_a_memory_too():
         env = make_env(MultiHop, settings)
         await env.reset(task, 0)
         texts = []
-        for text in gold_of(env):
-            texts.append(text)
-            if (await env.step(parse_hermes(text))).done:
+        for said in gold_of(env):
+            texts.append(said)
+            if (await env.step(as_message(said))).done:
                 break
         return texts, await env.outcome()
 
     texts, outcome = asyncio.run(play())
     assert outcome.success
-    assert sum(vague[:-1] in text for text in texts) == 1
+    assert sum(vague[:-1] in in_words(as_message(said)) for said in texts) == 1
     assert texts[1] == "Nothing yet.", "the summary that was asked for"
 
 

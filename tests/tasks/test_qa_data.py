@@ -7,9 +7,8 @@ import shutil
 
 import pytest
 
-from agent_r1.envs.lifecycle import gold_of
+from agent_r1.envs.gold import as_message, gold_of
 from agent_r1.errors import ConfigError
-from agent_r1.render.chatml import parse_hermes
 from agent_r1.tasks.multihop.convert import HUB
 from agent_r1.tasks.multihop.data import corpus_files, load_questions, load_split
 from agent_r1.tasks.multihop.env import MultiHop
@@ -90,8 +89,8 @@ def play_gold(settings, task):
     async def play():
         env = MultiHop(settings)
         await env.reset(task, 0)
-        for text in gold_of(env):
-            await env.step(parse_hermes(text))
+        for said in gold_of(env):
+            await env.step(as_message(said))
         return await env.outcome()
 
     return asyncio.run(play())

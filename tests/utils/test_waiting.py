@@ -8,7 +8,7 @@ import time
 import pytest
 
 import agent_r1
-from agent_r1 import Task, ToolEnv, Transition, tool
+from agent_r1 import Task, ToolCall, ToolEnv, Transition, tool
 from agent_r1.envs.lifecycle import close_env
 from agent_r1.errors import ExpiredError
 from agent_r1.rollout.episode import Limits, Rollout
@@ -235,7 +235,7 @@ class Bound(ToolEnv):
         return float(self.db.execute("SELECT COUNT(*) FROM t").fetchone()[0])
 
     def gold(self):
-        yield CALL % "add"
+        yield ToolCall("add", {})
         self.db.execute("INSERT INTO t VALUES (1)")
         yield "done"
 

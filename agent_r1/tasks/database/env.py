@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import sqlite3
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from agent_r1.envs.base import Transition
+from agent_r1.envs.gold import Gold
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.errors import CallError, ConfigError
 from agent_r1.tasks.answers import answer_in
@@ -210,11 +210,10 @@ class DatabaseEnv(ToolEnv):
         right = given is not None and _same(given, self.task.answer)
         return Outcome(float(right), success=right, metrics={"ran": float(self._has_run)})
 
-    def gold(self) -> list[str]:
-        actions = ['<tool_call>\n{"name": "list_tables", "arguments": {}}\n</tool_call>']
+    def gold(self) -> list[Gold]:
+        actions: list[Gold] = [ToolCall("list_tables", {})]
         if sql := self.task.data.get("sql"):
-            call = json.dumps({"name": "query", "arguments": {"sql": sql}})
-            actions.append(f"<tool_call>\n{call}\n</tool_call>")
+            actions.append(ToolCall("query", {"sql": sql}))
         return [*actions, f"<answer>{self.task.answer}</answer>"]
 
 

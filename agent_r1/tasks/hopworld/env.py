@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from agent_r1.envs.base import Transition
+from agent_r1.envs.gold import Gold
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.tasks.answers import answer_in
 from agent_r1.tasks.hopworld.world import NUM_TASKS, World, build_world, make_task, search_facts
 from agent_r1.tasks.lazy import LazyTasks
 from agent_r1.tools.base import ToolResult
 from agent_r1.tools.function_tool import tool
-from agent_r1.types import Message, Task
+from agent_r1.types import Message, Task, ToolCall
 
 Hops = Annotated[int, Field(ge=1, le=4)]
 
@@ -94,15 +95,15 @@ class HopWorld(ToolEnv):
     def score(self, answer: str | None) -> Any:
         return float(answer_in(answer or "") == self.task.answer)
 
-    def gold(self) -> Iterable[str]:
+    def gold(self) -> Iterable[Gold]:
         return gold_actions(self.world)
 
 
-def gold_actions(world: World) -> list[str]:
+def gold_actions(world: World) -> list[Gold]:
     """Actions of a perfect agent: restate the fact found and the remaining question, then search
     or answer.
     """
-    actions = []
+    actions: list[Gold] = []
     for hop in range(len(world.chain)):
         found = (
             f"{world.chain[hop - 1].text} So {world.remaining(hop)}."
@@ -110,8 +111,6 @@ def gold_actions(world: World) -> list[str]:
             else f"So {world.remaining(hop)}."
         )
         fact = world.chain[hop]
-        call = (
-            f'{{"name": "search", "arguments": {{"query": "{fact.relation} of {fact.subject}"}}}}'
-        )
-        actions.append(f"{found}\n<tool_call>\n{call}\n</tool_call>")
+        call = ToolCall("search", {"query": f"{fact.relation} of {fact.subject}"})
+        actions.append(Message("assistant", found, (call,)))
     return [*actions, f"{world.chain[-1].text} <answer> {world.answer} </answer>"]

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from agent_r1.envs.base import Transition
+from agent_r1.envs.gold import Gold
 from agent_r1.envs.user import UserEnv
 from agent_r1.tasks.answers import answer_in
 from agent_r1.tasks.hopworld.env import Family, Hops, HopWorld
@@ -92,6 +93,6 @@ class HopWorldUser(UserEnv, HopWorld):
         reward = right * max(0.0, 1.0 - self.settings.cost * self.needless)
         return Outcome(reward, success=right == 1.0, metrics=metrics)
 
-    def gold(self) -> list[str]:
+    def gold(self) -> list[Gold]:
         asks = ["Who do you mean?"] if self.task.data["ambiguous"] else []
         return [*asks, *super().gold()]

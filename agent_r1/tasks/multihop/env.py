@@ -5,7 +5,6 @@ like theirs. ``data.py`` loads questions and passages, ``scores.py`` scores an a
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from agent_r1.envs.base import Transition
+from agent_r1.envs.gold import Gold
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.search import Passage, SearchSection, open_search
 from agent_r1.tasks.answers import answer_in
@@ -206,13 +206,12 @@ class MultiHop(ToolEnv):
             return paper_reward(em, answer_ok=found is not None, calls_ok=not self._broken_calls)
         return em
 
-    def gold(self) -> Iterator[str]:
+    def gold(self) -> Iterator[Gold]:
         """A search for each hop, then the answer. The next query depends on what has been shown, so
         play each text before asking for the next.
         """
         for query in self.task.data["decomposition"] or self._gold_queries():
-            body = json.dumps({"name": "search", "arguments": {"query": query}}, ensure_ascii=False)
-            yield f"<tool_call>\n{body}\n</tool_call>"
+            yield ToolCall("search", {"query": query})
         yield f"<answer>{self.task.answer}</answer>"
 
     def _gold_queries(self) -> Iterator[str]:
