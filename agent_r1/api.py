@@ -18,7 +18,6 @@ from agent_r1.model.adapter import start_folder
 from agent_r1.model.checkpoint_folder import model_folder
 from agent_r1.model.load import contents_of, load_policy
 from agent_r1.model.portable import file_print
-from agent_r1.run.console import Reporter
 from agent_r1.run.folder import Contents, RunFolder, must_be_sayable
 from agent_r1.run.recipe import Recipe, load_recipe
 from agent_r1.training.build import evaluator, make_rollout, set_threads, tasks_of
@@ -26,6 +25,8 @@ from agent_r1.training.evaluate import Evaluation, evaluate
 from agent_r1.training.preflight import preflight
 from agent_r1.training.trainer import Trainer
 from agent_r1.types import Task, Trajectory, derive_seed
+from agent_r1.utils.log import LOG
+from agent_r1.utils.run_files import BEST, CONTENTS
 from agent_r1.utils.scope import Scope, current_scope, run_async, scope
 from agent_r1.utils.text import describe, is_library, texts_in
 
@@ -60,7 +61,6 @@ def train(
     *,
     run: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
-    reporter: Reporter | None = None,
 ) -> Result:
     """Trains by a recipe (a file, the name of a built-in one, or its content) into a new run
     folder.
@@ -69,7 +69,6 @@ def train(
         recipe: See ``load_recipe``.
         run: The folder; by default ``runs/`` and the recipe's name and the time.
         overrides: Dotted keys, e.g. ``{"train.iterations": 5}``.
-        reporter: Where progress goes; nowhere by default.
     """
     label = recipe if isinstance(recipe, str | Path) else "run"
     # From here on an absolute path: a tool may change the current directory.
@@ -89,7 +88,7 @@ def train(
         try:
             folder = RunFolder.create(folder.path, recipe)
             folder.write_contents(contents)
-            return _train(recipe, folder, reporter)
+            return _train(recipe, folder)
         except BaseException:
             folder.remove_unused()
             raise
@@ -101,7 +100,6 @@ def resume(
     *,
     iterations: int | None = None,
     trust: bool = False,
-    reporter: Reporter | None = None,
 ) -> Result:
     """Continues a run after its last checkpoint, with the same numbers as without the
     stop.
@@ -111,7 +109,6 @@ def resume(
         iterations: The new total number of iterations, to train for longer; a falling learning rate
             follows the new total from here on.
         trust: Run the code that a run from elsewhere names.
-        reporter: Where progress goes; nowhere by default.
     """
     folder = RunFolder.open(Path(run).absolute())
     with folder.locked():
@@ -122,25 +119,24 @@ def resume(
             recipe = folder.lengthen(recipe, iterations)
         if recipe.model.lora is not None or recipe.algorithm.model_dump().get("kl") is not None:
             _must_be_the_same(recipe, folder)
-        reporter = reporter or Reporter(quiet=True)
-        _tell_changes(folder, reporter)
-        return _train(recipe, folder, reporter)
+        _tell_changes(folder)
+        return _train(recipe, folder)
 
 
-def _tell_changes(folder: RunFolder, reporter: Reporter) -> None:
+def _tell_changes(folder: RunFolder) -> None:
     """Warns of settings and files that have changed since the run began."""
     end = "results will differ from an unchanged run's"
     if not folder.contents().recipe:
-        reporter.warn(
+        LOG.warning(
             f"{folder.path}/contents.json is missing or old: whether settings, code, data and "
             "weights are what they were when the run began is not known"
         )
     for key, before, now in folder.changed_settings():
-        reporter.warn(f"{folder.path}/recipe.json: {key} = {now!r} was {before!r}: {end}")
+        LOG.warning(f"{folder.path}/recipe.json: {key} = {now!r} was {before!r}: {end}")
     for file, before in folder.contents().files.items():
         if (now := file_print(Path(file))) != before:
             what = "is gone" if now is None else "has changed since the run began"
-            reporter.warn(f"{file} {what}: {end}")
+            LOG.warning(f"{file} {what}: {end}")
 
 
 def _files_of(recipe: Recipe) -> dict[str, str]:
@@ -188,7 +184,7 @@ def _must_be_its_base(recipe: Recipe, contents: Contents) -> None:
     if start is None:
         return
     folder = Path(start).expanduser().resolve()  # of a run, or a checkpoint in one
-    run = next((f for f in (folder, *folder.parents[:2]) if (f / "contents.json").exists()), None)
+    run = next((f for f in (folder, *folder.parents[:2]) if (f / CONTENTS).exists()), None)
     theirs = None if run is None else RunFolder(run).contents().model
     if theirs is not None and theirs != contents.model:
         raise ConfigError(
@@ -215,17 +211,15 @@ def default_run(label: str) -> Path:
     return Path("runs") / f"{Path(label).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _train(recipe: Recipe, run: RunFolder, reporter: Reporter | None) -> Result:
-    reporter = reporter or Reporter(quiet=True)
-    with reporter.over(recipe.train.iterations):
-        trainer = Trainer(recipe, run, reporter)
-        run.keep(recipe)
-        state = trainer.train()
+def _train(recipe: Recipe, run: RunFolder) -> Result:
+    trainer = Trainer(recipe, run)
+    run.keep(recipe)
+    state = trainer.train()
     result = Result(run, recipe, run.metrics())
     if recipe.evaluation.test_tasks:
-        reporter.say(f"testing before and after on {recipe.evaluation.test_tasks} fresh tasks")
+        LOG.info(f"testing before and after on {recipe.evaluation.test_tasks} fresh tasks")
         result.before = Agent(recipe).test()
-        result.after = Agent(recipe, model_folder(run.path, "best")).test()
+        result.after = Agent(recipe, model_folder(run.path, BEST)).test()
         result.report = write_result(
             run, result.before, result.after, train_seconds=state.train_seconds
         )
@@ -303,7 +297,7 @@ class Agent:
         }
 
 
-def load(run: str | Path, checkpoint: str = "best", *, trust: bool = False) -> Agent:
+def load(run: str | Path, checkpoint: str = BEST, *, trust: bool = False) -> Agent:
     """The agent that a run trained: its ``best`` checkpoint, the ``last``, or an iteration's
     number. ``trust`` as in ``resume``.
 
@@ -328,7 +322,7 @@ def load(run: str | Path, checkpoint: str = "best", *, trust: bool = False) -> A
 
 
 def export(
-    run: str | Path, out: str | Path, checkpoint: str = "best", *, trust: bool = False
+    run: str | Path, out: str | Path, checkpoint: str = BEST, *, trust: bool = False
 ) -> Path:
     """Writes a run's model as a plain Hugging Face model folder that other programs can read:
     an adapter merged into its model, the stop tokens in ``generation_config``, and where the

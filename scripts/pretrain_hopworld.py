@@ -34,8 +34,13 @@ from jinja2 import Environment
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from agent_r1.render.chatml import ChatML, parse_hermes
+from agent_r1.envs.gold import as_message
+from agent_r1.render.calls import parse_hermes
+from agent_r1.render.chatml import ChatML
+from agent_r1.render.encoding import Markup
+from agent_r1.render.hermes import said
 from agent_r1.tasks.hopworld import world as hw
+from agent_r1.tasks.hopworld.env import HopWorld, gold_actions
 from agent_r1.types import Action, Message, derive_seed
 
 Example = tuple[list[int], list[float]]
@@ -86,16 +91,22 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 def tokenizer_texts(num_worlds: int = 3000) -> Iterator[str]:
     """Scripted dialogues under their full prompt, without the control tokens."""
     template = Environment().from_string(TEMPLATE.read_text())
-    env = hw.HopWorld()
+    env = HopWorld()
     system = {"role": "system", "content": env.system}
     prompt = template.render(messages=[system], tools=env.schemas)
     prompt = re.sub("|".join(map(re.escape, SPECIAL + TAGS)), " ", prompt)
     for index in range(num_worlds):
         world = hw.build_world(derive_seed("tokenizer", index), 1 + index % 3)
         results = [fact.text for fact in world.facts[:6]]
-        actions = [re.sub("|".join(TAGS), "", text) for text in hw.gold_actions(world)]
+        actions = [re.sub("|".join(TAGS), "", text) for text in gold_texts(world)]
         roles = ["user", "assistant", "system"]
         yield "\n".join([prompt, *roles, world.question, *actions, *results])
+
+
+def gold_texts(world: hw.World) -> list[str]:
+    """The gold actions as the chat format writes them."""
+    pieces = (said(as_message(action)) for action in gold_actions(world))
+    return ["".join(p.text if isinstance(p, Markup) else p for p in turn) for turn in pieces]
 
 
 def build_model(vocab_size: int) -> Qwen3ForCausalLM:
@@ -141,7 +152,7 @@ class Examples:
         self.habits = habits
         self.renderer = ChatML(ChatML.Settings(), tokenizer)
         self.rng = random.Random(seed)
-        env = hw.HopWorld(hw.HopWorld.Settings())
+        env = HopWorld(HopWorld.Settings())
         self.system, self.schemas = Message("system", env.system), env.schemas
         vocabulary = tokenizer.backend_tokenizer.get_vocab()
         names = {"Ġ" + name for name in hw.FIRST_NAMES + hw.LAST_NAMES}
@@ -210,14 +221,14 @@ class Examples:
         ids, weights = self.text("", "")
         for _ in range(3):
             world = hw.build_world(self.rng.getrandbits(62), self.rng.randint(1, 3))
-            more, w = self.text(f"{world.question}\n", hw.gold_actions(world)[0].split("\n")[0])
+            more, w = self.text(f"{world.question}\n", gold_texts(world)[0].split("\n")[0])
             ids, weights = ids + more, weights + w
         return ids, weights
 
     def dialogue(self, num_hops: int, num_actions: int = 99) -> Example:
         """A perfect agent's dialogue, or its first actions."""
         world = hw.build_world(self.rng.getrandbits(62), num_hops)
-        texts = hw.gold_actions(world)[:num_actions]
+        texts = gold_texts(world)[:num_actions]
         facts = zip(texts, world.chain, strict=False)  # the answer has no fact of its own
         turns = [(text, self.results(world, fact)) for text, fact in facts]
         return self.render(world, [*turns, *((text, "") for text in texts[num_hops:])])
@@ -229,7 +240,7 @@ class Examples:
             guess = self.rng.choice(world.facts).subject
             return self.render(world, [(f"<answer> {guess} </answer>", "")])
         turns = []
-        *searches, answer = hw.gold_actions(world)
+        *searches, answer = gold_texts(world)
         for hop, (text, fact) in enumerate(zip(searches, world.chain, strict=True)):
             if hop and self.rng.random() < self.habits.stops_early:
                 found = world.chain[hop - 1]

@@ -27,6 +27,7 @@ from agent_r1.learner.credit_assignment import (
 )
 from agent_r1.run.folder import RunFolder
 from agent_r1.types import Estimates, Group, PerToken, StepKey, derive_seed
+from agent_r1.utils.run_files import RECIPE
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _settings_of(run: RunFolder, *, trust: bool) -> _Settings:
         section = None if own else ALGORITHMS.section(sections["algorithm"])
         of_credit = CREDITS.section(sections["credit"])
     except ValidationError as error:
-        file = str(run.path / "recipe.json")
+        file = str(run.path / RECIPE)
         raise explain_error(error, file, lambda location: []) from error
     algorithm = (
         PolicyGradient(PolicyGradient.Settings(name=names["algorithm"]))

@@ -13,6 +13,7 @@ from agent_r1.run.folder import RunFolder
 from agent_r1.training.evaluate import Evaluation
 from agent_r1.types import Group, Message, Trajectory
 from agent_r1.utils.durable import write_atomically
+from agent_r1.utils.run_files import CURVE, RESULT
 
 
 def write_result(
@@ -47,7 +48,7 @@ def write_result(
             for how, evaluation in evaluations.items()
         },
     }
-    write_atomically(run.path / "result.json", json.dumps(result, indent=2) + "\n")
+    write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -101,7 +102,7 @@ def draw_curve(run: RunFolder) -> Path | None:
         panel.legend(loc="lower right")
         panel.grid(alpha=0.3)
     panels[-1][0].set(xlabel="iteration")
-    path = run.path / "curve.png"
+    path = run.path / CURVE
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path

@@ -19,6 +19,7 @@ from agent_r1.run.checkpoint import last_state
 from agent_r1.run.folder import RunFolder
 from agent_r1.run.recipe import Recipe
 from agent_r1.utils.durable import write_atomically
+from agent_r1.utils.run_files import BEST, is_run
 
 
 def run_job(job: Job, runs: Path) -> None:
@@ -45,7 +46,7 @@ def _lock(log: TextIO, folder: Path) -> None:
 def _do(job: Job, folder: Path) -> None:
     if job.train:
         _train(job, folder)
-    elif not (folder / "recipe.json").exists():
+    elif not is_run(folder):
         RunFolder.create(folder, job.recipe)
     for test_set, recipe in job.sets:
         if not set_file(folder, test_set, recipe).exists():
@@ -92,18 +93,18 @@ def _is_trained(job: Job, folder: Path) -> bool:
 
 def _train(job: Job, folder: Path) -> None:
     from agent_r1 import api
-    from agent_r1.run.console import Reporter
+    from agent_r1.run.console import console
 
     if _is_trained(job, folder):
         return
-    reporter = Reporter()
-    if (folder / "recipe.json").exists():
-        # The user has given that very recipe just now, on whatever account.
-        given = json.loads(job.recipe.model_dump_json())
-        same = RunFolder(folder).recipe_data() == given
-        api.resume(folder, trust=same, reporter=reporter)
-    else:
-        api.train(job.recipe, run=folder, reporter=reporter)
+    with console():
+        if is_run(folder):
+            # The user has given that very recipe just now, on whatever account.
+            given = json.loads(job.recipe.model_dump_json())
+            same = RunFolder(folder).recipe_data() == given
+            api.resume(folder, trust=same)
+        else:
+            api.train(job.recipe, run=folder)
 
 
 def _test(job: Job, folder: Path, test_set: TaskSet, recipe: Recipe) -> None:
@@ -112,7 +113,7 @@ def _test(job: Job, folder: Path, test_set: TaskSet, recipe: Recipe) -> None:
     temperature = recipe.train.temperature
     if test_set.temperature is not None:
         temperature = test_set.temperature
-    with Agent(recipe, model_folder(folder, "best") if job.train else None) as agent:
+    with Agent(recipe, model_folder(folder, BEST) if job.train else None) as agent:
         evaluation = agent.evaluate(num_tasks=test_set.tasks, temperature=temperature)
     outcomes = {
         group.task.id: {"success": float(t.outcome.success), **t.outcome.metrics}

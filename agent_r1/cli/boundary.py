@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 from agent_r1.cli.parser import make_parser
+from agent_r1.utils.run_files import CHECKPOINTS
 
 MAX_MESSAGE = 3000
 """Most characters of a message, to fit a screen."""
@@ -167,7 +168,7 @@ def _goes_on(arguments: argparse.Namespace) -> str:
     run = getattr(arguments, "run", None) if arguments.command in ("train", "sft") else None
     run = run or getattr(arguments, "resume", None)
     try:
-        is_begun = run is not None and (Path(run) / "checkpoints").exists()
+        is_begun = run is not None and (Path(run) / CHECKPOINTS).exists()
     except OSError:  # no name that a file can have
         is_begun = False
     if not is_begun:

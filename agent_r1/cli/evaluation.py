@@ -7,14 +7,14 @@ import sys
 from typing import Any
 
 from agent_r1.cli.common import load, print_json, undisturbed
+from agent_r1.utils.run_files import is_run
 
 
 def run_eval(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from pathlib import Path
 
-    is_run = (Path(arguments.source) / "recipe.json").exists()
-    recipe = None if is_run else load(arguments.source, rest, quiet=arguments.json)
-    if is_run and rest:
+    given_run = is_run(arguments.source)
+    recipe = None if given_run else load(arguments.source, rest, quiet=arguments.json)
+    if given_run and rest:
         from agent_r1.errors import ConfigError
 
         raise ConfigError(f"a run is evaluated by its own recipe; unexpected: {' '.join(rest)}")

@@ -47,17 +47,16 @@ def run_train(arguments: argparse.Namespace, rest: list[str]) -> int:
             RunFolder.must_be_free(named(arguments.run, "--run"))
     with undisturbed():
         from agent_r1 import api
-    from agent_r1.run.console import Reporter
+    from agent_r1.run.console import console
+    from agent_r1.utils.log import LOG
 
-    reporter = Reporter(quiet=arguments.json)
-    if arguments.resume:
-        result = api.resume(
-            arguments.resume, iterations=iterations, trust=arguments.trust, reporter=reporter
-        )
-    else:
-        folder = arguments.run = arguments.run or api.default_run(arguments.recipe)
-        reporter.say(f"run folder: {folder}")
-        result = api.train(recipe, run=folder, reporter=reporter)
+    with console(quiet=arguments.json):
+        if arguments.resume:
+            result = api.resume(arguments.resume, iterations=iterations, trust=arguments.trust)
+        else:
+            folder = arguments.run = arguments.run or api.default_run(arguments.recipe)
+            LOG.info(f"run folder: {folder}")
+            result = api.train(recipe, run=folder)
     if arguments.json:
         figures = {"last": result.metrics[-1], "report": result.report}
         print_json(arguments, {"run": str(result.run.path), **figures})

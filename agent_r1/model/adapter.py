@@ -18,6 +18,7 @@ from transformers import (
 from agent_r1.errors import ConfigError
 from agent_r1.model.checkpoint_folder import model_folder
 from agent_r1.model.settings import LoraSettings
+from agent_r1.utils.run_files import BEST, is_run
 
 PATTERN_SECONDS = 5.0
 
@@ -86,7 +87,7 @@ def start_folder(lora: LoraSettings | None) -> Path | None:
     if lora is None or lora.start is None:
         return None
     given = Path(lora.start).expanduser()
-    folder = model_folder(given, "best") if (given / "recipe.json").exists() else given
+    folder = model_folder(given, BEST) if is_run(given) else given
     file = folder / "adapter_config.json"
     if not file.exists():
         raise ConfigError(

@@ -5,16 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent_r1.errors import ConfigError
 from agent_r1.utils.durable import SEAL, why_damaged
-
-if TYPE_CHECKING:
-    pass
-
-
-LINKS = ("best", "last")
+from agent_r1.utils.run_files import CHECKPOINTS, LAST, LINKS, STATE
 
 
 def newest_first(folder: Path) -> list[tuple[int, Path]]:
@@ -40,7 +35,7 @@ def is_number(name: str) -> bool:
 
 def read_state(folder: Path) -> dict[str, Any]:
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = json.loads((folder / STATE).read_text())
         int(state["iteration"]), int(state["best_iteration"])
     except (OSError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
         raise ConfigError(f"{folder / 'state.json'} cannot be read: {error!r}") from error
@@ -53,7 +48,7 @@ def model_folder(run: Path, which: str) -> Path:
     Raises:
         ConfigError: There is no such checkpoint, or its files are damaged.
     """
-    found = newest_first(run / "checkpoints")
+    found = newest_first(run / CHECKPOINTS)
     there = {number: path for number, path in reversed(found) if is_whole(number, path)}
     there = dict(found) | there
     number = int(which) if is_number(which) else None
@@ -62,7 +57,7 @@ def model_folder(run: Path, which: str) -> Path:
         if newest is None:
             reasons = "; ".join(f"{path.name}: {why_unusable(n, path)}" for n, path in found)
             raise ConfigError(f"{run} has no whole checkpoint ({reasons})")
-        number = read_state(newest)["iteration" if which == "last" else "best_iteration"]
+        number = read_state(newest)["iteration" if which == LAST else "best_iteration"]
     folder = None if number is None else there.get(number)
     if folder is None:
         known = ", ".join(map(str, sorted(there))) or "none"

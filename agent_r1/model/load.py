@@ -25,6 +25,7 @@ from agent_r1.model.places import local_path
 from agent_r1.model.policy import Policy, make_policy
 from agent_r1.model.portable import check_weights, fingerprint
 from agent_r1.model.settings import ModelSettings
+from agent_r1.utils.run_files import is_run
 
 
 def load_policy(
@@ -168,7 +169,7 @@ def _readable(settings: ModelSettings, path: str) -> Iterator[None]:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if "LFS" in str(error) or "Header" in str(error) or "SafetensorError" in repr(type(error)):
             reason += "; is a file of weights cut off, or a pointer of Git LFS?"
-        if (Path(path) / "recipe.json").exists():
+        if is_run(path):
             reason = f"it is a run; its model is {settings.path}/checkpoints/best"
         elif (Path(path) / "adapter_config.json").exists():
             reason = (

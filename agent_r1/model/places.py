@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from agent_r1.errors import ConfigError
-from agent_r1.model.checkpoint_folder import LINKS, model_folder
+from agent_r1.model.checkpoint_folder import model_folder
 from agent_r1.utils.cache_folder import cache_folder, make_folder
+from agent_r1.utils.run_files import LINKS, is_run
 from agent_r1.utils.scope import kept
 
 HUB_SECONDS = 3.0
@@ -40,7 +41,7 @@ def local_path(path: str) -> str:
     if folder.is_dir():
         return str(folder)
     run = folder.parent.parent
-    if folder.name in LINKS and (run / "recipe.json").exists():  # the link was lost
+    if folder.name in LINKS and is_run(run):  # the link was lost
         return str(model_folder(run, folder.name))
     close = difflib.get_close_matches(path.casefold(), [*OURS], n=1, cutoff=0.6)
     if "/" not in path and close:

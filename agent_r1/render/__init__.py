@@ -50,12 +50,8 @@ class Renderer(Protocol):
         """The sampled tokens as the assistant's message, tool calls parsed."""
         ...
 
-    def encode_action(self, text: str) -> tuple[int, ...]:
-        """The tokens of an assistant's turn with this text, its end included: for scripts and
+    def encode_message(self, message: Message) -> tuple[int, ...]:
+        """The tokens of an assistant's turn with this message, its end included: for scripts and
         supervised data.
         """
-        ...
-
-    def encode_message(self, message: Message) -> tuple[int, ...]:
-        """As ``encode_action``, of a message's content and calls."""
         ...

@@ -14,7 +14,7 @@ from typing import Any
 
 from agent_r1.config.section import NamedSection
 from agent_r1.errors import ConfigError
-from agent_r1.render.calls import parse_hermes
+from agent_r1.render.base import TurnRenderer
 from agent_r1.render.encoding import Encoder, HuggingFaceTokenizer, Markup
 from agent_r1.render.hermes import said, tool_result, tool_section
 from agent_r1.types import Action, Message
@@ -22,7 +22,7 @@ from agent_r1.types import Action, Message
 _NO_THOUGHT = "<think>\n\n</think>\n\n"
 
 
-class ChatML:
+class ChatML(TurnRenderer):
     """See the module's docstring; the methods are those of ``Renderer``."""
 
     class Settings(NamedSection):
@@ -30,6 +30,8 @@ class ChatML:
 
         name: str = "chatml"
         thinking: bool = True
+
+    end = "<|im_end|>"
 
     def __init__(self, settings: Settings, tokenizer: HuggingFaceTokenizer) -> None:
         self._encoder = Encoder(tokenizer.backend_tokenizer)
@@ -70,17 +72,6 @@ class ChatML:
         closed = action.token_ids[-1:] == (self._end,)
         opening = Markup(("" if closed else "<|im_end|>") + "\n")
         return self._encoder.encode([opening, *_turns(messages), self._opening])
-
-    def parse(self, action: Action) -> Message:
-        ids = action.token_ids
-        ended = ids[-1:] and ids[-1] in self.stop_token_ids
-        return parse_hermes(self._encoder.decode(ids[:-1] if ended else ids))
-
-    def encode_message(self, message: Message) -> tuple[int, ...]:
-        return self._encoder.encode([*said(message), Markup("<|im_end|>")])
-
-    def encode_action(self, text: str) -> tuple[int, ...]:
-        return self._encoder.encode([Markup(text + "<|im_end|>")])
 
 
 def _turns(messages: Sequence[Message]) -> list[str | Markup]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from agent_r1.config.section import NamedSection
 from agent_r1.errors import ConfigError
-from agent_r1.render.calls import parse_hermes
+from agent_r1.render.base import TurnRenderer
 from agent_r1.render.encoding import BLANK, Encoder, HuggingFaceTokenizer, Markup
 from agent_r1.render.hermes import said, tool_result, tool_section
 from agent_r1.types import Action, Message
@@ -31,11 +31,13 @@ _HTML = (
 _WORDS = re.compile(f"{BLANK.pattern}|</?(?:{_HTML})>")
 
 
-class Gemma3:
+class Gemma3(TurnRenderer):
     """See the module's docstring; the methods are those of ``Renderer``."""
 
     class Settings(NamedSection):
         name: str = "gemma3"
+
+    end = _END
 
     def __init__(self, settings: Settings, tokenizer: HuggingFaceTokenizer) -> None:
         self._encoder = Encoder(tokenizer.backend_tokenizer, _WORDS)
@@ -66,16 +68,8 @@ class Gemma3:
         opening = Markup(("" if closed else _END) + "\n")
         return self._encoder.encode([opening, *_turns(messages), _OPENING])
 
-    def parse(self, action: Action) -> Message:
-        ids = action.token_ids
-        ended = ids[-1:] and ids[-1] in self.stop_token_ids
-        return parse_hermes(self._encoder.decode(ids[:-1] if ended else ids))
-
-    def encode_message(self, message: Message) -> tuple[int, ...]:
-        return self._encoder.encode([*_said(message), Markup(_END)])
-
-    def encode_action(self, text: str) -> tuple[int, ...]:
-        return self._encoder.encode([Markup(text + _END)])
+    def said(self, message: Message) -> list[str | Markup]:
+        return _said(message)
 
 
 def _turns(messages: Sequence[Message], before: Sequence[str | Markup] = ()) -> list[str | Markup]:

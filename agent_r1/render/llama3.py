@@ -17,6 +17,7 @@ from pydantic import Field
 
 from agent_r1.config.section import NamedSection
 from agent_r1.errors import ConfigError
+from agent_r1.render.base import TurnRenderer
 from agent_r1.render.calls import parse_llama3
 from agent_r1.render.encoding import Encoder, HuggingFaceTokenizer, Markup
 from agent_r1.types import Action, Message, ToolCall
@@ -30,7 +31,7 @@ _TOOLS = (
 _END = "<|eot_id|>"
 
 
-class Llama3:
+class Llama3(TurnRenderer):
     """See the module's docstring; the methods are those of ``Renderer``."""
 
     class Settings(NamedSection):
@@ -38,6 +39,8 @@ class Llama3:
 
         name: str = "llama3"
         date: str = Field("26 Jul 2024", pattern=r"^[\w ,./-]{1,40}$")
+
+    end = _END
 
     def __init__(self, settings: Settings, tokenizer: HuggingFaceTokenizer) -> None:
         self._encoder = Encoder(tokenizer.backend_tokenizer)
@@ -79,16 +82,11 @@ class Llama3:
         opening = [] if closed else [Markup(_END)]
         return self._encoder.encode([*opening, *_turns(messages), *_header("assistant")])
 
-    def parse(self, action: Action) -> Message:
-        ids = action.token_ids
-        ended = ids[-1:] and ids[-1] in self.stop_token_ids
-        return parse_llama3(self._encoder.decode(ids[:-1] if ended else ids))
+    def read(self, text: str) -> Message:
+        return parse_llama3(text)
 
-    def encode_message(self, message: Message) -> tuple[int, ...]:
-        return self._encoder.encode([*_said(message), Markup(_END)])
-
-    def encode_action(self, text: str) -> tuple[int, ...]:
-        return self._encoder.encode([Markup(text + _END)])
+    def said(self, message: Message) -> list[str | Markup]:
+        return _said(message)
 
 
 def _header(role: str) -> list[str | Markup]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from agent_r1.config.section import NamedSection
 from agent_r1.errors import ConfigError
+from agent_r1.render.base import TurnRenderer
 from agent_r1.render.calls import parse_hermes, parse_llama3
 from agent_r1.render.encoding import Encoder, Markup
 from agent_r1.types import Action, Message, ToolCall
@@ -36,7 +37,7 @@ _SCHEMA = {
 _CALL = ToolCall("look_up", {"word": "x"})
 
 
-class ChatTemplate:
+class ChatTemplate(TurnRenderer):
     """See the module's docstring; the methods are those of ``Renderer``."""
 
     class Settings(NamedSection):
@@ -76,10 +77,8 @@ class ChatTemplate:
         ids = self._encoder.encode(self._after(messages))
         return ids[1:] if action.token_ids[-1:] == (self._end,) else ids
 
-    def parse(self, action: Action) -> Message:
-        ids = action.token_ids
-        ended = ids[-1:] and ids[-1] in self.stop_token_ids
-        return self._parse(self._encoder.decode(ids[:-1] if ended else ids))
+    def read(self, text: str) -> Message:
+        return self._parse(text)
 
     def encode_message(self, message: Message) -> tuple[int, ...]:
         user = Message("user", _SAMPLES[0])

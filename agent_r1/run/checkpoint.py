@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 
 from agent_r1.errors import ConfigError, RunError
 from agent_r1.utils.durable import make_folder, seal, sync_folder, why_damaged
+from agent_r1.utils.run_files import BEST, CHECKPOINTS, LAST, LINKS, STATE, TRAINER
 from agent_r1.utils.text import describe
 
 if TYPE_CHECKING:
     from agent_r1.learner.learner import Learner
     from agent_r1.model.policy import Policy
 
-from agent_r1.model.checkpoint_folder import LINKS, newest_first, read_state, why_unusable
+from agent_r1.model.checkpoint_folder import newest_first, read_state, why_unusable
 
 
 @dataclass
@@ -84,8 +85,8 @@ class Checkpoints:
         extra = {"learner": learner.state_dict(), "rng": torch.get_rng_state()}
         try:
             policy.save(partial)
-            torch.save(extra, partial / "trainer.pt")
-            (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+            torch.save(extra, partial / TRAINER)
+            (partial / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n")
             seal(partial)
         except Exception as error:  # a full disk fails any writer; tokenizers raise just Exception
             raise RunError(
@@ -100,8 +101,8 @@ class Checkpoints:
         sync_folder(self.folder)  # only now does the checkpoint exist
         self.last = final
         if state.best_iteration == state.iteration:
-            self._link("best", final.name)
-        self._link("last", final.name)
+            self._link(BEST, final.name)
+        self._link(LAST, final.name)
         self._prune(state)
 
     def restore(self, policy: Policy, learner: Learner) -> State:
@@ -112,9 +113,7 @@ class Checkpoints:
 
         assert self.last is not None, "there is a checkpoint"
         try:
-            extra = torch.load(
-                self.last / "trainer.pt", map_location=policy.device, weights_only=True
-            )
+            extra = torch.load(self.last / TRAINER, map_location=policy.device, weights_only=True)
             learner.load_state_dict(extra["learner"])
             torch.set_rng_state(extra["rng"].cpu())
             return State(**read_state(self.last))
@@ -173,6 +172,6 @@ def _remove(path: Path) -> None:
 
 def last_state(run: Path) -> State | None:
     """Progress of a run at its last checkpoint whose files have the right sizes."""
-    found = newest_first(run / "checkpoints")
+    found = newest_first(run / CHECKPOINTS)
     last = next((p for n, p in found if why_unusable(n, p, thorough=False) is None), None)
     return None if last is None else State(**read_state(last))

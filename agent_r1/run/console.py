@@ -1,10 +1,11 @@
-"""Console output of a run: a live display on a terminal, plain lines elsewhere."""
+"""The log of a run on the console: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -17,21 +18,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from agent_r1.utils.text import clean, printable
+from agent_r1.utils.log import LOG
 
 
-class Reporter:
-    """Prints rows of metrics. With ``quiet`` nothing but warnings is shown (``--json``, Python)."""
+class ConsoleHandler(logging.Handler):
+    """Prints the log of a run. With ``quiet`` only warnings are shown, on stderr."""
 
     def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__(logging.WARNING if quiet else logging.INFO)
         self.console = Console(stderr=quiet, highlight=False)
-        self.quiet = quiet
-        self._total = 0
-        self._seen = 0
-        self._spent = 0.0
-        self._progress: Progress | None = None
+        self.progress: Progress | None = None
         if not quiet and sys.stdout.isatty():
-            self._progress = Progress(
+            self.progress = Progress(
                 TextColumn("iteration"),
                 MofNCompleteColumn(),
                 BarColumn(),
@@ -39,55 +37,63 @@ class Reporter:
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self._task = self._progress.add_task("", total=None)
+            self._task = self.progress.add_task("", total=None)
 
-    @contextmanager
-    def over(self, num_iterations: int) -> Iterator[None]:
-        """Shows the progress of ``num_iterations``."""
-        self._total = num_iterations
-        if self._progress is None:
+    def emit(self, record: logging.LogRecord) -> None:
+        is_warning = record.levelno >= logging.WARNING
+        text = f"{'warning: ' if is_warning else ''}{record.getMessage()}"
+        style = "yellow" if is_warning else None
+        self.console.print(text, markup=False, style=style, soft_wrap=True)
+        row: dict[str, Any] | None = getattr(record, "row", None)
+        if self.progress is not None and row is not None:
+            name = "success" if _is_sampled(row) else "loss"
+            self.progress.update(
+                self._task,
+                completed=row["iteration"],
+                total=getattr(record, "total", None),
+                description=f"{name} {_figure(row['figures'][name])}",
+            )
+
+
+@contextmanager
+def console(*, quiet: bool = False) -> Iterator[None]:
+    """Shows the log meanwhile."""
+    handler, level = ConsoleHandler(quiet=quiet), LOG.level
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    try:
+        with handler.progress or nullcontext():
             yield
-            return
-        self._progress.update(self._task, total=num_iterations)
-        with self._progress:
-            yield
+    finally:
+        LOG.setLevel(level)
+        LOG.removeHandler(handler)
 
-    def say(self, text: str) -> None:
-        if not self.quiet:
-            self.console.print(printable(clean(text)), markup=False, soft_wrap=True)
 
-    def warn(self, text: str) -> None:
-        text = printable(clean(f"warning: {text}"))
-        self.console.print(text, markup=False, style="yellow", soft_wrap=True)
+def iteration_line(row: dict[str, Any], total: int, seconds_left: float) -> str:
+    """An iteration's row of ``metrics.jsonl`` in one line."""
+    return (
+        f"{row['iteration']:4d}/{total}  "
+        f"{_of_rollout(row) if _is_sampled(row) else _of_demonstrations(row)}  "
+        f"{row['seconds']['total']:.1f} s  left {_clock(seconds_left)}"
+    )
 
-    def iteration(self, row: dict[str, Any]) -> None:
-        """One line for an iteration's row of ``metrics.jsonl``."""
-        figures, seconds = row["figures"], row["seconds"]["total"]
-        self._seen += 1
-        self._spent += seconds
-        left = (self._total - row["iteration"]) * self._spent / self._seen
-        sampled = figures["updates"] == 0 or figures["entropy"] is not None
-        self.say(
-            f"{row['iteration']:4d}/{self._total}  "
-            f"{_of_rollout(row) if sampled else _of_demonstrations(row)}  {seconds:.1f} s  "
-            f"left {_clock(left)}"
-        )
-        if self._progress is not None:
-            name = "success" if sampled else "loss"
-            description = f"{name} {_figure(figures[name])}"
-            self._progress.update(self._task, completed=row["iteration"], description=description)
 
-    def validation(self, iteration: int, figures: dict[str, Any]) -> None:
-        by_category = "  ".join(
-            f"{name or 'all'}: {_figure(score['success'])}"
-            for name, score in figures["categories"].items()
-        )
-        total = figures["total"]
-        self.say(
-            f"{iteration:4d}/{self._total}  validation success {_figure(total['success'])} "
-            f"[{total['low']:.2f}, {total['high']:.2f}]  "
-            f"by category {by_category}  {figures['seconds']:.1f} s"
-        )
+def validation_line(iteration: int, total: int, figures: dict[str, Any]) -> str:
+    """A validation's figures in one line."""
+    by_category = "  ".join(
+        f"{name or 'all'}: {_figure(score['success'])}"
+        for name, score in figures["categories"].items()
+    )
+    of_all = figures["total"]
+    return (
+        f"{iteration:4d}/{total}  validation success {_figure(of_all['success'])} "
+        f"[{of_all['low']:.2f}, {of_all['high']:.2f}]  "
+        f"by category {by_category}  {figures['seconds']:.1f} s"
+    )
+
+
+def _is_sampled(row: dict[str, Any]) -> bool:
+    return row["figures"]["updates"] == 0 or row["figures"]["entropy"] is not None
 
 
 @contextmanager

@@ -13,7 +13,6 @@ set-aside-N/                 damaged checkpoints and later files, moved here whe
 from __future__ import annotations
 
 import contextlib
-import gzip
 import itertools
 import json
 import re
@@ -24,23 +23,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, Json, TypeAdapter, ValidationError
+from pydantic import BaseModel, Json, ValidationError
 
 from agent_r1.errors import ConfigError
 from agent_r1.run.recipe import Recipe, load_recipe
+from agent_r1.run.trajectories import read_groups, write_groups
 from agent_r1.run.trust import allow, must_be_allowed
-from agent_r1.types import Estimates, Group, PerToken
-from agent_r1.utils.durable import append, make_folder, write_atomically
+from agent_r1.types import Estimates, Group
+from agent_r1.utils.durable import append, make_folder, must_be_file, write_atomically
+from agent_r1.utils.run_files import CHECKPOINTS, CONTENTS, LOCK, METRICS, RECIPE, TRAJECTORIES
 
 if TYPE_CHECKING:
     from agent_r1.run.checkpoint import Checkpoints, State
 
-_GROUP = TypeAdapter(Group)
-_PER_TOKEN: TypeAdapter[PerToken] = TypeAdapter(PerToken)
 MAX_JSON_BYTES = 1 << 26
 """Most bytes of a recipe or ``contents.json``."""
-MAX_GROUP_BYTES = 1 << 29
-"""Most bytes of one group in ``trajectories``."""
 
 
 class Contents(BaseModel):
@@ -78,7 +75,7 @@ class RunFolder:
         """Raises ``ConfigError`` if the folder holds a run."""
         if Path(path).is_file():
             raise ConfigError(f"{path} is a file; name a folder with --run")
-        parts = ("recipe.json", "contents.json", "metrics.jsonl", "checkpoints", "trajectories")
+        parts = (RECIPE, CONTENTS, METRICS, CHECKPOINTS, TRAJECTORIES)
         if any((Path(path) / part).exists() for part in parts):
             raise ConfigError(
                 f"{path} holds a run already; continue it with --resume {path}, "
@@ -88,13 +85,13 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
         run = cls(path)
-        if not (run.path / "recipe.json").exists():
+        if not (run.path / RECIPE).exists():
             raise ConfigError(f"{run.path} holds no run: there is no recipe.json")
         return run
 
     def must_hold_its_parts(self) -> None:
         """Raises ``ConfigError`` if files would be written outside of the run."""
-        for part in (self.path / "checkpoints", self.path / "trajectories"):
+        for part in (self.path / CHECKPOINTS, self.path / TRAJECTORIES):
             if part.is_symlink():
                 raise ConfigError(
                     f"{part} is a link: the run would go on in {part.resolve()}; if that is what "
@@ -109,7 +106,7 @@ class RunFolder:
             ConfigError: Another process works on it.
         """
         make_folder(self.path)
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -124,7 +121,7 @@ class RunFolder:
 
     def recipe_data(self) -> dict[str, Any]:
         """The resolved recipe as plain data; nothing that it names is loaded."""
-        data = _read_json(self.path / "recipe.json")
+        data = _read_json(self.path / RECIPE)
         if not isinstance(data, dict):
             raise ConfigError(f"{self.path / 'recipe.json'} holds no recipe but {data!r:.100}")
         return data
@@ -138,7 +135,7 @@ class RunFolder:
         Raises:
             ConfigError: The run is from elsewhere, or the recipe cannot be used.
         """
-        data, file = self.recipe_data(), self.path / "recipe.json"
+        data, file = self.recipe_data(), self.path / RECIPE
         if trust:
             allow(data)
         else:
@@ -148,7 +145,7 @@ class RunFolder:
     def write_contents(self, contents: Contents) -> None:
         """Records what the run starts from, and a copy of its recipe."""
         contents = contents.model_copy(update={"recipe": self.recipe_data()})
-        write_atomically(self.path / "contents.json", contents.model_dump_json(indent=2) + "\n")
+        write_atomically(self.path / CONTENTS, contents.model_dump_json(indent=2) + "\n")
 
     def changed_settings(self) -> Iterator[tuple[str, Any, Any]]:
         """Keys of the recipe that were changed by hand, each with its old and its new value."""
@@ -163,7 +160,7 @@ class RunFolder:
 
     def contents(self) -> Contents:
         """Model, code and data at the start; empty for a run without a record."""
-        file = self.path / "contents.json"
+        file = self.path / CONTENTS
         try:
             return Contents.model_validate(_read_json(file) if file.exists() else {})
         except ValidationError as error:
@@ -173,14 +170,14 @@ class RunFolder:
 
     def remove_unused(self) -> None:
         """Deletes the files of a new run that failed before its first checkpoint and metrics."""
-        if any((self.path / name).exists() for name in ("checkpoints", "trajectories")):
+        if any((self.path / name).exists() for name in (CHECKPOINTS, TRAJECTORIES)):
             return
         if self.metrics():
             return
-        for name in ("recipe.json", "contents.json", "metrics.jsonl"):
+        for name in (RECIPE, CONTENTS, METRICS):
             (self.path / name).unlink(missing_ok=True)
             (self.path / f".{name}.partial").unlink(missing_ok=True)
-        (self.path / ".lock").unlink(missing_ok=True)
+        (self.path / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody else's files are in it
             self.path.rmdir()
 
@@ -199,7 +196,7 @@ class RunFolder:
             self._write_recipe(recipe)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        append(self.path / "metrics.jsonl", json.dumps(row) + "\n")
+        append(self.path / METRICS, json.dumps(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows so far; a last line cut off by a kill is left out."""
@@ -212,7 +209,7 @@ class RunFolder:
         )
 
     def _rows(self) -> list[tuple[bytes, dict[str, Any]]]:
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         rows = []
         for number, line in enumerate(lines, 1):
@@ -232,56 +229,20 @@ class RunFolder:
         return rows
 
     def write_trajectories(self, iteration: int, groups: list[Group], known: Estimates) -> None:
-        """One group per line; a step's estimates stand beside its sampled data."""
-        path = self._trajectories(iteration)
-        make_folder(path.parent)
-        lines = []
-        for group in groups:
-            row = _GROUP.dump_python(group, mode="json", exclude={"number"})  # that of the line
-            for t in row["trajectories"]:
-                for step in t["steps"]:
-                    step |= dict.fromkeys(known.tables())
-            for key, _ in group.steps():
-                step = row["trajectories"][key.attempt]["steps"][key.step]
-                step |= {name: table.get(key) for name, table in known.tables().items()}
-            lines.append(json.dumps(row) + "\n")
-        write_atomically(path, gzip.compress("".join(lines).encode(), compresslevel=5, mtime=0))
+        """Stores the groups of an iteration and what is known of their steps."""
+        write_groups(self._trajectories(iteration), groups, known)
 
     def trajectories(self, iteration: int) -> Iterator[Group]:
         """The groups of an iteration, as they were trained on."""
         return (group for group, _ in self.estimated(iteration))
 
     def estimated(self, iteration: int) -> Iterator[tuple[Group, Estimates]]:
-        """The groups of an iteration, with their estimates."""
-        path = self._trajectories(iteration)
-        must_be_file(path)
-        try:
-            with gzip.open(path) as file:
-                for number in itertools.count():
-                    if not (line := file.readline(MAX_GROUP_BYTES)):
-                        break
-                    row = json.loads(line)
-                    group = _GROUP.validate_python(row)
-                    group.number, known = number, Estimates()
-                    for key, _ in group.steps():
-                        step = row["trajectories"][key.attempt]["steps"][key.step]
-                        for name, table in known.tables().items():
-                            if step.get(name) is not None:
-                                table[key] = _PER_TOKEN.validate_python(step[name])
-                    yield group, known
-        except (
-            OSError,
-            EOFError,
-            zlib.error,
-            ValidationError,
-            ValueError,
-            RecursionError,
-        ) as error:
-            raise ConfigError(f"{path} cannot be read: {error!r:.300}") from error
+        """The groups of an iteration, each with what was known of its steps."""
+        return read_groups(self._trajectories(iteration))
 
     def trajectory_iterations(self) -> list[int]:
         """The iterations whose trajectories are stored, in order."""
-        names = (path.name for path in (self.path / "trajectories").glob("*.jsonl.gz"))
+        names = (path.name for path in (self.path / TRAJECTORIES).glob("*.jsonl.gz"))
         return sorted(
             int(name.split(".")[0]) for name in names if re.fullmatch(r"[0-9]{6,}\.jsonl\.gz", name)
         )
@@ -339,7 +300,7 @@ class RunFolder:
         """Drops metrics and trajectories after ``iteration``, which will be made again; with
         ``aside``, they are kept there.
         """
-        rows, file = self.metrics(), self.path / "metrics.jsonl"
+        rows, file = self.metrics(), self.path / METRICS
         later = [n for n in self.trajectory_iterations() if n > iteration]
         if aside is not None and (later or any(row["iteration"] > iteration for row in rows)):
             make_folder(aside)
@@ -365,10 +326,10 @@ class RunFolder:
     def _write_recipe(self, recipe: Recipe) -> None:
         text = recipe.model_dump_json(indent=2) + "\n"
         allow(json.loads(text))
-        write_atomically(self.path / "recipe.json", text)
+        write_atomically(self.path / RECIPE, text)
 
     def _trajectories(self, iteration: int) -> Path:
-        return self.path / "trajectories" / f"{iteration:06d}.jsonl.gz"
+        return self.path / TRAJECTORIES / f"{iteration:06d}.jsonl.gz"
 
 
 def _flat(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -386,12 +347,6 @@ def must_be_sayable(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"{str(path)!a}: the name is no UTF-8; choose another folder") from error
-
-
-def must_be_file(path: Path) -> None:
-    """Raises ``ConfigError`` for a folder, or a pipe, whose reading may never end."""
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path} is no file")
 
 
 def _no_number(text: str) -> None:

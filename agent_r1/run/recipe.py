@@ -29,6 +29,7 @@ from agent_r1.rollout import ENGINES
 from agent_r1.rollout.episode import Limits
 from agent_r1.search import SEARCHES
 from agent_r1.tasks import ENVS
+from agent_r1.utils.run_files import is_run
 
 REGISTRIES = {
     "env": ENVS,
@@ -245,7 +246,7 @@ def _recipe_path(source: str | Path) -> Path:
         return path
     if str(source) in shipped_recipes():
         return Path(str(files("agent_r1") / "recipes" / f"{source}.toml"))
-    if (path / "recipe.json").exists():
+    if is_run(path):
         raise ConfigError(f"{source} is a run, not a recipe: --resume {source} goes on with it")
     raise ConfigError(
         f"there is no recipe file {str(source)!r}, no run folder and no recipe of that name"

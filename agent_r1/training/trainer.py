@@ -20,7 +20,7 @@ from agent_r1.model.load import load_policy
 from agent_r1.model.policy import Policy
 from agent_r1.rollout.episode import Rollout
 from agent_r1.run.checkpoint import Checkpoints, State
-from agent_r1.run.console import Reporter
+from agent_r1.run.console import iteration_line, validation_line
 from agent_r1.run.folder import RunFolder
 from agent_r1.run.recipe import Recipe
 from agent_r1.training.advice import Advice, on_demonstrations, on_iteration
@@ -38,18 +38,20 @@ from agent_r1.training.evaluate import Evaluation, evaluate, must_be_scored
 from agent_r1.training.metrics import Clock, figures_of
 from agent_r1.training.preflight import memory_of, try_env, warnings_of
 from agent_r1.types import Estimates, Group, Task, derive_seed
+from agent_r1.utils.log import LOG
+from agent_r1.utils.run_files import CHECKPOINTS
 from agent_r1.utils.scope import held_up, run_async
 
 
 class Trainer:
     """One run, from its folder. A folder with a checkpoint is resumed, an empty one begun."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, reporter: Reporter) -> None:
+    def __init__(self, recipe: Recipe, run: RunFolder) -> None:
         set_threads(recipe)
         torch.manual_seed(recipe.seed)  # our code does not draw from it; other code may
-        self.recipe, self.run, self.reporter = recipe, run, reporter
+        self.recipe, self.run = recipe, run
         self.validation = tasks_of(recipe, "validation")[: recipe.evaluation.tasks]
-        self.checkpoints = Checkpoints(run.path / "checkpoints", keep=recipe.checkpoint.keep)
+        self.checkpoints = Checkpoints(run.path / CHECKPOINTS, keep=recipe.checkpoint.keep)
         run.must_go_on(self.checkpoints)
         last = self.checkpoints.last
         plan = memory_of(recipe)
@@ -84,17 +86,18 @@ class Trainer:
                 self.learner.micro_batch_tokens = self.state.micro_batch_tokens
             every = recipe.checkpoint.every
             for line in run.rewind(self.checkpoints, self.state, every=every):
-                reporter.warn(line)
-            reporter.say(f"going on after iteration {self.state.iteration}")
+                LOG.warning(line)
+            LOG.info(f"going on after iteration {self.state.iteration}")
         else:
             run.forget_after(-1)
         rows = run.metrics()
         self.last_row: dict[str, Any] = rows[-1] if rows else {}
+        self._spent: list[float] = []
 
     def train(self) -> State:
         """Runs the iterations that are left."""
         for line in warnings_of(self.recipe):
-            self.reporter.warn(line)
+            LOG.warning(line)
         if self.checkpoints.last is None:
             self._begin()
         while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
@@ -142,12 +145,12 @@ class Trainer:
         state.micro_batch_tokens = self.learner.micro_batch_tokens
         state.train_seconds += clock.total
         for note in update.notes:
-            self.reporter.warn(f"iteration {iteration}: {note}")
+            LOG.warning(f"iteration {iteration}: {note}")
         for reason in update.skipped:
-            self.reporter.warn(f"iteration {iteration}: update skipped: {reason}")
+            LOG.warning(f"iteration {iteration}: update skipped: {reason}")
         faults = [t.fault for group in groups for t in group.trajectories if t.outcome is None]
         if faults:
-            self.reporter.warn(
+            LOG.warning(
                 f"iteration {iteration}: {len(faults)} episodes excluded, the first: {faults[0]}"
             )
         shaped = self._shaped(groups, known)
@@ -157,7 +160,10 @@ class Trainer:
         self._advise(iteration, engine, clock)
         has_signal = bool(informative(used, known, self.algorithm))
         self._advise_on(row, groups, used, has_signal=has_signal)
-        self.reporter.iteration(row)
+        total, spent = recipe.train.iterations, self._spent
+        spent.append(clock.total)
+        left = (total - iteration) * sum(spent) / len(spent)
+        LOG.info(iteration_line(row, total, left), extra={"row": row, "total": total})
         best = state.best_iteration
         is_last = iteration == recipe.train.iterations or self._out_of_time()
         if recipe.evaluation.every and (iteration % recipe.evaluation.every == 0 or is_last):
@@ -205,7 +211,7 @@ class Trainer:
             if missing <= 0:
                 break
         if self.algorithm.demonstrated and missing > 0:
-            self.reporter.warn(
+            LOG.warning(
                 f"{missing} of {train.tasks} demonstrations are missing: too few of those tried "
                 "were good enough"
             )
@@ -224,17 +230,17 @@ class Trainer:
     def _advise(self, iteration: int, engine: dict[str, float], clock: Clock) -> None:
         """Warns of engine figures that concern the user."""
         if engine.get("late"):
-            self.reporter.warn(
+            LOG.warning(
                 f"iteration {iteration}: tools took longer than engine.patience "
                 f"{engine['late']:g} times; another run will not repeat this one bit for bit"
             )
         if engine.get("wait_seconds", 0.0) > max(5.0, 0.3 * clock.seconds["rollout"]):
-            self.reporter.warn(
+            LOG.warning(
                 f"iteration {iteration}: the engine waited {engine['wait_seconds']:.0f} s for "
                 "tools; engine.patience = 0 goes on without the slow ones"
             )
         if engine.get("dropped"):
-            self.reporter.warn(
+            LOG.warning(
                 f"iteration {iteration}: memory ran short, {engine['dropped']:g} tokens were "
                 "computed again, so that another run may not repeat this one bit for bit; a larger "
                 "engine.cache_gib or a smaller train.concurrency helps"
@@ -265,9 +271,9 @@ class Trainer:
         if advice:
             row["advice"] = advice
         for name, words in advice.items():
-            self.reporter.warn(f"iteration {row['iteration']}: {name}: {words}")
+            LOG.warning(f"iteration {row['iteration']}: {name}: {words}")
         for line in held_up():
-            self.reporter.warn(f"iteration {row['iteration']}: {line}")
+            LOG.warning(f"iteration {row['iteration']}: {line}")
 
     def _validate(self) -> dict[str, Any]:
         """Evaluates on the validation tasks; remembers the best."""
@@ -282,7 +288,7 @@ class Trainer:
         if figure is not None and (state.best is None or figure >= state.best):
             state.best, state.best_iteration = figure, state.iteration
         figures = evaluation.figures()
-        self.reporter.validation(state.iteration, figures)
+        LOG.info(validation_line(state.iteration, recipe.train.iterations, figures))
         return figures
 
     def _choosing(self, evaluation: Evaluation) -> float | None:
@@ -292,7 +298,7 @@ class Trainer:
         metric, total = self.recipe.checkpoint.metric, evaluation.total
         known = {"success": total.success, "reward": total.reward, **total.metrics}
         if metric not in known:
-            self.reporter.warn(
+            LOG.warning(
                 f"checkpoint.metric = {metric!r}: no episode of this validation has it, so it "
                 f"chooses no best checkpoint{nearest(metric, [*known])}"
             )

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent_r1.errors import ConfigError
+
 SEAL = "checksums.json"
 """Written last into a folder: size and CRC-32 of every file in it."""
 
@@ -122,3 +124,9 @@ def _sum(path: Path, *, sync: bool = False) -> list[int]:
         if sync:
             os.fsync(file.fileno())
     return [size, crc]
+
+
+def must_be_file(path: Path) -> None:
+    """Raises ``ConfigError`` for a folder, or a pipe, whose reading may never end."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is no file")

@@ -14,7 +14,6 @@ import contextlib
 import contextvars
 import functools
 import inspect
-import logging
 import threading
 from collections.abc import Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +21,12 @@ from typing import Any, ParamSpec, TypeVar
 
 from agent_r1.errors import ExpiredError
 from agent_r1.utils.blocked import Watch
+from agent_r1.utils.log import LOG
 from agent_r1.utils.text import describe, place_of
 from agent_r1.utils.waiting import within
 
 P = ParamSpec("P")
 T = TypeVar("T")
-LOG = logging.getLogger("agent_r1")
 CLOSE_SECONDS = 15.0
 """Time limit of closing one shared thing; then it is left behind, and said so."""
 EXIT_SECONDS = 1.0

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import contextvars
 import ctypes
-import logging
 import queue
 import sys
 import threading
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 from agent_r1.errors import ExpiredError, ForeignError
+from agent_r1.utils.log import LOG
 from agent_r1.utils.text import describe, is_library
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def telling(what: str, every: float = 60.0) -> Iterator[None]:
     def tell() -> None:
         seconds = every
         while not done.wait(every):
-            logging.getLogger("agent_r1").warning("%s (%.0f s)", what, seconds)
+            LOG.warning("%s (%.0f s)", what, seconds)
             seconds += every
 
     threading.Thread(target=tell, name="telling", daemon=True).start()

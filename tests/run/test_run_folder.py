@@ -15,21 +15,11 @@ from agent_r1.analysis.explain import explain
 from agent_r1.errors import ConfigError
 from agent_r1.model.checkpoint_folder import model_folder
 from agent_r1.run.checkpoint import Checkpoints
-from agent_r1.run.console import Reporter
 from agent_r1.run.folder import RunFolder
 from agent_r1.run.trust import allow, code_of, must_be_allowed
 from agent_r1.utils.durable import append, seal, why_damaged, write_atomically
 from tests.commands import Command
 from torture.common import RECIPE, numbers, project
-
-
-class Heard(Reporter):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.warnings = []
-
-    def warn(self, text):
-        self.warnings.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +87,15 @@ def damage(run, name, number):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.pt", "state.json"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(made, tmp_path, name):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(made, tmp_path, name, caplog):
     run, expected = made
     copy = copied(run, tmp_path)
     damage(copy, name, "000003")
-    heard = Heard()
-    api.resume(copy, iterations=4, reporter=heard)
-    assert f"checkpoint 000003 is damaged ({name} is not as it was written)" in heard.warnings[0]
+    api.resume(copy, iterations=4)
+    assert f"checkpoint 000003 is damaged ({name} is not as it was written)" in caplog.messages[0]
     assert numbers(copy) == expected
     kept = copy / "set-aside-2"
-    assert f"kept in {kept}" in heard.warnings[0]
+    assert f"kept in {kept}" in caplog.messages[0]
     assert {p.name for p in kept.iterdir()} == {"000003", "metrics.jsonl", "000003.jsonl.gz"}
     for number in ("000003", "000004"):
         damage(copy, name, number)
@@ -114,13 +103,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(made, tmp_path, name):
         api.resume(copy)  # keep = 2: there is none before these
 
 
-def test_a_copy_in_place_of_a_link_stands_for_a_damaged_folder(made, tmp_path):
+def test_a_copy_in_place_of_a_link_stands_for_a_damaged_folder(made, tmp_path, caplog):
     run, expected = made
     copy = copied(run, tmp_path, symlinks=False)
     damage(copy, "model.safetensors", "000003")
-    heard = Heard()
-    api.resume(copy, iterations=4, reporter=heard)
-    assert "000003 is damaged" in heard.warnings[0]
+    api.resume(copy, iterations=4)
+    assert "000003 is damaged" in caplog.messages[0]
     assert numbers(copy) == expected
     assert (copy / "checkpoints" / "last").resolve().name == "000004"
 
@@ -165,15 +153,14 @@ def test_nothing_is_written_over_where_no_checkpoint_is_whole(made, tmp_path):
         api.resume(copy)
 
 
-def test_missing_checkpoints_and_rows_are_said(made, tmp_path):
+def test_missing_checkpoints_and_rows_are_said(made, tmp_path, caplog):
     copy = copied(made[0], tmp_path)
     shutil.rmtree(copy / "checkpoints" / "000003")
     (copy / "trajectories" / "000001.jsonl.gz").unlink()
     lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     (copy / "metrics.jsonl").write_text(lines[0] + "".join(lines[2:]))
-    heard = Heard()
-    api.resume(copy, iterations=4, reporter=heard)
-    told = "\n".join(heard.warnings)
+    api.resume(copy, iterations=4)
+    told = "\n".join(caplog.messages)
     assert "metrics.jsonl is not as it was written" in told
     assert "trajectories of 1 iterations are missing" in told
 
@@ -187,17 +174,16 @@ def test_two_cannot_work_on_one_run(made, tmp_path):
     api.resume(copy, iterations=4)
 
 
-def test_settings_changed_by_hand_are_said_by_name(made, tmp_path):
+def test_settings_changed_by_hand_are_said_by_name(made, tmp_path, caplog):
     copy = copied(made[0], tmp_path)
     recipe = json.loads((copy / "recipe.json").read_text())
     recipe["seed"], recipe["learner"]["lr"] = 5, 0.5
     recipe["algorithm"]["entropy_coef"] = 0.25
     (copy / "recipe.json").write_text(json.dumps(recipe))
-    heard = Heard()
     with pytest.raises(ConfigError, match="its recipe was changed since"):
         api.resume(copy, iterations=4)
-    api.resume(copy, iterations=4, trust=True, reporter=heard)
-    told = "\n".join(heard.warnings)
+    api.resume(copy, iterations=4, trust=True)
+    told = "\n".join(caplog.messages)
     assert "recipe.json: seed = 5 was 0" in told
     assert "recipe.json: learner.lr = 0.5 was " in told
     assert "recipe.json: algorithm.entropy_coef = 0.25 was 0.0" in told

@@ -6,7 +6,6 @@ import pytest
 
 import agent_r1
 from agent_r1.errors import ConfigError, RunError
-from agent_r1.run.console import Reporter
 from tests.commands import agent_r1 as run
 
 ENV = '''
@@ -35,28 +34,17 @@ SMALL = {
 }
 
 
-class Heard(Reporter):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.warnings = []
-
-    def warn(self, text):
-        self.warnings.append(text)
-
-
-def train(tmp_path, score="return 0.0", system="", num=40, heard=None, **overrides):
+def train(tmp_path, score="return 0.0", system="", num=40, **overrides):
     (tmp_path / "mine.py").write_text(ENV.format(score=score, system=system, num=num))
     return agent_r1.train(
         {"env": f"{tmp_path / 'mine.py'}:Mine"} | SMALL,
         run=tmp_path / "run",
         overrides=overrides,
-        reporter=heard,
     )
 
 
-def test_a_run_that_learns_nothing_says_why_and_what_to_do(tmp_path):
-    heard = Heard()
-    result = train(tmp_path, heard=heard)
+def test_a_run_that_learns_nothing_says_why_and_what_to_do(tmp_path, caplog):
+    result = train(tmp_path)
     last = result.metrics[-1]
     assert last["figures"]["iterations_without_signal"] == 2
     words = last["advice"]["no-signal"]
@@ -64,7 +52,7 @@ def test_a_run_that_learns_nothing_says_why_and_what_to_do(tmp_path):
     assert "made no well-formed call" in words
     assert "max_tokens (limits.tokens" in words
     assert f"agent-r1 explain {tmp_path / 'run'}" in words
-    assert any(line.startswith("iteration 2: no-signal: ") for line in heard.warnings)
+    assert any(line.startswith("iteration 2: no-signal: ") for line in caplog.messages)
     first = result.metrics[1]["advice"]
     assert list(first) == ["one-stop"]
     assert "4 of 4 episodes stopped at max_tokens" in first["one-stop"]
@@ -92,44 +80,40 @@ def test_a_validation_without_a_scored_episode_is_one_too(tmp_path):
         train(tmp_path, score=score, **{"evaluation.every": 1, "evaluation.tasks": 3})
 
 
-def test_best_is_only_what_was_measured(tmp_path):
+def test_best_is_only_what_was_measured(tmp_path, caplog):
     """A metric that only successes have, and nothing succeeds: nothing chooses, the newest is
     kept, and it is said.
     """
-    heard = Heard()
     result = train(
         tmp_path,
-        heard=heard,
         **{
             "evaluation": {"every": 1, "tasks": 3},
             "checkpoint.metric": "words",
         },
     )
-    assert any("checkpoint.metric = 'words': no episode" in line for line in heard.warnings)
+    assert any("checkpoint.metric = 'words': no episode" in line for line in caplog.messages)
     assert (result.run.path / "checkpoints" / "best").resolve().name == "000002"
 
 
 def test_demonstrations_without_a_call_are_said(tmp_path):
-    heard = Heard()
     sft = {"algorithm": "sft", "train.attempts": 1, "limits.tokens_per_turn": 16}
-    result = train(tmp_path, score="return float(answer == 'x')", heard=heard, **sft)
+    result = train(tmp_path, score="return float(answer == 'x')", **sft)
     assert "2 of 2 demonstrations use no tool" in result.metrics[1]["advice"]["no-tool-shown"]
     (tmp_path / "r.toml").write_text('env = "mine.py:Mine"\n[limits]\ntokens = 400\n')
     found = run("check", tmp_path / "r.toml", "--json")
     assert any("use no tool" in line for line in json.loads(found.stdout)["warnings"])
 
 
-def test_a_longer_run_goes_on_and_changed_code_is_noticed(tmp_path):
+def test_a_longer_run_goes_on_and_changed_code_is_noticed(tmp_path, caplog):
     train(tmp_path, score="return float(len(self.task.id) % 2)")
     source = tmp_path / "mine.py"
     source.write_text(source.read_text() + "\n# changed\n")
-    heard = Heard()
-    result = agent_r1.api.resume(tmp_path / "run", iterations=3, reporter=heard)
+    result = agent_r1.api.resume(tmp_path / "run", iterations=3)
     assert [row["iteration"] for row in result.metrics] == [0, 1, 2, 3]
-    assert any("mine.py has changed since the run began" in line for line in heard.warnings)
+    assert any("mine.py has changed since the run began" in line for line in caplog.messages)
 
 
-def test_what_a_run_imports_and_reads_is_watched_too(tmp_path):
+def test_what_a_run_imports_and_reads_is_watched_too(tmp_path, caplog):
     """A helper beside the environment and a file of its data; what stayed is not mentioned."""
     (tmp_path / "watched_helper.py").write_text("LENGTH = 2\n")
     (tmp_path / "rows.txt").write_text("a\nb\n")
@@ -151,9 +135,8 @@ def test_what_a_run_imports_and_reads_is_watched_too(tmp_path):
     agent_r1.train({"env": env} | SMALL, run=tmp_path / "run")
     (tmp_path / "watched_helper.py").write_text("LENGTH = 3\n")
     (tmp_path / "rows.txt").write_text("a\nc\n")
-    heard = Heard()
-    agent_r1.api.resume(tmp_path / "run", iterations=3, reporter=heard)
-    changed = [line for line in heard.warnings if "has changed since" in line]
+    agent_r1.api.resume(tmp_path / "run", iterations=3)
+    changed = [line for line in caplog.messages if "has changed since" in line]
     assert len(changed) == 2
     assert "watched_helper.py" in "".join(changed)
     assert "rows.txt" in "".join(changed)

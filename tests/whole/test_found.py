@@ -25,12 +25,13 @@ from agent_r1.model.settings import LoraSettings
 from agent_r1.render.encoding import Encoder, Markup
 from agent_r1.render.llama3 import Llama3
 from agent_r1.render.template import ChatTemplate
-from agent_r1.run.console import Reporter
+from agent_r1.run.console import console
 from agent_r1.run.folder import RunFolder
 from agent_r1.tools.mcp.connection import _in_words
 from agent_r1.tools.mcp.schema import checker_of
 from agent_r1.tools.mcp.settings import McpServer
 from agent_r1.types import ToolCall
+from agent_r1.utils.log import LOG
 from tests import ROOT
 from tests.chat_formats import CHATML_CONTROL, small_tokenizer
 
@@ -324,7 +325,8 @@ def test_folders_that_cannot_be_are_one_line(words, said, capsys, tmp_path, monk
 
 
 def test_warnings_of_odd_texts_are_printed(capsys):
-    Reporter().warn("half a character \ud83d and \x1b[2K")
+    with console():
+        LOG.warning("half a character \ud83d and \x1b[2K")
     assert "\\x1b[2K" in capsys.readouterr().out
 
 
