@@ -1,8 +1,16 @@
 """Credit assignment and losses. An algorithm is one file; its name stands in this table."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from agent_r1.config.registry import Registry
 
-ALGORITHMS = Registry(
+if TYPE_CHECKING:
+    from agent_r1.algorithms.base import Algorithm
+    from agent_r1.algorithms.credit import Credit
+
+ALGORITHMS: Registry[Algorithm] = Registry(
     "algorithm",
     {
         "cispo": "agent_r1.algorithms.cispo:CISPO",
@@ -20,7 +28,7 @@ ALGORITHMS = Registry(
     },
     default="grpo",
 )
-CREDITS = Registry(
+CREDITS: Registry[Credit] = Registry(
     "credit",
     {
         "outcome": "agent_r1.algorithms.credit:OutcomeCredit",

@@ -82,7 +82,7 @@ def dry_run(
     notes = check_env(env_class, recipe.env, seconds=recipe.limits.seconds, tell=tell)
     start_folder(recipe.model.lora)
     tokenizer = load_tokenizer(recipe.model)
-    renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
+    renderer = RENDERERS.make(recipe.renderer, tokenizer)
     task = tasks_of(recipe, "train")[0]
     report = DryRun(task.id, notes=notes)
     made: list[Env] = []

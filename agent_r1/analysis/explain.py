@@ -74,9 +74,9 @@ def _settings_of(run: RunFolder, *, trust: bool) -> _Settings:
     algorithm = (
         PolicyGradient(PolicyGradient.Settings(name=names["algorithm"]))
         if section is None
-        else ALGORITHMS.resolve(section.name)(section)
+        else ALGORITHMS.make(section)
     )
-    credit = CREDITS.resolve(of_credit.name)(of_credit)
+    credit = CREDITS.make(of_credit)
     return _Settings(names["algorithm"], algorithm, credit, names["credit"], seed, minibatches, own)
 
 
@@ -221,7 +221,7 @@ def _others(
         other_class = ALGORITHMS.resolve(name)
         if other_class.critic or other_class.demonstrated or name == settings.name:
             continue
-        other: Algorithm = other_class(ALGORITHMS.section(name))
+        other = ALGORITHMS.make(ALGORITHMS.section(name))
         given = _advantages(groups, known, other, settings.credit)
         theirs = dataclasses.replace(known, advantages=given)
         weights = _weights(settings, other, groups, theirs, keys, seed)

@@ -11,10 +11,11 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import cloudpickle
 
@@ -22,12 +23,13 @@ from agent_r1.config.section import NamedSection, nearest
 from agent_r1.errors import ConfigError
 from agent_r1.utils.text import describe, place_of
 
+T = TypeVar("T")
 FOLDER: ContextVar[Path | None] = ContextVar("recipe_folder", default=None)
 """Folder of the recipe being read; files named in the recipe are looked for there."""
 
 
 @dataclass(frozen=True)
-class Registry:
+class Registry(Generic[T]):
     """Names of one kind of thing, resolved to classes on first use.
 
     A name is a key of ``table``, an installed entry point of group ``agent_r1.<kind>``, or
@@ -39,21 +41,26 @@ class Registry:
     default: str | None = None
     """Name of a section that does not give one."""
 
-    def resolve(self, name: str) -> Any:
+    def resolve(self, name: str) -> type[T]:
         """The class behind ``name``; a file is looked for in ``FOLDER``, then here."""
         if ":" in name:
-            return load_object(name, what=self.kind)
+            return cast(type[T], load_object(name, what=self.kind))
         if name in self.table:
-            return load_object(self.table[name], what=self.kind)
+            return cast(type[T], load_object(self.table[name], what=self.kind))
         entry_points = importlib.metadata.entry_points(group=f"agent_r1.{self.kind}")
         for entry_point in entry_points:
             if entry_point.name == name:
-                return entry_point.load()
+                return cast(type[T], entry_point.load())
         known = [*self.table, *(e.name for e in entry_points)]
         raise ConfigError(
             f"unknown {self.kind} {name!r}{nearest(name, known)} "
             f"(one of your own is named as 'file.py:Class')"
         )
+
+    def make(self, section: NamedSection, *args: object) -> T:
+        """An object of the class that a section names: ``Class(section, *args)``."""
+        made: Callable[..., T] = self.resolve(section.name)
+        return made(section, *args)
 
     def settings(self, name: str) -> type[NamedSection]:
         """The section of the class behind ``name``."""
@@ -67,7 +74,7 @@ class Registry:
             raise ConfigError(f"{name!r} is no {self.kind}: it has no Settings of ours; {cure}")
         return settings
 
-    def section(self, value: Any) -> NamedSection:
+    def section(self, value: object) -> NamedSection:
         """A checked section from its raw value: ``"grpo"`` or ``{"name": "grpo", ...}``."""
         if isinstance(value, NamedSection):
             return value

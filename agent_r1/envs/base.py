@@ -74,7 +74,7 @@ class Env(Protocol):
         ...
 
 
-MEMORIES = Registry(
+MEMORIES: Registry[Env] = Registry(
     "memory", {"recent": "agent_r1.envs.history:Recent", "summary": "agent_r1.envs.history:Summary"}
 )
 

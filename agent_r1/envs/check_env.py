@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from agent_r1.config.section import NamedSection
+from agent_r1.envs.base import Env
 from agent_r1.envs.gold import all_in_words, as_message, in_words, played_gold
 from agent_r1.envs.lifecycle import (
     close_env,
@@ -50,7 +51,7 @@ MAX_MOVES = 12
 
 
 def check_env(
-    env: type[Any],
+    env: type[Env],
     settings: NamedSection | None = None,
     *,
     num_tasks: int = 4,
@@ -80,7 +81,8 @@ def check_env(
     Raises:
         EnvCheckError: Lists all that is wrong.
     """
-    settings = settings or env.Settings.model_validate({"name": env.__name__})
+    own: type[NamedSection] = env.Settings  # type: ignore[attr-defined]
+    settings = settings or own.model_validate({"name": env.__name__})
     return run_async(_check(env, settings, num_tasks, seed, seconds, tell))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 from pydantic_core import to_jsonable_python
@@ -31,8 +31,8 @@ def make_env(env_class: Any, settings: NamedSection) -> Env:
         env = contained(lambda: env_class(settings))
     if not isinstance(settings, EnvSettings) or settings.memory is None:
         return env
-    wrapped: Env = MEMORIES.resolve(settings.memory.name)(env, settings.memory)
-    return wrapped
+    make: Callable[[Env, NamedSection], Env] = MEMORIES.resolve(settings.memory.name)
+    return make(env, settings.memory)
 
 
 MAX_TASKS = 10**9

@@ -6,8 +6,8 @@ methods. Authors work with messages; tokens, limits of length and time, and stop
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from pydantic import Field
 
@@ -26,6 +26,10 @@ from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
 from agent_r1.utils.scope import current_scope
 from agent_r1.utils.text import as_text
 from agent_r1.utils.waiting import EPISODE_THREAD, OwnThread
+
+T = TypeVar("T")
+MaybeAwaited: TypeAlias = T | Awaitable[T]
+"""What a method that may be ``async`` gives."""
 
 
 class ToolEnv:
@@ -168,7 +172,7 @@ class ToolEnv:
         """
         return ()
 
-    def start(self) -> Any:
+    def start(self) -> Awaitable[None] | None:
         """Called by ``reset`` once ``self.task`` and ``self.seed`` are set: prepare the episode's
         state.
         """
@@ -178,19 +182,19 @@ class ToolEnv:
         system = [Message("system", self.system)] if self.system else []
         return [*system, Message("user", self.task.question)]
 
-    def interpret(self, results: Sequence[ToolResult]) -> Any:
+    def interpret(self, results: Sequence[ToolResult]) -> MaybeAwaited[Transition]:
         """Turns the results of one action into a ``Transition``. Default: the agent sees the
         results.
         """
         return self.show(results)
 
-    def reply(self, message: Message) -> Any:
+    def reply(self, message: Message) -> MaybeAwaited[Transition]:
         """The answer to an action without tool calls, as a ``Transition``. Default: it is the
         final answer.
         """
         return Transition(done=True)
 
-    def score(self, answer: str | None) -> Any:
+    def score(self, answer: str | None) -> MaybeAwaited[float | Outcome]:
         """The outcome reward of the final answer (``None``: a limit came first), a number or an
         ``Outcome``.
 

@@ -19,7 +19,7 @@ from agent_r1.envs.base import Transition
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.types import Message
 
-USERS = Registry(
+USERS: Registry[User] = Registry(
     "user",
     {"scripted": "agent_r1.envs.user:Scripted", "model": "agent_r1.rollout.model_user:ModelUser"},
     default="scripted",
@@ -94,9 +94,9 @@ class UserEnv(ToolEnv):
         super().start()
         self.num_questions = 0
         self._said: list[Message] = []
-        self._user: User = USERS.resolve(self.settings.user.name)(self.settings.user)
+        self._user: User = USERS.make(self.settings.user)
 
-    async def reply(self, message: Message) -> Any:
+    async def reply(self, message: Message) -> Transition:
         is_answer = self.is_answer(message)
         self.num_questions += not is_answer
         if is_answer or self.num_questions > self.settings.max_questions:

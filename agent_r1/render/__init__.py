@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from agent_r1.config.registry import Registry
 from agent_r1.types import Action, Message
 
-RENDERERS = Registry(
+RENDERERS: Registry[Renderer] = Registry(
     "renderer",
     {
         "chatml": "agent_r1.render.chatml:ChatML",

@@ -1,8 +1,15 @@
 """Rollout: engines that sample tokens, and the episode loop between environment and engine."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from agent_r1.config.registry import Registry
 
-ENGINES = Registry(
+if TYPE_CHECKING:
+    from agent_r1.rollout.engine import Engine
+
+ENGINES: Registry[Engine] = Registry(
     "engine",
     {
         "native": "agent_r1.rollout.native.engine:NativeEngine",

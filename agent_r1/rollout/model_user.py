@@ -56,8 +56,5 @@ class ModelUser:
 def _load(settings_json: str) -> tuple[Engine, Renderer]:
     settings = ModelUser.Settings.model_validate_json(settings_json)
     policy = load_policy(settings.model)
-    engine, renderer = ENGINES.resolve(settings.engine), RENDERERS.resolve(settings.renderer)
-    return (
-        engine(ENGINES.section(settings.engine), policy),
-        renderer(RENDERERS.section(settings.renderer), policy.tokenizer),
-    )
+    engine = ENGINES.make(ENGINES.section(settings.engine), policy)
+    return engine, RENDERERS.make(RENDERERS.section(settings.renderer), policy.tokenizer)

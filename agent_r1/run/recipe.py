@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, mo
 
 from agent_r1.algorithms import ALGORITHMS, CREDITS
 from agent_r1.config.overrides import load_toml, override
-from agent_r1.config.registry import FOLDER
+from agent_r1.config.registry import FOLDER, Registry
 from agent_r1.config.section import NamedSection, Section, explain, keys_at, nearest
 from agent_r1.envs.base import MEMORIES
 from agent_r1.envs.user import USERS
@@ -31,14 +31,19 @@ from agent_r1.search import SEARCHES
 from agent_r1.tasks import ENVS
 from agent_r1.utils.run_files import is_run
 
-REGISTRIES = {
+REGISTRIES: dict[str, Registry[Any]] = {
     "env": ENVS,
     "algorithm": ALGORITHMS,
     "credit": CREDITS,
     "renderer": RENDERERS,
     "engine": ENGINES,
 }
-SECTIONS = {**REGISTRIES, "env.memory": MEMORIES, "env.user": USERS, "env.search": SEARCHES}
+SECTIONS: dict[str, Registry[Any]] = {
+    **REGISTRIES,
+    "env.memory": MEMORIES,
+    "env.user": USERS,
+    "env.search": SEARCHES,
+}
 """All sections whose ``name`` decides what keys they have."""
 
 EnvSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(ENVS.section)]

@@ -17,7 +17,7 @@ from agent_r1.config.registry import Registry
 from agent_r1.config.section import NamedSection
 from agent_r1.utils.scope import shared
 
-SEARCHES = Registry(
+SEARCHES: Registry[Searcher] = Registry(
     "search",
     {
         "bm25": "agent_r1.search.bm25:BM25",
@@ -63,5 +63,4 @@ def open_search(settings: NamedSection, corpus: Sequence[Path]) -> Searcher:
     """
     files = [path.expanduser().resolve() for path in corpus]
     key = ("search", settings.model_dump_json(), *files)
-    searcher: Searcher = shared(key, lambda: SEARCHES.resolve(settings.name)(settings, files))
-    return searcher
+    return shared(key, lambda: SEARCHES.make(settings, files))

@@ -2,9 +2,16 @@
 ``agent_r1.env``.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from agent_r1.config.registry import Registry
 
-ENVS = Registry(
+if TYPE_CHECKING:
+    from agent_r1.envs.base import Env
+
+ENVS: Registry[Env] = Registry(
     "env",
     {
         "database": "agent_r1.tasks.database.env:DatabaseEnv",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from agent_r1.envs.base import Transition
+from agent_r1.envs.base import Transition, run_plain
 from agent_r1.envs.gold import Gold
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.tasks.hopworld.env import HopWorld
@@ -24,7 +24,7 @@ class NaiveRAG(ToolEnv):
         noise = any(event.startswith("noise/") for event in result.events)
         if result.error is not None and not noise:
             raise RuntimeError(f"the retrieval failed: {result.detail}")
-        shown = self.interpret([result])
+        shown = await run_plain(self.episode_thread, self.interpret, [result])
         return self.with_passages(opening, call, shown.messages)
 
     def with_passages(

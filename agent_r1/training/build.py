@@ -31,14 +31,12 @@ from agent_r1.types import Task
 def make_rollout(recipe: Recipe, policy: Policy, *, concurrency: int) -> Rollout:
     """Environment, engine and renderer of a recipe, around a policy."""
     env = ENVS.resolve(recipe.env.name)
-    renderer = RENDERERS.resolve(recipe.renderer.name)
-    engine = ENGINES.resolve(recipe.engine.name)
-    made = renderer(recipe.renderer, policy.tokenizer)
-    policy.stops_at(made.stop_token_ids)
+    renderer = RENDERERS.make(recipe.renderer, policy.tokenizer)
+    policy.stops_at(renderer.stop_token_ids)
     return Rollout(
         make_env=functools.partial(make_env, env, recipe.env),
-        engine=engine(recipe.engine, policy),
-        renderer=made,
+        engine=ENGINES.make(recipe.engine, policy),
+        renderer=renderer,
         limits=recipe.limits,
         concurrency=concurrency,
     )

@@ -45,7 +45,7 @@ def preflight(recipe: Recipe) -> None:
         )
     tokenizer = load_tokenizer(recipe.model)
     check_sizes(config, tokenizer, longest=recipe.limits.tokens)
-    renderer = RENDERERS.resolve(recipe.renderer.name)(recipe.renderer, tokenizer)
+    renderer = RENDERERS.make(recipe.renderer, tokenizer)
     memory_of(recipe)
     run_async(try_env(recipe, renderer))
 

@@ -56,8 +56,8 @@ class Trainer:
         last = self.checkpoints.last
         plan = memory_of(recipe)
         self.policy = load_policy(recipe.model, checkpoint=last, seed=recipe.seed)
-        self.algorithm = ALGORITHMS.resolve(recipe.algorithm.name)(recipe.algorithm)
-        self.credit = CREDITS.resolve(recipe.credit.name)(recipe.credit)
+        self.algorithm = ALGORITHMS.make(recipe.algorithm)
+        self.credit = CREDITS.make(recipe.credit)
         self.masks = masks_of(self.algorithm)
         rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
         self.rollout = dataclasses.replace(rollout, proven=True)

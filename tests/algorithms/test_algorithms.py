@@ -37,11 +37,11 @@ WEIGHTS = {"format": 0.1, "reached": 2.0}
 
 
 def algorithm(name, **keys):
-    return ALGORITHMS.resolve(name)(ALGORITHMS.section({"name": name, **keys}))
+    return ALGORITHMS.make(ALGORITHMS.section({"name": name, **keys}))
 
 
 def credit(name, **keys):
-    return CREDITS.resolve(name)(CREDITS.section({"name": name, **keys}))
+    return CREDITS.make(CREDITS.section({"name": name, **keys}))
 
 
 def attempts(groups, known=None):

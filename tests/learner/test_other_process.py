@@ -33,8 +33,8 @@ def trained(pickled: bytes, name: str) -> tuple[str, bytes]:
     torch.set_num_threads(1)
     groups = pickle.loads(pickled)
     section = ALGORITHMS.section(ALGORITHM[name])
-    algorithm = ALGORITHMS.resolve(section.name)(section)
-    credit = CREDITS.resolve("step")(CREDITS.section("step"))
+    algorithm = ALGORITHMS.make(section)
+    credit = CREDITS.make(CREDITS.section("step"))
     policy = load_policy(ModelSettings(), seed=0)
     reference = load_policy(ModelSettings(), seed=0) if algorithm.kl else None
     settings = LearnerSettings(lr=1e-3, minibatches=2)

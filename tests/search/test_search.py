@@ -35,7 +35,7 @@ def cache_home(tmp_path, monkeypatch):
 
 def make(name, corpus=(CORPUS,), **settings):
     section = SEARCHES.section({"name": name, **settings})
-    return SEARCHES.resolve(name)(section, corpus)
+    return SEARCHES.make(section, corpus)
 
 
 def ask(searcher, *queries, k=3):

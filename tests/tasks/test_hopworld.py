@@ -6,7 +6,7 @@ import pytest
 
 from agent_r1 import check_env
 from agent_r1.envs.gold import as_message
-from agent_r1.render.chatml import parse_hermes
+from agent_r1.render.calls import parse_hermes
 from agent_r1.tasks.hopworld import world as hw
 from agent_r1.tasks.hopworld.env import HopWorld, gold_actions
 

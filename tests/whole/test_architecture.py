@@ -48,9 +48,9 @@ def test_the_example_in_the_docs(tokenizer, renderer):
     second = Trajectory("t", "", 2, prompt_ids=prompt, stop=StopReason.DONE)
     second.outcome, second.steps = Outcome(0, False), [Step(wrong, renderer.parse(wrong))]
     group = Group(Task("t", "2 + 2?", "4"), [first, second])
-    algorithm = ALGORITHMS.resolve("grpo")(ALGORITHMS.section("grpo"))
+    algorithm = ALGORITHMS.make(ALGORITHMS.section("grpo"))
     known = Estimates()
-    credit = CREDITS.resolve("outcome")(CREDITS.section("outcome"))
+    credit = CREDITS.make(CREDITS.section("outcome"))
     assign_credit([group], known, algorithm, credit)
     advantages = [row[0] for row in known.advantages.values()]
     assert advantages == pytest.approx([0.707, 0.707, -0.707], abs=1e-3)

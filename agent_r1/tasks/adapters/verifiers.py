@@ -80,9 +80,9 @@ class VerifiersEnv(ToolEnv):
         return [*system, *(Message(m.role, content_text(m.content)) for m in data.prompt or [])]
 
     def interpret(self, results: Sequence[ToolResult]) -> Transition:
-        transition = super().interpret(results)
+        transition = self.show(results)
         self._messages += transition.messages
-        return transition  # type: ignore[no-any-return]
+        return transition
 
     async def step(self, message: Message) -> Transition:
         self._messages.append(message)
