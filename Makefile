@@ -4,7 +4,7 @@
 # And beside them:
 #   make install      the package alone, in .venv
 #   make test-integrations   what needs environments of its own, which it makes: transformers 4
-#   make docs      the website with the reference, in build/html; a warning is an error
+#   make docs         the website with the reference, in build/html; a warning is an error
 #   make torture      kills, power cuts and inputs that nobody means well; HOURS=8 goes on for so long
 # Another Python: make test PYTHON=python3.12
 

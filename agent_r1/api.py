@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import threading
@@ -26,7 +27,7 @@ from agent_r1.training.preflight import preflight
 from agent_r1.training.trainer import Trainer
 from agent_r1.types import Task, Trajectory, derive_seed
 from agent_r1.utils.log import LOG
-from agent_r1.utils.run_files import BEST, CONTENTS
+from agent_r1.utils.run_files import BEST, CONTENTS, RECIPE
 from agent_r1.utils.scope import Scope, current_scope, run_async, scope
 from agent_r1.utils.text import describe, is_library, texts_in
 
@@ -128,11 +129,11 @@ def _tell_changes(folder: RunFolder) -> None:
     end = "results will differ from an unchanged run's"
     if not folder.contents().recipe:
         LOG.warning(
-            f"{folder.path}/contents.json is missing or old: whether settings, code, data and "
+            f"{folder.path / CONTENTS} is missing or old: whether settings, code, data and "
             "weights are what they were when the run began is not known"
         )
     for key, before, now in folder.changed_settings():
-        LOG.warning(f"{folder.path}/recipe.json: {key} = {now!r} was {before!r}: {end}")
+        LOG.warning(f"{folder.path / RECIPE}: {key} = {now!r} was {before!r}: {end}")
     for file, before in folder.contents().files.items():
         if (now := file_print(Path(file))) != before:
             what = "is gone" if now is None else "has changed since the run began"
@@ -235,18 +236,29 @@ class Agent:
         """Loads the recipe's initial model, or a run's checkpoint folder."""
         set_threads(recipe)
         self._lock = threading.Lock()  # the engine serves one rollout at a time
-        outer = current_scope()
-        self._scope = outer or Scope()
-        # A run closes what it shares with an agent.
-        self._finalizer = None if outer else weakref.finalize(self, self._scope.close)
+        self._finalizer: weakref.finalize[..., Agent] | None = None
+        self._scope = current_scope() or self._own_scope()
         self.recipe = recipe
         self.policy = load_policy(recipe.model, checkpoint=checkpoint, adapter=False)
         concurrency = recipe.evaluation.concurrency
         self.rollout = evaluator(make_rollout(recipe, self.policy, concurrency=concurrency), recipe)
 
+    def _own_scope(self) -> Scope:
+        own = Scope()
+        self._finalizer = weakref.finalize(self, own.close)
+        return own
+
+    def _entered(self) -> contextlib.AbstractContextManager[None]:
+        """The scope of what the agent does: of the run that it was made in, as long as that lasts,
+        or its own.
+        """
+        if self._finalizer is None and self._scope.closed:
+            self._scope = self._own_scope()
+        return self._scope.entered()
+
     def tasks(self, split: str = "test") -> Sequence[Task]:
         """The environment's tasks of a split."""
-        with self._scope.entered():
+        with self._entered():
             return tasks_of(self.recipe, split)
 
     def play(self, task: Task | str, *, temperature: float = 0.0, seed: int = 0) -> Trajectory:
@@ -259,7 +271,7 @@ class Agent:
         if isinstance(task, str):
             task = Task(id=task, question=task)
         work = self.rollout.run([task], attempts=1, temperature=temperature, seed=seed)
-        with self._lock, self._scope.entered():
+        with self._lock, self._entered():
             trajectory = run_async(work)[0].trajectories[0]
         if not trajectory.steps:
             raise RunError(
@@ -274,13 +286,14 @@ class Agent:
         """Success on the first tasks of a split."""
         seed = derive_seed(self.recipe.seed, split) if seed is None else seed
         tasks = self.tasks(split)[:num_tasks]
-        with self._lock, self._scope.entered():
+        with self._lock, self._entered():
             return evaluate(self.rollout, tasks, temperature=temperature, seed=seed)
 
     def close(self) -> None:
         """Closes what the episodes shared; what is asked of the agent later opens it again."""
         if self._finalizer is not None:
-            self._scope.close()
+            with self._lock:
+                self._scope.close()
 
     def __enter__(self) -> Self:
         return self

@@ -58,7 +58,7 @@ def _settings_of(run: RunFolder, *, trust: bool) -> _Settings:
         names = {kind: str(section["name"]) for kind, section in sections.items()}
         seed, minibatches = int(data["seed"]), int(data["learner"]["minibatches"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{run.path / 'recipe.json'} is no whole recipe: {error!r}") from error
+        raise ConfigError(f"{run.path / RECIPE} is no whole recipe: {error!r}") from error
     if ":" in names["credit"] and not trust:
         raise ConfigError(
             f"{run.path}: credit = {names['credit']!r} is code that the run names; look at it, "

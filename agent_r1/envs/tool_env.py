@@ -23,7 +23,6 @@ from agent_r1.tools.mcp.connection import Connection, connect
 from agent_r1.tools.mcp.settings import McpServer
 from agent_r1.tools.noise import Noise, NoiseSettings
 from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
-from agent_r1.utils.scope import current_scope
 from agent_r1.utils.text import as_text
 from agent_r1.utils.waiting import EPISODE_THREAD, OwnThread
 
@@ -318,7 +317,7 @@ class ToolEnv:
 
     async def close(self) -> None:
         for connection in self._connections:
-            if connection.server.per == "episode" or current_scope() is None:
+            if connection.of_episode:
                 await connection.close()
 
 

@@ -32,13 +32,27 @@ def assign_credit(
     critic.
     """
     attempts = [attempts_of(group, known) for group in groups]
-    known.advantages |= _by_step(groups, algorithm.advantages(attempts, credit))
+    known.advantages |= _by_step(groups, algorithm.advantages(attempts, credit), algorithm)
     if algorithm.critic:
-        known.value_targets |= _by_step(groups, algorithm.value_targets(attempts, credit))
+        targets = algorithm.value_targets(attempts, credit)
+        known.value_targets |= _by_step(groups, targets, algorithm)
 
 
-def _by_step(groups: Sequence[Group], per_token: Sequence[float]) -> dict[StepKey, PerToken]:
+def _by_step(
+    groups: Sequence[Group], per_token: Sequence[float], algorithm: Algorithm
+) -> dict[StepKey, PerToken]:
+    """What an algorithm gave, by step.
+
+    Raises:
+        ValueError: It is not one number for each action token.
+    """
     steps = steps_of(groups)
+    count = sum(len(step.action.token_ids) for step in steps.values())
+    if len(per_token) != count or not all(isinstance(x, int | float) for x in per_token):
+        raise ValueError(
+            f"{type(algorithm).__name__} must give a number for each of {count} action tokens, one "
+            f"attempt's after another's, not {len(per_token)} values: {per_token!r:.100}"
+        )
     rest = iter(per_token)
     return {key: tuple(islice(rest, len(step.action.token_ids))) for key, step in steps.items()}
 

@@ -63,6 +63,7 @@ class _Script:
             if self._actions is None:
                 self._actions = played_gold(self._env)
             message = await anext(self._actions, None)
+            ids = () if message is None else self._renderer.encode_message(message)
         except Exception as error:  # the author's code
             raise ConfigError(
                 f"gold() of task {self._task.id!r} fails: {describe(error)}{place_of(error)}"
@@ -70,7 +71,6 @@ class _Script:
         if message is None:
             self.is_over = True
             return Action((), (), (), 0, "memory")  # the loop stops without another step
-        ids = self._renderer.encode_message(message)
         whole = len(ids) <= sampling.max_tokens
         return Action(ids[: sampling.max_tokens], (), (), 0, "stop" if whole else "length")
 

@@ -22,9 +22,12 @@ class ModelThread:
         """What ``call`` gives. Cancelling does not stop it; a later call waits for its end."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Waits for the call at work and ends the thread."""
-        self._executor.shutdown()
+        try:
+            await asyncio.to_thread(self._executor.shutdown)
+        except RuntimeError:  # the end of the process
+            self._executor.shutdown(wait=False)
 
 
 def _with_the_same_cores() -> None:

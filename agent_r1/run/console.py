@@ -57,15 +57,17 @@ class ConsoleHandler(logging.Handler):
 
 @contextmanager
 def console(*, quiet: bool = False) -> Iterator[None]:
-    """Shows the log meanwhile."""
-    handler, level = ConsoleHandler(quiet=quiet), LOG.level
+    """Shows the log meanwhile, and nobody else does."""
+    handler, level, propagate = ConsoleHandler(quiet=quiet), LOG.level, LOG.propagate
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
+    LOG.propagate = False
     try:
         with handler.progress or nullcontext():
             yield
     finally:
         LOG.setLevel(level)
+        LOG.propagate = propagate
         LOG.removeHandler(handler)
 
 

@@ -64,7 +64,7 @@ class FailurePolicy(Section):
 
 @dataclass
 class Health:
-    """Failure record of a tool, over all episodes of the process.
+    """Failure record of a tool, over all episodes of a run.
 
     Attributes:
         failures: Failures in a row.

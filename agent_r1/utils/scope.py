@@ -17,7 +17,7 @@ import inspect
 import threading
 from collections.abc import Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from agent_r1.errors import ExpiredError
 from agent_r1.utils.blocked import Watch
@@ -34,17 +34,26 @@ EXIT_SECONDS = 1.0
 _CURRENT: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("scope", default=None)
 
 
+class _Slot:
+    """A shared thing, or the place for one that is being made."""
+
+    def __init__(self) -> None:
+        self.lock, self.is_made, self.value = threading.RLock(), False, cast(Any, None)
+
+
 class Scope:
     """See the module's docstring.
 
     Attributes:
         watch: Notices who holds up the event loop.
+        closed: Whether ``close`` was called; used again, the scope begins anew.
     """
 
     def __init__(self) -> None:
-        self.watch = Watch()
-        self._made: dict[Hashable, Any] = {}
-        self._lock = threading.RLock()
+        self.watch, self.closed = Watch(), False
+        self._slots: dict[Hashable, _Slot] = {}
+        self._made: list[Any] = []
+        self._lock = threading.Lock()
         self._runner: asyncio.Runner | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._at_work = threading.Lock()
@@ -59,16 +68,23 @@ class Scope:
             _CURRENT.reset(token)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The thing of that key, made by its first caller, closed by ``close``."""
+        """The thing of that key, made by its first caller, closed by ``close``. Only those who want
+        the same thing wait while it is made.
+        """
         with self._lock:
-            if key not in self._made:
-                self._made[key] = make()
-            value: T = self._made[key]
+            slot = self._slots.setdefault(key, _Slot())
+        with slot.lock:
+            if not slot.is_made:
+                slot.value, slot.is_made = make(), True
+                with self._lock:
+                    self._made.append(slot.value)
+            value: T = slot.value
             return value
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Coroutine[Any, Any, T], *, watched: bool = True) -> T:
         """Runs ``work`` to its end in the scope's loop. Whoever comes while the loop is at work, as
-        a tool that asks another agent does, gets a scope for that call.
+        a tool that asks another agent does, gets a scope for that call, which shares nothing with
+        this one.
         """
         if not self._at_work.acquire(blocking=False):
             with new_scope() as inner:
@@ -76,7 +92,7 @@ class Scope:
         try:
             with self.entered():
                 runner = self._loop_runner()
-                with self.watch.over(runner.get_loop()):
+                with self.watch.over(runner.get_loop()) if watched else contextlib.nullcontext():
                     return runner.run(work, context=contextvars.copy_context())
         finally:
             self._at_work.release()
@@ -91,18 +107,16 @@ class Scope:
         return self._runner
 
     def close(self) -> None:
-        """Closes what is shared, the last made first, then the loop; errors are told, not raised.
-        Used again, the scope begins anew.
-        """
-        made, self._made = [*self._made.values()], {}
+        """Closes what is shared, the last made first, then the loop; tells errors, raises none."""
+        self.closed = True
+        with self._lock:
+            made, self._made, self._slots = self._made, [], {}
         if any(hasattr(value, "close") for value in made):
-            _anywhere(functools.partial(self._run_closing, made))
-        runner, self._runner = self._runner, None
-        if runner is not None:
+            # Unwatched: at the end of the process no more threads can be started.
+            _anywhere(lambda: self.run(_close_all(made), watched=False))
+        if self._runner is not None and not self._runner.get_loop().is_running():
+            runner, self._runner = self._runner, None
             _anywhere(functools.partial(_end, runner.get_loop(), self._threads))
-
-    def _run_closing(self, made: list[Any]) -> None:
-        self.run(_close_all(made))
 
 
 def current_scope() -> Scope | None:
@@ -132,8 +146,9 @@ def scope() -> Iterator[Scope]:
 
 
 def shared(key: Hashable, make: Callable[[], T]) -> T:
-    """What the current scope has under ``key``; outside of any scope, a thing of the caller's
-    own.
+    """What the current scope has under ``key``, made by the first who asks and closed (``close``,
+    plain or asynchronous) with the scope. A run is a scope, and so is an agent; outside of any
+    (``with scope():`` in a notebook makes one) every caller gets a thing of his own.
     """
     here = current_scope()
     return make() if here is None else here.shared(key, make)
@@ -146,8 +161,8 @@ def held_up() -> list[str]:
 
 
 def kept(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorates a function so that a scope calls it once for the same arguments (hashable, by
-    position).
+    """Decorates a function so that a scope calls it once for the same arguments, given in the same
+    way; they must be hashable.
     """
 
     @functools.wraps(function)
@@ -232,7 +247,10 @@ def _end(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor | None) ->
         loop.run_until_complete(asyncio.wait(left, timeout=EXIT_SECONDS))
     loop.run_until_complete(loop.shutdown_asyncgens())
     if threads is not None:
-        ending = threading.Thread(target=threads.shutdown, daemon=True)
-        ending.start()
-        ending.join(EXIT_SECONDS)
+        try:
+            ending = threading.Thread(target=threads.shutdown, daemon=True)
+            ending.start()
+            ending.join(EXIT_SECONDS)
+        except RuntimeError:  # the end of the process
+            threads.shutdown(wait=False)
     loop.close()

@@ -748,6 +748,19 @@ def test_a_function_that_gives_something_else_is_told_so(given):
         advantages(mine(mine.Settings(name="mine")), make_groups()[:1], credit_of("outcome"))
 
 
+@pytest.mark.parametrize(
+    "given", [[1.0, 2.0], [[1.0]] * 99, [1.0] * 99], ids=["short", "nested", "long"]
+)
+def test_an_algorithm_that_gives_something_else_than_a_number_a_token_is_told_so(given):
+    class Mine(type(algorithm("grpo"))):
+        def advantages(self, groups, credit):
+            return given
+
+    groups = make_groups()
+    with pytest.raises(ValueError, match="Mine must give a number for each of"):
+        assign_credit(groups, make_known(groups), Mine(Mine.Settings()), credit_of("outcome"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_names_its_source(name):
     module = __import__(type(algorithm(name)).__module__, fromlist=["x"])

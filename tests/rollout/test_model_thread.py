@@ -1,6 +1,7 @@
 """The model samples in a thread: the event loop goes on, and engines take turns."""
 
 import asyncio
+import contextlib
 import threading
 import time
 
@@ -91,3 +92,28 @@ def test_sessions_that_are_given_up_during_a_pass_leave_the_engine_whole(
         assert run_async(given_up()).token_ids == expected.token_ids
         assert not engine.open and not engine.requests
         assert run_async(generate(engine, prompt)) == expected
+
+
+def test_one_who_asks_again_during_a_pass_is_not_given_the_old_answer(
+    base_policy, renderer, monkeypatch
+):
+    engine = NativeEngine(NativeEngine.Settings(), base_policy)
+    one, other = (list(renderer.prompt([Message("user", q)], [])) for q in ("Who?", "Where is it?"))
+    expected = asyncio.run(generate(engine, other))
+    slowed(monkeypatch)
+
+    async def impatient():
+        session = engine.session()
+        short = Sampling(1, ())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await session.generate(one, short, 0)
+        action = await session.generate(other, SAMPLING, 0)
+        session.close()
+        await engine.idle()
+        return action
+
+    with scope():
+        action = run_async(impatient())
+    assert action.token_ids == expected.token_ids
+    assert action.logprobs == pytest.approx(expected.logprobs, abs=1e-4)

@@ -185,8 +185,11 @@ class NativeEngine:
         done = await thread.run(functools.partial(self._run, requests, closed, counters))
         counters.model_seconds += time.perf_counter() - start
         for session, stop in done.items():
-            request = self.requests.pop(session, None)  # gone if nobody waits any more
-            if request is not None and not request.future.done():
+            request = requests[session]
+            if self.requests.get(session) is not request:
+                continue  # nobody waits for it any more
+            del self.requests[session]
+            if not request.future.done():
                 request.future.set_result(request.action(stop, self._version))
 
     def _run(

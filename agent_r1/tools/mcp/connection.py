@@ -55,6 +55,8 @@ class Connection:
 
     def __init__(self, name: str, server: McpServer) -> None:
         self.name, self.server = name, server
+        self._alone = current_scope() is None
+        """Made outside of any scope, so that nobody else closes it or its thread."""
         self._thread = shared(_Thread, _Thread)
         self.num_starts = 0
         self._client: Any = None
@@ -105,9 +107,15 @@ class Connection:
         return await self._thread.run(self._call(tool, arguments, timeout))
 
     async def close(self) -> None:
-        await self._thread.run(self._close())
-        if current_scope() is None:
+        if self._keeper is not None:
+            await self._thread.run(self._close())
+        if self._alone:
             self._thread.close()
+
+    @property
+    def of_episode(self) -> bool:
+        """Whether it ends with its episode."""
+        return self._alone or self.server.per == "episode"
 
     # In the servers' thread ----------------------------------------------------------------------
 
@@ -358,16 +366,18 @@ class _Thread:
         _tame_log()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mcp", daemon=True)
-        self._thread.start()
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._thread.ident is None:
+            self._thread.start()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def close(self) -> None:
         if self._loop.is_closed():
             return
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(1.0)
+        if self._thread.ident is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(1.0)
         if not self._thread.is_alive():
             self._loop.close()
 

@@ -1,0 +1,99 @@
+"""Scopes: what is shared is made once, closed at the end, and stands in nobody's way."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import threading
+import time
+
+from agent_r1.run.console import console
+from agent_r1.utils.log import LOG
+from agent_r1.utils.scope import Scope, kept, run_async, scope, shared
+
+
+class Thing:
+    def __init__(self, log, name):
+        self.log, self.name = log, name
+
+    async def close(self):
+        await asyncio.sleep(0)
+        self.log.append(self.name)
+        if self.name == "bad":
+            raise ValueError("no")
+
+
+def test_what_is_shared_is_closed_last_made_first_whatever_one_of_them_does(caplog):
+    log = []
+    with contextlib.suppress(KeyError), scope():
+        for name in ("a", "bad", "c"):
+            assert shared(name, lambda name=name: Thing(log, name)).name == name
+        assert shared("a", lambda: Thing(log, "again")).name == "a"
+        raise KeyError
+    assert log == ["c", "bad", "a"]
+    assert "Thing.close(): ValueError: no" in caplog.text
+    assert shared("a", lambda: 1) == 1, "outside of a scope nothing is kept"
+
+
+def test_a_slow_make_holds_up_only_those_who_want_the_same():
+    async def work():
+        def slow():
+            time.sleep(0.5)
+            return "slow"
+
+        thread = asyncio.create_task(asyncio.to_thread(shared, "slow", slow))
+        await asyncio.sleep(0.05)
+        start = time.perf_counter()
+        assert shared("quick", lambda: "quick") == "quick"
+        quick = time.perf_counter() - start
+        return quick, await thread, shared("slow", lambda: "another")
+
+    with scope():
+        quick, first, again = run_async(work())
+    assert quick < 0.3
+    assert first == again == "slow"
+
+
+def test_kept_functions_run_once_a_scope():
+    calls = []
+
+    @kept
+    def read(path):
+        calls.append(path)
+        return len(calls)
+
+    with scope():
+        assert [read("x"), read("x"), read("y")] == [1, 1, 2]
+    with scope():
+        assert read("x") == 3, "a file may have changed between two runs"
+
+
+def test_a_scope_that_was_closed_begins_anew_and_ends_again():
+    before = {thread.name for thread in threading.enumerate()}
+    own, log = Scope(), []
+    for _ in range(2):
+        with own.entered():
+            shared("thing", lambda: Thing(log, "a"))
+            assert run_async(asyncio.sleep(0, "done")) == "done"
+        own.close()
+    assert log == ["a", "a"]
+    gc.collect()
+    assert {thread.name for thread in threading.enumerate()} <= before
+
+
+def test_the_console_speaks_alone_and_quiet_means_warnings(capsys):
+    root = logging.getLogger()
+    handler = logging.StreamHandler()
+    root.addHandler(handler)
+    try:
+        with console(quiet=True):
+            LOG.info("progress")
+            LOG.warning("watch out")
+        with console():
+            LOG.info("progress")
+    finally:
+        root.removeHandler(handler)
+    said = capsys.readouterr()
+    assert said.err.count("watch out") == 1
+    assert "progress" not in said.err
+    assert said.out.count("progress") == 1
