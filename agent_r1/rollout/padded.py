@@ -18,7 +18,7 @@ from agent_r1.rollout.engine import Sampling
 from agent_r1.rollout.model_thread import ModelThread
 from agent_r1.rollout.native.request import Request, Stop
 from agent_r1.types import Action
-from agent_r1.utils.scope import shared
+from agent_r1.utils.scope import current_scope, shared
 
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
@@ -96,10 +96,9 @@ class PaddedEngine:
     async def _batch(self) -> None:
         sessions = sorted(self.waiting, key=lambda session: session.number)
         requests = [self.waiting.pop(session) for session in sessions]
-        thread = shared(ModelThread, self._thread)
         try:
             batch = functools.partial(sample, self._policy, requests, self._version)
-            actions = await thread.run(batch)
+            actions = await self._thread().run(batch)
         except Exception as error:
             for request in requests:
                 if not request.future.done():
@@ -112,7 +111,9 @@ class PaddedEngine:
                 request.future.set_result(action)
 
     def _thread(self) -> ModelThread:
-        """For an engine outside of any scope."""
+        """The scope's; outside of any scope, the engine's own."""
+        if current_scope() is not None:
+            return shared(ModelThread, ModelThread)
         self._own_thread = self._own_thread or ModelThread()
         return self._own_thread
 

@@ -253,6 +253,29 @@ def test_one_server_for_the_run_or_one_for_each_episode(script, per):
     assert counts == (list(range(1, 7)) if per == "run" else [1] * 6)
 
 
+@pytest.mark.parametrize("per", ["run", "episode"])
+def test_what_is_made_outside_of_a_scope_ends_with_its_environment(script, per):
+    """Wherever it is closed: nobody else would."""
+
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name == "mcp"]
+
+    before = len(threads())
+    env = Env(Env.Settings(name="env", mcp={"toy": stdio(script, per=per)}))
+    assert len(threads()) == before, "nothing is begun before it is needed"
+
+    async def used():
+        await env.reset(Task("t", "Q"), 0)
+        (result,) = await env.run_tools([ToolCall("add", {"a": 1})])
+        return result.value
+
+    assert asyncio.run(used()) == "2"
+    assert len(threads()) == before + 1
+    with scope():
+        asyncio.run(env.close())
+    assert len(threads()) == before
+
+
 def test_a_policy_retries_over_a_crash(script):
     die = '<tool_call>{"name": "die", "arguments": {}}</tool_call>'
     settings = Env.Settings(

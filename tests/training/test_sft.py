@@ -17,7 +17,7 @@ from agent_r1.run.folder import RunFolder
 from agent_r1.run.recipe import load_recipe
 from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.tree import build_tree
-from agent_r1.types import Kind, StepKey
+from agent_r1.types import Kind, StepKey, ToolCall
 
 SMALL = {
     "model.lora": {"rank": 4, "alpha": 8},
@@ -211,3 +211,9 @@ def test_an_error_in_gold_names_the_task(tmp_path, monkeypatch):
     monkeypatch.setattr(HopWorld, "gold", gold)
     with pytest.raises(ConfigError, match=r"gold\(\) of task '.+' fails: KeyError: 'bridge'"):
         sft(tmp_path / "a")
+    monkeypatch.setattr(HopWorld, "gold", lambda self: [ToolCall("search", {"query": {1, 2}})])
+    with pytest.raises(ConfigError, match=r"gold\(\) of task '.+' fails: TypeError: .*set"):
+        sft(tmp_path / "b")
+    monkeypatch.setattr(HopWorld, "gold", lambda self: ["x <tool_call>{}</tool_call>"])
+    with pytest.raises(ConfigError, match=r"writes a call as text.*give ToolCall\(name, arg"):
+        sft(tmp_path / "c")

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 
+import agent_r1
 from agent_r1.run.console import console
 from agent_r1.utils.log import LOG
 from agent_r1.utils.scope import Scope, kept, run_async, scope, shared
@@ -97,3 +98,16 @@ def test_the_console_speaks_alone_and_quiet_means_warnings(capsys):
     assert said.err.count("watch out") == 1
     assert "progress" not in said.err
     assert said.out.count("progress") == 1
+
+
+def test_an_agent_outlives_the_run_that_it_was_made_in_and_closes_what_it_opens():
+    before = {thread.name for thread in threading.enumerate()}
+    with scope():
+        agent = agent_r1.Agent(agent_r1.load_recipe("hopworld")[0])
+        task = agent.tasks()[0]
+        first = agent.play(task)
+        agent.close()  # the run's to close
+        assert agent.play(task).steps[0].action.token_ids == first.steps[0].action.token_ids
+    with agent:
+        assert agent.play(task).steps[0].action.token_ids == first.steps[0].action.token_ids
+    assert {thread.name for thread in threading.enumerate()} <= before

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 from agent_r1.rollout.model_thread import ModelThread
 from agent_r1.rollout.native.request import Counters, Request, Stop
-from agent_r1.utils.scope import shared
+from agent_r1.utils.scope import current_scope, shared
 
 SHARE_OF_FREE = 0.5
 
@@ -181,8 +181,7 @@ class NativeEngine:
         # In a fixed order: the order of closing depends on timing.
         closed = sorted(self._closed, key=lambda session: session.number)
         self._closed.clear()
-        thread = shared(ModelThread, self._thread)
-        done = await thread.run(functools.partial(self._run, requests, closed, counters))
+        done = await self._thread().run(functools.partial(self._run, requests, closed, counters))
         counters.model_seconds += time.perf_counter() - start
         for session, stop in done.items():
             request = requests[session]
@@ -211,6 +210,8 @@ class NativeEngine:
         return scheduler.run(requests, counters)
 
     def _thread(self) -> ModelThread:
-        """For an engine outside of any scope."""
+        """The scope's; outside of any scope, the engine's own."""
+        if current_scope() is not None:
+            return shared(ModelThread, ModelThread)
         self._own_thread = self._own_thread or ModelThread()
         return self._own_thread
