@@ -55,8 +55,7 @@ class Connection:
 
     def __init__(self, name: str, server: McpServer) -> None:
         self.name, self.server = name, server
-        self._alone = current_scope() is None
-        """Made outside of any scope, so that nobody else closes it or its thread."""
+        self._alone = current_scope() is None  # nobody else closes it and its thread
         self._thread = shared(_Thread, _Thread)
         self.num_starts = 0
         self._client: Any = None
