@@ -44,6 +44,10 @@ class Attempt:
         ends = accumulate(self.lengths, initial=0)
         return [per_token[start:end] for start, end in pairwise(ends)]
 
+    def step_sums(self, per_token: Sequence[float]) -> list[float]:
+        """(T,) numbers summed over each step: (S,)."""
+        return [sum(of_step) for of_step in self.by_step(per_token)]
+
     def spread(self, per_step: Sequence[float]) -> list[float]:
         """(S,) numbers, each repeated for the tokens of its step: (T,)."""
         pairs = zip(per_step, self.lengths, strict=True)
@@ -160,7 +164,7 @@ class OutcomeCredit(Credit):
         return [0.0] * (sum(attempt.lengths) - 1) + [outcome + process]
 
     def returns(self, attempt: Attempt, rewards: Sequence[float]) -> list[float]:
-        return [sum(map(sum, attempt.by_step(rewards)))] * len(rewards)
+        return [sum(attempt.step_sums(rewards))] * len(rewards)
 
     def units(self, attempt: Attempt) -> list[tuple[Hashable, int]]:
         return [(None, sum(attempt.lengths))]
@@ -223,8 +227,8 @@ class StepCredit(Credit):
         return placed
 
     def returns(self, attempt: Attempt, rewards: Sequence[float]) -> list[float]:
-        of_steps = [sum(step) for step in attempt.by_step(rewards)]
-        return attempt.spread(returns_to_go(of_steps, gamma=self.settings.gamma))
+        to_go = returns_to_go(attempt.step_sums(rewards), gamma=self.settings.gamma)
+        return attempt.spread(to_go)
 
     def units(self, attempt: Attempt) -> list[tuple[Hashable, int]]:
         return [(self._key(attempt, i), length) for i, length in enumerate(attempt.lengths)]

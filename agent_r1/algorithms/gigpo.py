@@ -42,7 +42,7 @@ class GiGPO(GroupAlgorithm):
         self, group: Sequence[Attempt], rewards: Sequence[Sequence[float]]
     ) -> Iterator[float]:
         pairs = zip(group, rewards, strict=True)
-        earned = [[sum(step) for step in attempt.by_step(given)] for attempt, given in pairs]
+        earned = [attempt.step_sums(given) for attempt, given in pairs]
         episode = self.baseline([sum(of_steps) for of_steps in earned])
         to_go = [returns_to_go(of_steps, gamma=self.settings.gamma) for of_steps in earned]
         anchors: dict[str, list[tuple[int, int]]] = {}

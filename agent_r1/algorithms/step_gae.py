@@ -29,7 +29,7 @@ class StepGAE(PPO):
     ) -> tuple[list[float], list[float]]:
         before = [values[0] for values in attempt.by_step(attempt.values)]
         advantages = gae(
-            [sum(step) for step in attempt.by_step(rewards)],
+            attempt.step_sums(rewards),
             before,
             last_value=self.last_value(attempt),
             gamma=self.settings.gamma,

@@ -128,8 +128,7 @@ def _explain(
     attempts = attempts_of(group, known)
     rows = algorithm.rewards(attempts, credit)
     earned = {
-        attempt.number: [sum(of_step) for of_step in attempt.by_step(row)]
-        for attempt, row in zip(attempts, rows, strict=True)
+        attempt.number: attempt.step_sums(row) for attempt, row in zip(attempts, rows, strict=True)
     }
     totals = {number: sum(of_steps) for number, of_steps in earned.items()}
     attempt, row = next(p for p in zip(attempts, rows, strict=True) if p[0].number == place[2] - 1)

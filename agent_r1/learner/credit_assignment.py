@@ -102,15 +102,13 @@ def loss_weights(groups: list[Group], algorithm: Algorithm) -> LossWeights:
     """The weights of tokens in the loss of a mini-batch, independent of its micro-batches and of
     which groups have a signal; 0 where a truncated trajectory is masked.
     """
-    trajectories = [t for g in groups for t in g.scored]
-    kept = [not algorithm.masks(t) for t in trajectories]
-    counts = [t.num_action_tokens for t, keep in zip(trajectories, kept, strict=True) if keep]
+    attempts = [(g.number, attempt, t) for g in groups for attempt, t in g.attempts()]
+    kept = [not algorithm.masks(t) for _, _, t in attempts]
+    counts = [t.num_action_tokens for (*_, t), keep in zip(attempts, kept, strict=True) if keep]
     weights = iter(algorithm.token_weights(counts) if counts else ())
-    per_trajectory = [next(weights) if keep else 0.0 for keep in kept]
-    places = {(g.number, attempt): None for g in groups for attempt, _ in g.attempts()}
-    sequences = {place: number for number, place in enumerate(places)}
     return {
-        key: LossWeight(per_trajectory[number], number)
-        for key in steps_of(groups)
-        for number in [sequences[key.group, key.attempt]]
+        StepKey(group, attempt, index): weight
+        for number, ((group, attempt, t), keep) in enumerate(zip(attempts, kept, strict=True))
+        for weight in [LossWeight(next(weights) if keep else 0.0, number)]
+        for index in range(len(t.steps))
     }

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from agent_r1.utils.scope import current_scope, shared
+
 T = TypeVar("T")
 
 
@@ -28,6 +30,20 @@ class ModelThread:
             await asyncio.to_thread(self._executor.shutdown)
         except RuntimeError:  # the end of the process
             self._executor.shutdown(wait=False)
+
+
+class EngineThread:
+    """The model thread of the current scope; outside of any scope, one of the engine's own."""
+
+    def __init__(self) -> None:
+        self._own: ModelThread | None = None
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """As ``ModelThread.run``."""
+        if current_scope() is not None:
+            return await shared(ModelThread, ModelThread).run(call)
+        self._own = self._own or ModelThread()
+        return await self._own.run(call)
 
 
 def _with_the_same_cores() -> None:

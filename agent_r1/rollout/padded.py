@@ -15,10 +15,9 @@ import numpy as np
 
 from agent_r1.config.section import NamedSection
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.model_thread import ModelThread
+from agent_r1.rollout.model_thread import EngineThread
 from agent_r1.rollout.native.request import Request, Stop
 from agent_r1.types import Action
-from agent_r1.utils.scope import current_scope, shared
 
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
@@ -59,7 +58,7 @@ class PaddedEngine:
         self.open: set[PaddedSession] = set()
         self.waiting: dict[PaddedSession, Request] = {}
         self._task: asyncio.Task[None] | None = None
-        self._own_thread: ModelThread | None = None
+        self._thread = EngineThread()
 
     def session(self, number: int = 0) -> PaddedSession:
         session = PaddedSession(self, number)
@@ -98,7 +97,7 @@ class PaddedEngine:
         requests = [self.waiting.pop(session) for session in sessions]
         try:
             batch = functools.partial(sample, self._policy, requests, self._version)
-            actions = await self._thread().run(batch)
+            actions = await self._thread.run(batch)
         except Exception as error:
             for request in requests:
                 if not request.future.done():
@@ -109,13 +108,6 @@ class PaddedEngine:
             self._counters["sampled"] += len(action.token_ids)
             if not request.future.done():
                 request.future.set_result(action)
-
-    def _thread(self) -> ModelThread:
-        """The scope's; outside of any scope, the engine's own."""
-        if current_scope() is not None:
-            return shared(ModelThread, ModelThread)
-        self._own_thread = self._own_thread or ModelThread()
-        return self._own_thread
 
 
 def sample(policy: Policy, requests: Sequence[Request], version: int) -> list[Action]:

@@ -221,7 +221,7 @@ class Trainer:
         """The mean reward of episodes as the algorithm and the credit compute it."""
         attempts = [attempts_of(group, known) for group in groups]
         totals = [
-            sum(map(sum, attempt.by_step(row)))
+            sum(attempt.step_sums(row))
             for group in attempts
             for attempt, row in zip(group, self.algorithm.rewards(group, self.credit), strict=True)
         ]

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
     from agent_r1.rollout.native.scheduler import Scheduler
 
-from agent_r1.rollout.model_thread import ModelThread
+from agent_r1.rollout.model_thread import EngineThread
 from agent_r1.rollout.native.request import Counters, Request, Stop
-from agent_r1.utils.scope import current_scope, shared
 
 SHARE_OF_FREE = 0.5
 
@@ -84,7 +83,7 @@ class NativeEngine:
         self._late: set[NativeSession] = set()
         self._closed: list[NativeSession] = []
         self.counters = Counters()
-        self._own_thread: ModelThread | None = None
+        self._thread = EngineThread()
 
     def session(self, number: int = 0) -> NativeSession:
         session = NativeSession(self, number)
@@ -181,7 +180,7 @@ class NativeEngine:
         # In a fixed order: the order of closing depends on timing.
         closed = sorted(self._closed, key=lambda session: session.number)
         self._closed.clear()
-        done = await self._thread().run(functools.partial(self._run, requests, closed, counters))
+        done = await self._thread.run(functools.partial(self._run, requests, closed, counters))
         counters.model_seconds += time.perf_counter() - start
         for session, stop in done.items():
             request = requests[session]
@@ -208,10 +207,3 @@ class NativeEngine:
             self._scheduler = scheduler
         scheduler.close(closed)
         return scheduler.run(requests, counters)
-
-    def _thread(self) -> ModelThread:
-        """The scope's; outside of any scope, the engine's own."""
-        if current_scope() is not None:
-            return shared(ModelThread, ModelThread)
-        self._own_thread = self._own_thread or ModelThread()
-        return self._own_thread
