@@ -17,6 +17,7 @@ _HOME = {
     "Algorithm": "agent_r1.algorithms.base",
     "Attempt": "agent_r1.algorithms.credit",
     "CallError": "agent_r1.errors",
+    "CallResult": "agent_r1.types",
     "ConfigError": "agent_r1.errors",
     "Credit": "agent_r1.algorithms.credit",
     "Engine": "agent_r1.rollout.engine",
@@ -73,6 +74,7 @@ __all__ = [
     "Algorithm",
     "Attempt",
     "CallError",
+    "CallResult",
     "ConfigError",
     "Credit",
     "Engine",
@@ -150,6 +152,7 @@ if TYPE_CHECKING:
     from agent_r1.training.evaluate import Evaluation
     from agent_r1.types import (
         Action,
+        CallResult,
         Estimates,
         Group,
         MalformedCall,

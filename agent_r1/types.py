@@ -69,6 +69,22 @@ class MalformedCall:
 
 
 @dataclass(slots=True, frozen=True)
+class CallResult:
+    """What happened when a call was run, before the environment said what it means.
+
+    Attributes:
+        name: Name of the tool; empty for a malformed call.
+        text: The raw result as text, cut at the environment's ``max_result_chars``; for a call that
+            failed, why.
+        error: Kind of failure, as in ``ToolResult``; ``None`` if there was none.
+    """
+
+    name: str
+    text: str
+    error: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
 class Message:
     """One message of the conversation, as an environment's author sees it."""
 
@@ -149,6 +165,8 @@ class Step:
         observation: What the environment answered.
         observation_ids: The tokens that follow the action: the answer, and the opening of the next
             turn. Empty when the episode ended with this step.
+        results: Raw results of the message's calls, in their order, where the environment tells
+            them; what the agent saw of them is ``observation``.
         rewards: Process rewards by part, e.g. ``{"format": 0.1}``; kept apart until an algorithm
             combines them.
         state_key: Name of the state in which the action was taken; the environment gives equal
@@ -166,6 +184,7 @@ class Step:
     message: Message
     observation: tuple[Message, ...] = ()
     observation_ids: tuple[int, ...] = ()
+    results: tuple[CallResult, ...] = ()
     rewards: dict[str, float] = field(default_factory=dict)
     state_key: str | None = None
     events: tuple[str, ...] = ()
@@ -267,6 +286,11 @@ class Trajectory:
         return len(self.prompt_ids) + sum(
             len(step.action.token_ids) + len(step.observation_ids) for step in self.steps
         )
+
+    @property
+    def num_calls(self) -> int:
+        """Well-formed calls."""
+        return sum(isinstance(c, ToolCall) for s in self.steps for c in s.message.tool_calls)
 
     def process_reward(self) -> dict[str, float]:
         """Process rewards by part, summed over the steps."""

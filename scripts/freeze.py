@@ -32,7 +32,7 @@ RUNS = {
     "ppo": f"train hopworld --algorithm ppo --train.iterations 3 {COMMON}",
     "sft": f"sft hopworld --train.iterations 3 {COMMON}",
 }
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "memory_gib")
 NEW_NAMES = {"ticks": "passes"}
 """Of figures that OLD may still call otherwise."""
 START = """import sys, agent_r1

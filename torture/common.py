@@ -246,7 +246,12 @@ def numbers(run: Path) -> Any:
 
     def untimed(data: Any) -> Any:
         if isinstance(data, dict):
-            out = ("seconds", "tokens_per_second", "advice")  # advice names the folder
+            out = (
+                "seconds",
+                "tokens_per_second",
+                "memory_gib",
+                "advice",
+            )  # advice names the folder
             return {k: untimed(v) for k, v in data.items() if not any(word in k for word in out)}
         return [untimed(item) for item in data] if isinstance(data, list) else data
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from agent_r1.cli.evaluation import run_bench, run_eval, run_export
 from agent_r1.cli.inspection import run_check, run_explain, run_index
 from agent_r1.cli.training import run_train
+from agent_r1.cli.viewing import run_diagnose, run_episodes, run_view
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -35,7 +36,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     )
     check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     check.set_defaults(run_command=run_check, takes_overrides=True)
-    readers = _add_comparisons(commands)
+    readers = [*_add_comparisons(commands), *_add_viewing(commands)]
     for command in (*makers, commands.choices["explain"]):
         command.add_argument(
             "--trust",
@@ -157,6 +158,42 @@ def _add_comparisons(commands: _Commands) -> list[argparse.ArgumentParser]:
     bench.add_argument("--parallel", type=_count, help="runs at once (default: by the cores)")
     bench.set_defaults(run_command=run_bench, takes_overrides=True)
     return [explain, bench]
+
+
+def _add_viewing(commands: _Commands) -> list[argparse.ArgumentParser]:
+    """The commands that look at runs."""
+    view = commands.add_parser(
+        "view", help="look at runs in the browser, also while they go on", allow_abbrev=False
+    )
+    view.add_argument(
+        "runs", nargs="*", metavar="RUNS", help="folders of runs, or that hold runs (default: runs)"
+    )
+    view.add_argument("--port", type=int, help="the port, on this machine alone")
+    view.add_argument("--no-browser", action="store_true", help="print the address alone")
+    view.set_defaults(run_command=run_view, json=False)
+
+    episodes = commands.add_parser("episodes", help="list a run's episodes", allow_abbrev=False)
+    episodes.add_argument("run", metavar="RUN", help="a run folder")
+    episodes.add_argument(
+        "filters",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="which: stop=max_turns, success=0, iteration=3..5, part/format=..0.5, "
+        "event=fault/timeout, task=ID, text='some words'",
+    )
+    episodes.add_argument("--sort", metavar="NAME", help="by a figure, e.g. reward, part/format")
+    episodes.add_argument("--ascending", action="store_true", help="the smallest first")
+    episodes.add_argument("--limit", type=_count, default=50, help="how many (default: 50)")
+    episodes.set_defaults(run_command=run_episodes)
+
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="what goes wrong in a run without an error: evidence and cure",
+        allow_abbrev=False,
+    )
+    diagnose.add_argument("run", metavar="RUN", help="a run folder")
+    diagnose.set_defaults(run_command=run_diagnose)
+    return [episodes, diagnose]
 
 
 def _count(text: str) -> int:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from agent_r1.config.registry import Registry
 from agent_r1.config.section import NamedSection
-from agent_r1.types import Message, Outcome, Task
+from agent_r1.types import CallResult, Message, Outcome, Task
 from agent_r1.utils.waiting import OwnThread
 
 
@@ -30,6 +30,8 @@ class Transition:
         state_key: A name for the state now reached, equal where two states count as the same.
         events: What went wrong with tools, as ``"fault/timeout:search"``, ``"mistake/..."`` (the
             agent's own), ``"noise/..."`` (injected); counted, never scored by themselves.
+        results: Raw results of the action's calls, for people who look at the episode; ``ToolEnv``
+            fills them in.
         history: If set, replaces the whole conversation from now on, the opening messages included;
             ``messages`` is ignored. For summaries, truncation, another agent's task. It ends with a
             message to the agent. The agent's own messages that stay in it keep their sampled
@@ -42,6 +44,7 @@ class Transition:
     truncated: bool = False
     state_key: str | None = None
     events: tuple[str, ...] = ()
+    results: tuple[CallResult, ...] = ()
     history: Sequence[Message] | None = None
 
 

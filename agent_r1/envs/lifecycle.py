@@ -15,7 +15,7 @@ from agent_r1.config.section import NamedSection
 from agent_r1.envs.base import MEMORIES, Env, EnvSettings, Transition, run_plain
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.errors import ConfigError
-from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
+from agent_r1.types import CallResult, MalformedCall, Message, Outcome, Task, ToolCall
 from agent_r1.utils.text import clean, describe, place_of
 from agent_r1.utils.waiting import OwnThread, contained, telling
 
@@ -44,7 +44,7 @@ RESERVED = frozenset(
         *("success", "reward", "shaped", "entropy", "action_tokens", "tokens", "turns", "loss"),
         *("resampled", "groups_used", "groups_without_signal", "grad_norm", "kl", "value_loss"),
         *("explained_variance", "clip_fraction", "logprob_error", "updates", "updates_skipped"),
-        *("lr", "iterations_without_signal"),
+        *("lr", "iterations_without_signal", "tool_calls"),
     }
 )
 """Names of figures of a run, which an environment's own metrics cannot have."""
@@ -175,6 +175,8 @@ def must_be_plain(transition: Transition) -> None:
         raise TypeError(f"state_key must be text, not {transition.state_key!r:.200}")
     if not all(isinstance(event, str) for event in transition.events):
         raise TypeError(f"events must be texts, not {transition.events!r:.200}")
+    if not all(isinstance(r, CallResult) and isinstance(r.text, str) for r in transition.results):
+        raise TypeError(f"results must be CallResults, not {transition.results!r:.200}")
 
 
 async def close_env(env: Any) -> None:

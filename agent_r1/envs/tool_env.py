@@ -22,8 +22,8 @@ from agent_r1.tools.function_tool import FunctionTool
 from agent_r1.tools.mcp.connection import Connection, connect
 from agent_r1.tools.mcp.settings import McpServer
 from agent_r1.tools.noise import Noise, NoiseSettings
-from agent_r1.types import MalformedCall, Message, Outcome, Task, ToolCall
-from agent_r1.utils.text import as_text
+from agent_r1.types import CallResult, MalformedCall, Message, Outcome, Task, ToolCall
+from agent_r1.utils.text import as_text, clean
 from agent_r1.utils.waiting import EPISODE_THREAD, OwnThread
 
 T = TypeVar("T")
@@ -226,12 +226,27 @@ class ToolEnv:
                 text = as_text(result.value)
             except NotTextError as error:
                 text = f"[not text: {error}]"
-                name = result.call.name if isinstance(result.call, ToolCall) else ""
-                self._unshown.append(f"fault/not_text:{name}")
-        if len(text) > (limit := self.max_result_chars):
-            cut = f"[cut: the result has {len(text):,} characters, {limit:,} are shown]"
-            return f"{text[:limit]}\n{cut}"
-        return text
+                self._unshown.append(f"fault/not_text:{_name_of(result)}")
+        return self._cut(text)
+
+    def _cut(self, text: str) -> str:
+        if len(text) <= (limit := self.max_result_chars):
+            return text
+        cut = f"[cut: the result has {len(text):,} characters, {limit:,} are shown]"
+        return f"{text[:limit]}\n{cut}"
+
+    def _raw(self, results: Sequence[ToolResult]) -> tuple[CallResult, ...]:
+        """The results as they came."""
+        raw = []
+        for result in results:
+            text = result.detail
+            if result.error is None:
+                try:
+                    text = as_text(result.value)
+                except NotTextError as error:
+                    text = f"[not text: {error}]"
+            raw.append(CallResult(_name_of(result), clean(self._cut(text)), result.error))
+        return tuple(raw)
 
     # The protocol
     # -------------------------------------------------------------------------------------
@@ -275,7 +290,7 @@ class ToolEnv:
         if self.episode_thread is None or not self.episode_thread.num_lost:
             return results
         for result in results:
-            name = result.call.name if isinstance(result.call, ToolCall) else ""
+            name = _name_of(result)
             if result.error == "exception" and is_plain_tool(self._tools.get(name)):
                 raise ToolFailureError(
                     f"{name}: {result.detail} (a call hung; it was given up with its thread and "
@@ -287,9 +302,11 @@ class ToolEnv:
 
     async def step(self, message: Message) -> Transition:
         events: tuple[str, ...] = ()
+        raw: tuple[CallResult, ...] = ()
         if message.tool_calls:
             results = await self.run_tools(message.tool_calls)
             events = tuple(event for result in results for event in result.events)
+            raw = await run_plain(self.episode_thread, self._raw, results)
             transition = await run_plain(self.episode_thread, self.interpret, results)
         else:
             self.answer = None if message.cut else message.content
@@ -301,7 +318,8 @@ class ToolEnv:
         if not transition.done:
             self.answer = None
         events, self._unshown = (*events, *self._unshown), []
-        return dataclasses.replace(transition, events=(*events, *transition.events))
+        events = (*events, *transition.events)
+        return dataclasses.replace(transition, events=events, results=raw or transition.results)
 
     async def outcome(self) -> Outcome:
         score = await run_plain(self.episode_thread, self.score, self.answer)
@@ -319,6 +337,10 @@ class ToolEnv:
         for connection in self._connections:
             if connection.of_episode:
                 await connection.close()
+
+
+def _name_of(result: ToolResult) -> str:
+    return result.call.name if isinstance(result.call, ToolCall) else ""
 
 
 def is_plain_tool(tool: Any) -> bool:

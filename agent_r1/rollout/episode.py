@@ -314,7 +314,11 @@ class _Play:
                 raise ValueError(f"the messages {size}; shorten what the agent gets to see")
             self._note(observation=observation)
             must_be_plain(transition)
-            self._note(rewards=plain_rewards(transition), events=tuple(transition.events))
+            self._note(
+                results=tuple(transition.results),
+                rewards=plain_rewards(transition),
+                events=tuple(transition.events),
+            )
         return transition
 
 

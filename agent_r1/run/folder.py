@@ -108,7 +108,7 @@ class RunFolder:
         make_folder(self.path)
         lock = FileLock(self.path / LOCK)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0.3)  # somebody may just be asking whether it is locked
         except Timeout as error:
             raise ConfigError(f"another process is at work in {self.path}") from error
         except NotImplementedError:  # a file system without locks
@@ -118,6 +118,19 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    def is_running(self) -> bool:
+        """Whether a process works on the run."""
+        try:
+            import fcntl  # not on Windows
+
+            with (self.path / LOCK).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except (ImportError, OSError):
+            return False
+        return False
 
     def recipe_data(self) -> dict[str, Any]:
         """The resolved recipe as plain data; nothing that it names is loaded."""
@@ -149,8 +162,8 @@ class RunFolder:
 
     def changed_settings(self) -> Iterator[tuple[str, Any, Any]]:
         """Keys of the recipe that were changed by hand, each with its old and its new value."""
-        before = dict(_flat(self.contents().recipe))
-        now = dict(_flat(self.recipe_data()))
+        before = dict(flat_settings(self.contents().recipe))
+        now = dict(flat_settings(self.recipe_data()))
         if not self.contents().recipe:
             return
         for key in sorted(before.keys() | now.keys()):
@@ -230,7 +243,7 @@ class RunFolder:
 
     def write_trajectories(self, iteration: int, groups: list[Group], known: Estimates) -> None:
         """Stores the groups of an iteration and what is known of their steps."""
-        write_groups(self._trajectories(iteration), groups, known)
+        write_groups(self.trajectories_file(iteration), groups, known)
 
     def trajectories(self, iteration: int) -> Iterator[Group]:
         """The groups of an iteration, as they were trained on."""
@@ -238,7 +251,7 @@ class RunFolder:
 
     def estimated(self, iteration: int) -> Iterator[tuple[Group, Estimates]]:
         """The groups of an iteration, each with what was known of its steps."""
-        return read_groups(self._trajectories(iteration))
+        return read_groups(self.trajectories_file(iteration))
 
     def trajectory_iterations(self) -> list[int]:
         """The iterations whose trajectories are stored, in order."""
@@ -305,7 +318,7 @@ class RunFolder:
         if aside is not None and (later or any(row["iteration"] > iteration for row in rows)):
             make_folder(aside)
             write_atomically(aside / file.name, file.read_bytes() if file.exists() else b"")
-        for path in map(self._trajectories, later):
+        for path in map(self.trajectories_file, later):
             if aside is not None:
                 shutil.move(path, aside / path.name)
             else:
@@ -328,17 +341,18 @@ class RunFolder:
         allow(json.loads(text))
         write_atomically(self.path / RECIPE, text)
 
-    def _trajectories(self, iteration: int) -> Path:
+    def trajectories_file(self, iteration: int) -> Path:
+        """The file of an iteration's trajectories."""
         return self.path / TRAJECTORIES / f"{iteration:06d}.jsonl.gz"
 
 
-def _flat(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """The values in nested tables, by their dotted keys."""
     if not isinstance(data, dict) or not data:
         yield key, data
         return
     for name, value in data.items():
-        yield from _flat(value, f"{key}.{name}".lstrip("."))
+        yield from flat_settings(value, f"{key}.{name}".lstrip("."))
 
 
 def must_be_sayable(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agent_r1.errors import ConfigError
 from agent_r1.run.recipe import Recipe
-from agent_r1.types import Group, StopReason, Task, ToolCall, Trajectory
+from agent_r1.types import Group, StopReason, Task, Trajectory
 
 Advice = dict[str, str]
 """Words by name."""
@@ -54,7 +54,7 @@ def on_sets(recipe: Recipe, sizes: Mapping[str, int]) -> Advice:
 
 def on_demonstrations(trajectories: Sequence[Trajectory], *, has_tools: bool) -> Advice:
     """Advice on demonstrations."""
-    silent = [t for t in trajectories if not _calls(t)]
+    silent = [t for t in trajectories if not t.num_calls]
     if not has_tools or not silent or len(silent) < MOST * len(trajectories):
         return {}
     return {
@@ -113,7 +113,7 @@ def on_iteration(
 def _seen(recipe: Recipe, episodes: Sequence[Trajectory], has_tools: bool) -> str:
     rewards = Counter(t.outcome.reward for t in episodes if t.outcome is not None)
     parts = [f"in each group all attempts earn the same (reward {_shares(rewards, len(episodes))})"]
-    mute = sum(not _calls(t) for t in episodes)
+    mute = sum(not t.num_calls for t in episodes)
     if has_tools and mute:
         parts.append(f"{mute} of {len(episodes)} made no well-formed call")
     stop, count = _commonest_limit(episodes)
@@ -129,7 +129,3 @@ def _shares(rewards: Counter[float], total: int) -> str:
 def _commonest_limit(episodes: Sequence[Trajectory]) -> tuple[StopReason | None, int]:
     stops = Counter(t.stop for t in episodes if t.stop in LIMITS)
     return stops.most_common(1)[0] if stops else (None, 0)
-
-
-def _calls(trajectory: Trajectory) -> int:
-    return sum(isinstance(c, ToolCall) for s in trajectory.steps for c in s.message.tool_calls)

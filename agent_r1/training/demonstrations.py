@@ -180,6 +180,7 @@ def _as_demonstration(trajectory: Trajectory) -> Trajectory:
             step.message,
             step.observation,
             step.observation_ids,
+            step.results,
             step.rewards,
             step.state_key,
             step.events,

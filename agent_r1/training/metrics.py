@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
+import torch
+
 from agent_r1.learner.learner import Update
 from agent_r1.training.evaluate import score
 from agent_r1.types import Group
@@ -59,6 +62,7 @@ def figures_of(
         "action_tokens": _mean([episode.num_action_tokens for episode in scored]),
         "tokens": _mean([episode.num_tokens for episode in scored]),
         "turns": _mean([len(episode.steps) for episode in scored]),
+        "tool_calls": _mean([episode.num_calls for episode in scored]),
         "resampled": sum(episode.discarded for episode in episodes),
         "groups_used": len(used),
         "groups_without_signal": len(groups) - len(used),
@@ -82,6 +86,7 @@ def figures_of(
             "generated": sampled / clock.seconds["rollout"],
             "trained": update.num_tokens / clock.seconds["learner"],
         },
+        "memory_gib": _memory(),
     }
 
 
@@ -101,6 +106,14 @@ def _of_update(update: Update) -> dict[str, Any]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
+
+
+def _memory() -> dict[str, float]:
+    """GiB of the process, and the most that PyTorch has had on its GPU."""
+    found = {"process": psutil.Process().memory_info().rss}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.max_memory_allocated()
+    return {name: num_bytes / 2**30 for name, num_bytes in found.items()}
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:

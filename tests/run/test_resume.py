@@ -51,6 +51,7 @@ def numbers(run):
     for row in rows:
         row.pop("tokens_per_second", None)
         row.pop("env_seconds", None)
+        row.pop("memory_gib", None)
     import dataclasses
 
     episodes = [

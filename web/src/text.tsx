@@ -1,0 +1,79 @@
+// Foreign text is shown as text: what cannot be seen, or turns the writing around, gets a visible name.
+
+import { useState } from "preact/hooks";
+
+const HIDDEN = /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\p{Cs}])/gu;
+const MOST = 4000;
+
+export function Visible({ text }: { text: string }) {
+  const pieces = text.split(HIDDEN);
+  if (pieces.length === 1) return <>{text}</>;
+  return (
+    <>
+      {pieces.map((piece, index) =>
+        index % 2 ? (
+          <span class="hidden-char" title="a character that cannot be seen">
+            {`U+${piece.codePointAt(0)!.toString(16).toUpperCase().padStart(4, "0")}`}
+          </span>
+        ) : (
+          piece
+        ),
+      )}
+    </>
+  );
+}
+
+// A text of any length: a long one opens on demand.
+export function Long({ text, most = MOST }: { text: string; most?: number }) {
+  const [whole, open] = useState(false);
+  if (text.length <= most * 1.1) return <div class="text"><Visible text={text} /></div>;
+  return (
+    <div class="text">
+      <Visible text={whole ? text : text.slice(0, most)} />
+      {!whole && "…"}
+      <button class="more" onClick={() => open(!whole)}>
+        {whole ? "show less" : `show all ${text.length.toLocaleString("en")} characters`}
+      </button>
+    </div>
+  );
+}
+
+export function number(value: unknown, digits = 3): string {
+  if (typeof value !== "number") return "–";
+  if (Number.isInteger(value)) return value.toLocaleString("en");
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(2);
+  return value.toLocaleString("en", { maximumFractionDigits: size >= 100 ? 1 : digits });
+}
+
+export const signed = (value: number | null | undefined) =>
+  typeof value === "number" ? `${value > 0 ? "+" : ""}${number(value)}` : "–";
+
+export function duration(seconds: number | null | undefined): string {
+  if (typeof seconds !== "number") return "–";
+  if (seconds < 60) return `${Math.round(seconds)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+  return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+}
+
+export function shown(value: unknown): string {
+  return typeof value === "string" ? value : value === undefined ? "–" : JSON.stringify(value);
+}
+
+export function Copy({ label, text }: { label: string; text: () => string }) {
+  const [done, set] = useState("");
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      set("copied");
+    } catch {
+      set("the browser does not allow it");
+    }
+    setTimeout(() => set(""), 2000);
+  };
+  return (
+    <button onClick={copy} aria-live="polite">
+      {done || label}
+    </button>
+  );
+}
