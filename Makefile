@@ -3,7 +3,7 @@
 #   make test         lint, types, tests
 # And beside them:
 #   make install      the package alone, in .venv
-#   make test-integrations   what needs environments of its own, which it makes: transformers 4
+#   make test-integrations   what needs more, which it installs: transformers 4, a browser, npm
 #   make docs         the website with the reference, in build/html; a warning is an error
 #   make torture      kills, power cuts and inputs that nobody means well; HOURS=8 goes on for so long
 # Another Python: make test PYTHON=python3.12
@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 HOURS ?= 0
 
-.PHONY: install quickstart test test-integrations torture lint types docs pytest install-dev clean
+.PHONY: install quickstart test test-integrations torture lint types docs pytest web install-dev clean
 
 install: $(VENV)/installed-plot
 
@@ -39,7 +39,7 @@ docs: $(VENV)/installed-dev
 pytest: $(VENV)/installed-dev
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-test-integrations: $(VENV)/installed-dev $(VENV)-transformers4/installed
+test-integrations: $(VENV)/installed-dev $(VENV)-transformers4/installed $(VENV)/installed-browser
 	AGENT_R1_TRANSFORMERS4=$(CURDIR)/$(VENV)-transformers4/bin/python $(BIN)/pytest -m integration
 
 torture: $(VENV)/installed-dev
@@ -49,6 +49,19 @@ $(VENV)-transformers4/installed:
 	$(PYTHON) -m venv $(VENV)-transformers4
 	$(VENV)-transformers4/bin/pip install -q "torch==2.13.0" "transformers==4.57.3"
 	@touch $@
+
+# A browser and npm are the system's; as root on Debian or Ubuntu they are installed.
+$(VENV)/installed-browser: $(VENV)/installed-dev
+	$(BIN)/pip install -q -c constraints.txt playwright
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+	    && command -v npm >/dev/null || \
+	    { apt-get update -q && apt-get install -yq chromium npm; } || \
+	    { echo "install Chromium and npm, then repeat"; exit 1; }
+	@touch $@
+
+# The page of agent-r1 view, from its source in web/ to the files in the package.
+web:
+	cd web && npm ci --no-audit --no-fund && npm run build
 
 install-dev: $(VENV)/installed-dev
 

@@ -50,6 +50,7 @@ function Tested({ result }: { result: NonNullable<Run["result"]> }) {
   return (
     <section aria-label="Test">
       <h2>Success on {number(result.tasks)} tasks of each kind that training never saw</h2>
+      <div class="scroll">
       <table class="small">
         <thead>
           <tr>
@@ -81,6 +82,7 @@ function Tested({ result }: { result: NonNullable<Run["result"]> }) {
           ))}
         </tbody>
       </table>
+      </div>
     </section>
   );
 }
