@@ -11,7 +11,7 @@ from typing import Any
 
 from agent_r1.run.folder import RunFolder
 from agent_r1.training.evaluate import Evaluation
-from agent_r1.types import Group, Message, Trajectory
+from agent_r1.types import Group, Trajectory
 from agent_r1.utils.durable import write_atomically
 from agent_r1.utils.run_files import CURVE, RESULT
 
@@ -133,35 +133,6 @@ def contrast(before: list[Group], after: list[Group]) -> tuple[Trajectory, Traje
     learned = [pair for pair in pairs if not _solved(pair[0]) and _solved(pair[1])]
     by_length = sorted(learned or pairs, key=lambda pair: len(pair[1].steps))
     return by_length[len(by_length) // 2]
-
-
-def transcript(trajectory: Trajectory, *, max_chars: int = 600) -> str:
-    """An episode as text: who said what, process rewards, how it ended."""
-    lines = []
-    for message in trajectory.prompt:
-        if message.role != "system":
-            lines.append(f"[{message.role}] {_said(message)}")
-    for step in trajectory.steps:
-        lines.append(f"[agent] {_said(step.message)[:max_chars]}")
-        lines += [
-            f"[{message.role}] " + message.content[:max_chars].replace("\n", "\n       ")
-            for message in step.observation
-        ]
-    outcome = trajectory.outcome
-    ending = (
-        f"reward {outcome.reward:g}, {'solved' if outcome.success else 'not solved'}"
-        if outcome
-        else trajectory.fault
-    )
-    return "\n".join([*lines, f"({trajectory.stop}: {ending})"])
-
-
-def _said(message: Message) -> str:
-    calls = [
-        f"-> {getattr(call, 'name', 'malformed call')} {getattr(call, 'arguments', '')}"
-        for call in message.tool_calls
-    ]
-    return "\n        ".join(part for part in (message.content, *calls) if part)
 
 
 def _solved(trajectory: Trajectory) -> bool:

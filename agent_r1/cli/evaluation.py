@@ -20,7 +20,7 @@ def run_eval(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"a run is evaluated by its own recipe; unexpected: {' '.join(rest)}")
     with undisturbed():
         from agent_r1 import api
-    from agent_r1.analysis.report import transcript
+    from agent_r1.run.transcript import transcript
     from agent_r1.utils.text import printable
 
     agent = (

@@ -92,7 +92,8 @@ def _imitating(arguments: argparse.Namespace) -> list[str]:
 
 
 def _print_result(result: Result, source: str | None, path: Path) -> None:
-    from agent_r1.analysis.report import contrast, draw_curve, table, transcript
+    from agent_r1.analysis.report import contrast, draw_curve, table
+    from agent_r1.run.transcript import transcript
     from agent_r1.utils.text import printable
 
     curve = draw_curve(result.run)

@@ -6,6 +6,7 @@ metrics.jsonl                one line per iteration; line 0 is the start
 trajectories/000001.jsonl.gz one group per line
 checkpoints/                 see ``checkpoint``
 result.json, curve.png       the report at the end, see ``report``
+trackers/                    what trackers keep of the run
 set-aside-N/                 damaged checkpoints and later files, moved here when the run went on
                              after iteration N
 """
@@ -31,7 +32,15 @@ from agent_r1.run.trajectories import read_groups, write_groups
 from agent_r1.run.trust import allow, must_be_allowed
 from agent_r1.types import Estimates, Group
 from agent_r1.utils.durable import append, make_folder, must_be_file, write_atomically
-from agent_r1.utils.run_files import CHECKPOINTS, CONTENTS, LOCK, METRICS, RECIPE, TRAJECTORIES
+from agent_r1.utils.run_files import (
+    CHECKPOINTS,
+    CONTENTS,
+    LOCK,
+    METRICS,
+    RECIPE,
+    TRACKERS,
+    TRAJECTORIES,
+)
 
 if TYPE_CHECKING:
     from agent_r1.run.checkpoint import Checkpoints, State
@@ -91,7 +100,7 @@ class RunFolder:
 
     def must_hold_its_parts(self) -> None:
         """Raises ``ConfigError`` if files would be written outside of the run."""
-        for part in (self.path / CHECKPOINTS, self.path / TRAJECTORIES):
+        for part in (self.path / name for name in (CHECKPOINTS, TRAJECTORIES, TRACKERS)):
             if part.is_symlink():
                 raise ConfigError(
                     f"{part} is a link: the run would go on in {part.resolve()}; if that is what "
@@ -191,6 +200,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
             (self.path / f".{name}.partial").unlink(missing_ok=True)
         (self.path / LOCK).unlink(missing_ok=True)
+        shutil.rmtree(self.path / TRACKERS, ignore_errors=True)
         with contextlib.suppress(OSError):  # somebody else's files are in it
             self.path.rmdir()
 

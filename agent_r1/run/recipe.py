@@ -27,6 +27,7 @@ from agent_r1.model.settings import ModelSettings
 from agent_r1.render import RENDERERS
 from agent_r1.rollout import ENGINES
 from agent_r1.rollout.episode import Limits
+from agent_r1.run.trackers import TRACKERS
 from agent_r1.search import SEARCHES
 from agent_r1.tasks import ENVS
 from agent_r1.utils.run_files import is_run
@@ -43,6 +44,7 @@ SECTIONS: dict[str, Registry[Any]] = {
     "env.memory": MEMORIES,
     "env.user": USERS,
     "env.search": SEARCHES,
+    "trackers": TRACKERS,
 }
 """All sections whose ``name`` decides what keys they have."""
 
@@ -51,6 +53,7 @@ RendererSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(RENDER
 EngineSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(ENGINES.section)]
 AlgorithmSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(ALGORITHMS.section)]
 CreditSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(CREDITS.section)]
+TrackerSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(TRACKERS.section)]
 
 
 class TrainSettings(Section):
@@ -106,8 +109,12 @@ class CheckpointSettings(Section):
 
 
 class Recipe(Section):
-    """A whole run. ``threads``: CPU threads of torch, on which results depend; 0 means all
-    cores.
+    """A whole run.
+
+    Attributes:
+        seed: One seed gives one run.
+        threads: CPU threads of torch, on which results depend; 0 means all cores.
+        trackers: Where figures go besides ``metrics.jsonl``: names or sections, several at once.
     """
 
     def __reduce__(self) -> Any:
@@ -127,6 +134,10 @@ class Recipe(Section):
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    trackers: Annotated[
+        tuple[TrackerSection, ...],
+        BeforeValidator(lambda given: [given] if isinstance(given, str | dict) else given),
+    ] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -21,7 +21,10 @@ _CODE = re.compile(r".+:[^\s/:]+\s*", re.DOTALL)
 """``file.py:Class``, ``package.module:Class``, ``module:Game-v0``: values shown with a
 refusal. Every recipe that did not run here is refused.
 """
-_TELLING = ("command", "url", "taskset", "headers", "env", "cassette", "id", "path", "module")
+_TELLING = (
+    *("command", "url", "taskset", "headers", "env", "cassette", "id", "path", "module"),
+    *("tracking_uri", "space_id"),
+)
 """Keys whose values are shown as well."""
 _RELATIVE_FILE = re.compile(r"(?![-/~@])(\S*/\S*|\S*\.[A-Za-z]\w{0,3})")
 """Words of a command that are files of the current folder, by their form."""

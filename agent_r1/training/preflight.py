@@ -15,6 +15,7 @@ from agent_r1.model.load import check_sizes, device_of, load_config, load_tokeni
 from agent_r1.model.policy import why_unpackable
 from agent_r1.render import RENDERERS, Renderer
 from agent_r1.run.recipe import Recipe
+from agent_r1.run.trackers import TRACKERS
 from agent_r1.tasks import ENVS
 from agent_r1.tasks.row_file import left_out
 from agent_r1.training.advice import must_fit, on_sets
@@ -43,6 +44,8 @@ def preflight(recipe: Recipe) -> None:
             f"engine = 'native' cannot run {recipe.model.path!r}: {reason}; "
             "engine = 'padded' can, more slowly"
         )
+    for section in recipe.trackers:
+        TRACKERS.make(section)
     tokenizer = load_tokenizer(recipe.model)
     check_sizes(config, tokenizer, longest=recipe.limits.tokens)
     renderer = RENDERERS.make(recipe.renderer, tokenizer)

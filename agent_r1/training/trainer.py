@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from agent_r1.run.checkpoint import Checkpoints, State
 from agent_r1.run.console import iteration_line, validation_line
 from agent_r1.run.folder import RunFolder
 from agent_r1.run.recipe import Recipe
+from agent_r1.run.trackers.sending import Senders
 from agent_r1.training.advice import Advice, on_demonstrations, on_iteration
 from agent_r1.training.build import (
     demonstrations_of,
@@ -98,10 +100,14 @@ class Trainer:
         """Runs the iterations that are left."""
         for line in warnings_of(self.recipe):
             LOG.warning(line)
-        if self.checkpoints.last is None:
-            self._begin()
-        while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
-            self._iterate()
+        self.senders = Senders(self.recipe.trackers, self.run)
+        try:
+            if self.checkpoints.last is None:
+                self._begin()
+            while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
+                self._iterate()
+        finally:
+            self.senders.close()
         rows = [row["figures"] for row in self.run.metrics() if "figures" in row]
         tried = sum(row["updates"] + row["updates_skipped"] for row in rows)
         if self.algorithm.demonstrated and not tried:
@@ -118,7 +124,7 @@ class Trainer:
         row: dict[str, Any] = {"iteration": 0}
         if self.recipe.evaluation.every:
             row["validation"] = self._validate()
-        self.run.append_metrics(row)
+        self._record(row)
         self._save()
 
     def _iterate(self) -> None:
@@ -170,11 +176,15 @@ class Trainer:
             row["validation"] = self._validate()
         if state.best is None:
             state.best_iteration = iteration  # without figures, the newest is the best
-        self.run.append_metrics(row)
+        self._record(row, groups)
         self.last_row = row
         due = iteration % recipe.checkpoint.every == 0 or is_last
         if due or (state.best is not None and state.best_iteration != best):
             self._save()
+
+    def _record(self, row: dict[str, Any], groups: Sequence[Group] = ()) -> None:
+        self.run.append_metrics(row)
+        self.senders.log(row, groups)
 
     def _save(self) -> None:
         self.state.metrics = self.run.metrics_sum(self.state.iteration)

@@ -14,6 +14,7 @@ CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 CURVE = "curve.png"
 LOCK = ".lock"
+TRACKERS = "trackers"
 # In a checkpoint, beside the model:
 STATE = "state.json"
 TRAINER = "trainer.pt"

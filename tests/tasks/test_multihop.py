@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from agent_r1 import check_env
-from agent_r1.analysis.report import transcript
 from agent_r1.envs.gold import as_message, gold_of, in_words
 from agent_r1.envs.lifecycle import make_env
 from agent_r1.render.calls import parse_hermes
+from agent_r1.run.transcript import transcript
 from agent_r1.search.bm25 import build_index
 from agent_r1.tasks.multihop.env import MultiHop
 from agent_r1.tasks.multihop.scores import (
