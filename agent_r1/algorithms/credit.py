@@ -205,9 +205,10 @@ class StepCredit(Credit):
     """
 
     class Settings(_Process):
-        """``compare``: a step's return with those of all steps of the group, of the same index, or
-        of the same ``state_key``. Returns-to-go fall as an episode goes on, so comparing all steps
-        favours the early ones. Estimators that compare no units do not use it.
+        """``gamma``: discount per step; ``compare``: a step's return with those of all steps of the
+        group, of the same index, or of the same ``state_key``. Returns-to-go fall as an episode
+        goes on, so comparing all steps favours the early ones. Estimators that compare no units do
+        not use it.
         """
 
         name: str = "step"

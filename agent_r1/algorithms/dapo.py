@@ -15,6 +15,10 @@ from agent_r1.types import Estimates, Group, StopReason, Trajectory
 class OverlongSettings(Section):
     """Soft over-long punishment (eq. 13), in action tokens of an episode: nothing up to
     ``length - buffer``, falling to -1 at ``length``; -1, too, where a limit of tokens cut it off.
+
+    Attributes:
+        length: Action tokens at which an episode loses 1.
+        buffer: Action tokens before that over which the punishment grows.
     """
 
     length: int = Field(ge=1)

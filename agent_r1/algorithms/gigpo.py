@@ -23,7 +23,9 @@ class GiGPO(GroupAlgorithm):
     compares_units = False  # compares states
 
     class Settings(GroupAlgorithm.Settings):
-        """``gamma``: discount per step. ``step_weight``: the paper's omega."""
+        """``normalize_std``: divide by the group's standard deviation; ``gamma``: discount per
+        step; ``step_weight``: weight of the advantages of steps, the paper's omega.
+        """
 
         name: str = "gigpo"
         normalize_std: bool = True

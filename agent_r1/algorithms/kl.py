@@ -56,7 +56,8 @@ class KLSettings(Section):
 
     Attributes:
         coef: Weight of the term.
-        estimator: See the module's docstring.
+        estimator: Schulman's ``k1`` (unbiased, noisy: for the reward), ``k2`` (exact gradient in
+            the loss) or ``k3`` (unbiased, never negative).
         place: A term of the loss, or taken off the reward of every action token.
     """
 

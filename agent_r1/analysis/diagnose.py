@@ -77,7 +77,7 @@ class _Seen:
     @property
     def when(self) -> str:
         first, last = self.late[0]["iteration"], self.late[-1]["iteration"]
-        return f"iterations {first:g} to {last:g}"
+        return f"iterations {first:g} to {last:g}" if first != last else f"iteration {first:g}"
 
     def latest(self, **more: str) -> dict[str, str]:
         """A query for episodes of the late iterations."""
@@ -103,7 +103,8 @@ def diagnose(run: RunFolder, index: EpisodeIndex) -> list[Finding]:
         for check in CHECKS:
             found += check(seen)
     told = {finding.name for finding in found}
-    advice = {name: (row["iteration"], words) for row in metrics for name, words in _advice(row)}
+    late = metrics[-len(late) :] if rows else []
+    advice = {name: (row["iteration"], words) for row in late for name, words in _advice(row)}
     found += [
         Finding(name, f"told in iteration {iteration}: {words}", "as told there")
         for name, (iteration, words) in advice.items()
@@ -144,20 +145,15 @@ def _faults(seen: _Seen) -> Iterator[Finding]:
 def _no_signal(seen: _Seen) -> Iterator[Finding]:
     without, used = seen.mean("groups_without_signal"), seen.mean("groups_used")
     share = without / (without + used) if without + used else 0.0
-    if not share >= 0.6:
-        return
     success = seen.mean("success")
-    cure = (
-        "tasks are solved already: harder ones teach more, or stop here"
-        if success >= 0.8
-        else "easier tasks, more train.attempts, process rewards ([credit] name = 'step'), or a "
-        "warm start (`agent-r1 sft`)"
-    )
+    if not share >= 0.6 or success >= 0.8:  # most tasks are solved: that is what was wanted
+        return
     yield Finding(
         "no-signal",
         f"{share:.0%} of the groups in {seen.when} had no signal: all attempts at the task earned "
         f"the same (success {success:.2f})",
-        cure,
+        "easier tasks, more train.attempts, process rewards ([credit] name = 'step'), or a warm "
+        "start (`agent-r1 sft`)",
         seen.latest(sort="group"),
     )
 
@@ -192,8 +188,15 @@ def _drift(seen: _Seen) -> Iterator[Finding]:
     if clipped > 0.2 or (off is not None and off > 0.25):
         yield Finding(
             "ratio-drift",
-            f"in {seen.when} the loss clipped {clipped:.0%} of the tokens"
-            + ("" if off is None else f"; {off:.0%} had a ratio outside [0.9, 1.1]"),
+            f"in {seen.when}, "
+            + " and ".join(
+                f"{share:.0%} of the tokens {what}"
+                for share, what in (
+                    (clipped, "were clipped by the loss"),
+                    (off, "had an importance ratio outside [0.9, 1.1]"),
+                )
+                if share is not None and not math.isnan(share)
+            ),
             "the policy moves far within an iteration: lower learner.lr, or have fewer "
             "learner.epochs and learner.minibatches",
             seen.latest(sort="off_policy"),
@@ -201,10 +204,9 @@ def _drift(seen: _Seen) -> Iterator[Finding]:
 
 
 def _without_tools(seen: _Seen) -> Iterator[Finding]:
-    facets = seen.index.facets()
-    most = seen.index.find(Query(sort="tool_calls", limit=1))[1]
-    if not facets["episodes"] or not most or not most[0]["tool_calls"]:
-        return  # an environment without tools, as far as one can see
+    called = seen.index.find(Query(ranges={"tool_calls": (1, None)}, limit=0))[0]
+    if not called and not seen.names("tool_calls"):
+        return  # an environment without tools
     span = _span(seen)
     total, _ = seen.index.find(Query(ranges={"iteration": span}, limit=0))
     mute, _ = seen.index.find(Query(ranges={"iteration": span, "tool_calls": (0, 0)}, limit=0))
@@ -263,7 +265,8 @@ def _mistakes(seen: _Seen) -> Iterator[Finding]:
 
 
 def _near_limit(seen: _Seen) -> Iterator[Finding]:
-    limit = seen.recipe.get("limits", {}).get("tokens")
+    limits = seen.recipe.get("limits")
+    limit = limits.get("tokens") if isinstance(limits, dict) else None
     longest = seen.index.find(Query(sort="prompt_tokens", limit=1))[1]
     if not isinstance(limit, int) or not longest:
         return
@@ -305,10 +308,10 @@ def _waiting(seen: _Seen) -> Iterator[Finding]:
 
 
 def _skipped(seen: _Seen) -> Iterator[Finding]:
-    if skipped := sum(row.get("updates_skipped", 0.0) for row in seen.rows):
+    if skipped := sum(row.get("updates_skipped", 0.0) for row in seen.late):
         yield Finding(
             "updates-skipped",
-            f"{skipped:.0f} updates were skipped, for gradients that were no numbers",
+            f"updates skipped in {seen.when}: {skipped:.0f}, for gradients that were no numbers",
             "lower learner.lr; look at rewards of extreme size",
         )
 

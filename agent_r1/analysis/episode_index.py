@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from agent_r1.config.section import nearest
 from agent_r1.envs.gold import in_words
 from agent_r1.errors import ConfigError
@@ -94,23 +96,33 @@ class EpisodeIndex:
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        folder = cache_folder("episodes", (), VERSION, str(run.path.resolve()))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:  # no home, or a read-only one
-            self._temporary = tempfile.TemporaryDirectory()
-            folder = Path(self._temporary.name)
-        self._file = folder / "index.sqlite"
+        self._file = cache_folder("episodes", (), VERSION, str(run.path.resolve())) / "index.sqlite"
         try:
             self._make()
-        except sqlite3.DatabaseError:  # cut off by a full disk, say
-            self._file.unlink(missing_ok=True)
+        except (OSError, sqlite3.Error):  # no home, a read-only one, or somebody else's
+            self._temporary = tempfile.TemporaryDirectory()
+            self._file = Path(self._temporary.name) / "index.sqlite"
             self._make()
 
     def _make(self) -> None:
+        """Makes the file, once, whoever else does so now; a damaged one is made again."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self._file}.lock"):
+            try:
+                self._check()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:  # cut off by a full disk, say
+                for end in ("", "-wal", "-shm"):
+                    Path(f"{self._file}{end}").unlink(missing_ok=True)
+                self._check()
+
+    def _check(self) -> None:
         with self._connected() as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(_TABLES)
+            if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise sqlite3.DatabaseError(f"{self._file} is damaged")
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -144,6 +156,8 @@ class EpisodeIndex:
             for group, known in self.run.estimated(iteration):
                 found += _rows(iteration, group, known)
         except ConfigError as damage:
+            if self._stamp(iteration) != stamp:
+                return  # the run went back meanwhile; the next look finds what is there now
             error = str(damage)
         with self._connected() as connection:
             _forget(connection, iteration)
@@ -274,7 +288,8 @@ def _text_of(trajectory: Trajectory) -> str:
     said = [message.content for message in trajectory.prompt if message.role != "system"]
     for step in trajectory.steps:
         said.append(in_words(step.message))
-        said += [message.content for message in step.observation]
+        shown = [message.content for message in step.observation]
+        said += [*shown, *(result.text for result in step.results if result.text not in shown)]
     return "\n".join([trajectory.task_id, trajectory.fault or "", *said])
 
 
@@ -340,7 +355,7 @@ def _conditions(query: Query) -> tuple[str, list[Any]]:
     if query.event:
         parts.append("e.id IN (SELECT id FROM events WHERE substr(name, 1, ?) = ?)")
         values += [len(query.event), query.event]
-    if words := query.text.split():
+    if words := query.text.replace("\x00", " ").split():
         quoted = " ".join('"' + word.replace('"', '""') + '"*' for word in words)
         parts.append("e.id IN (SELECT rowid FROM words WHERE words MATCH ?)")
         values.append(quoted)

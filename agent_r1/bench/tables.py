@@ -23,6 +23,7 @@ from agent_r1.bench.statistics import (
 )
 from agent_r1.bench.worker import set_file
 from agent_r1.errors import ConfigError
+from agent_r1.run.figures import flat_figures
 from agent_r1.run.folder import RunFolder
 from agent_r1.utils.durable import write_atomically
 
@@ -213,13 +214,15 @@ def set_markdown(experiment: Experiment, rows: Rows) -> str:
 SUMMARY = ("start", "credit", "steps_outcome", "steps_process", "ratio", "low", "high")
 
 
+def curve_of(job: Job, runs: Path, figure: str) -> list[float]:
+    """A figure of each iteration of training; NaN where it was not measured."""
+    rows = (row for row in RunFolder(runs / job.folder).metrics() if "figures" in row)
+    return [flat_figures(row).get(figure, math.nan) for row in rows]
+
+
 def success_curve(job: Job, runs: Path) -> list[float]:
-    """Success of the training episodes, which are fresh tasks in every iteration; NaN where it was
-    not measured.
-    """
-    rows = RunFolder(runs / job.folder).metrics()
-    measured = (row["figures"]["success"] for row in rows if "figures" in row)
-    return [math.nan if success is None else success for success in measured]
+    """Success of the training episodes, which are fresh tasks in every iteration."""
+    return curve_of(job, runs, "success")
 
 
 def speed_tables(experiment: Experiment, jobs: Sequence[Job], runs: Path) -> tuple[Rows, Rows]:
@@ -312,6 +315,16 @@ def speed_markdown(speed: Speed, summary: Rows) -> str:
     return "\n".join(lines)
 
 
+TRAINING = {
+    "entropy": "entropy, nats a token",
+    "kl": "KL to the reference, nats a token",
+    "grad_norm": "gradient norm",
+    "clip_fraction": "clipped tokens, share",
+    "action_tokens": "sampled tokens an episode",
+}
+"""Figures that tell how training goes, beside success, and their units."""
+
+
 def curve_rows(jobs: Sequence[Job], runs: Path) -> Rows:
     """Training success and process rewards of every run, iteration by iteration."""
     rows = []
@@ -330,6 +343,7 @@ def curve_rows(jobs: Sequence[Job], runs: Path) -> Rows:
                     "iteration": row["iteration"],
                     "success": _or_empty(figures["success"], 4),
                     "turns": _or_empty(figures["turns"], 3),
+                    **{name: figures.get(name) for name in TRAINING},
                     "seconds": round(row["seconds"]["total"], 2),
                     **parts,
                 }

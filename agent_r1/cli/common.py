@@ -32,7 +32,7 @@ def undisturbed() -> Iterator[None]:
         signal.raise_signal(came[0])
 
 
-def print_json(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
+def print_json(arguments: argparse.Namespace, figures: Any) -> None:
     print(json.dumps(figures), file=arguments.stdout)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from agent_r1.cli.beginning import run_completion, run_keys, run_new
 from agent_r1.cli.evaluation import run_bench, run_eval, run_export
 from agent_r1.cli.inspection import run_check, run_explain, run_index
 from agent_r1.cli.training import run_train
@@ -18,14 +19,17 @@ used; 130 interrupted, 143 terminated (the run can be resumed); 141 nobody reads
 more. --debug shows where an error came from."""
 
 
+OVERRIDES = """train, sft, eval, check, bench take any recipe key: --train.iterations 5;
+`agent-r1 keys` lists them."""
+
+
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     from agent_r1 import __version__
 
     parser = argparse.ArgumentParser(
         prog="agent-r1",
         description="Train language-model agents on their own tools by reinforcement learning.",
-        epilog="train, sft, eval, check, bench take any recipe key: --train.iterations 5. "
-        + EXIT_CODES,
+        epilog=f"{OVERRIDES} {EXIT_CODES}",
     )
     parser.add_argument("--version", action="version", version=f"agent-r1 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -43,7 +47,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
             action="store_true",
             help="run the code that a run names which was not made here",
         )
-    for command in (*makers, check, _add_index(commands), *readers):
+    helpers = _add_help(commands)
+    commands.choices["completion"].set_defaults(parser=parser)
+    for command in (*makers, check, _add_index(commands), *readers, *helpers):
         command.add_argument(
             "--json", action="store_true", help="print figures as JSON, nothing else"
         )
@@ -102,6 +108,7 @@ def _add_training(commands: _Commands) -> list[argparse.ArgumentParser]:
         )
         command.add_argument("--run", help="the run folder (default: runs/RECIPE-TIME)")
         command.set_defaults(run_command=run_train, takes_overrides=True)
+        command.epilog = OVERRIDES
     sft.add_argument(
         "--from",
         dest="source",
@@ -194,6 +201,33 @@ def _add_viewing(commands: _Commands) -> list[argparse.ArgumentParser]:
     diagnose.add_argument("run", metavar="RUN", help="a run folder")
     diagnose.set_defaults(run_command=run_diagnose)
     return [episodes, diagnose]
+
+
+def _add_help(commands: _Commands) -> list[argparse.ArgumentParser]:
+    """The commands that help to begin."""
+    keys = commands.add_parser(
+        "keys", help="every key of a recipe: type, default, meaning", allow_abbrev=False
+    )
+    keys.add_argument(
+        "section", nargs="?", help="a section (train, env.memory), a name (grpo) or a key"
+    )
+    keys.add_argument(
+        "--metrics", action="store_true", help="the figures of a run instead: unit, meaning, advice"
+    )
+    keys.set_defaults(run_command=run_keys)
+
+    new = commands.add_parser(
+        "new", help="write an environment of your own that runs, to begin with", allow_abbrev=False
+    )
+    new.add_argument("name", metavar="NAME", help="a new folder; its last part names the class")
+    new.set_defaults(run_command=run_new, json=False)
+
+    completion = commands.add_parser(
+        "completion", help="print what makes a shell complete our commands", allow_abbrev=False
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(run_command=run_completion, json=False)
+    return [keys]
 
 
 def _count(text: str) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import socket
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +45,9 @@ def run_view(arguments: argparse.Namespace, rest: list[str]) -> int:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
         if len(views) == 1:
             address += f"#/run/{quote(views[0].name, safe='')}"
-        print(f"{len(views)} runs at {address} (Ctrl-C ends it)", flush=True)
-        if not arguments.no_browser:
-            webbrowser.open(address)
+        print(f"{counted(len(views), 'run')} at {address} (Ctrl-C ends it)", flush=True)
+        if not arguments.no_browser:  # one in the terminal would not come back
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         config = uvicorn.Config(make_app(library), log_level="warning", lifespan="off")
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has closed
             uvicorn.Server(config).run(sockets=[listening])
@@ -63,10 +65,10 @@ def _listening(port: int | None) -> socket.socket:
             listening.bind(("127.0.0.1", wanted))
             listening.listen()
             return listening
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             listening.close()
-            reason = error
-    raise ConfigError(f"--port {port}: {reason.strerror or reason}; leave it out for a free one")
+            reason = str(error)
+    raise ConfigError(f"--port {port}: {reason}; leave it out for a free one")
 
 
 def run_episodes(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -108,7 +110,8 @@ def _print_episodes(rows: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE)
     for name in ("episode", "task", "stop", "reward", *parts, *COLUMNS, "events", "answer"):
         right = name in ("reward", *parts, *COLUMNS)
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "answer")
+        header = Text(printable(name))
+        table.add_column(header, justify="right" if right else "left", no_wrap=name != "answer")
     for row in rows:
         events = " ".join(f"{name} {count:g}" for name, count in row["events"].items())
         words = row["fault"] or " ".join(row["answer"].split())
@@ -137,20 +140,17 @@ def run_diagnose(arguments: argparse.Namespace, rest: list[str]) -> int:
         print(json.dumps([finding.as_dict() for finding in findings]), file=arguments.stdout)
         return 0
     for finding in findings:
-        print(f"{finding.name}\n  seen: {printable(finding.evidence)}")
-        print(f"  cure: {printable(finding.cure)}")
+        lines = [finding.name, f"  seen: {finding.evidence}", f"  cure: {finding.cure}"]
         if finding.episodes:
-            words = _as_words(finding.episodes)
-            print(f"  look: agent-r1 episodes {run.path} {words}")
-        print()
-    print(f"{len(findings) or 'no'} findings in {run.path}")
+            words = f"{shlex.quote(str(run.path))} {_as_words(finding.episodes)}"
+            lines.append(f"  look: agent-r1 episodes {words}")
+        print(printable("\n".join([*lines, ""])))
+    print(f"{counted(len(findings), 'finding')} in {run.path}")
     return 0
 
 
 def _as_words(query: dict[str, str]) -> str:
     """A query as arguments of ``agent-r1 episodes``."""
-    import shlex
-
     words = [f"--sort {shlex.quote(query['sort'])}"] if "sort" in query else []
     words += ["--ascending"] if query.get("order") == "ascending" else []
     filters = (f"{k}={v}" for k, v in query.items() if k not in ("sort", "order"))
@@ -170,6 +170,10 @@ def _index_of(folder: str) -> tuple[RunFolder, EpisodeIndex]:
             index.read(iteration)
             count("reading", number)
     return run, index
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
 def _number(value: float | None) -> str:

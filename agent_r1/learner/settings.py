@@ -16,6 +16,9 @@ class LearnerSettings(Section):
     """AdamW, its schedule over the iterations, and how often a rollout is used.
 
     Attributes:
+        lr: Learning rate; without an adapter small, 1e-6, with one larger, 1e-4.
+        betas: AdamW's decay rates of its two means.
+        weight_decay: AdamW's decoupled weight decay.
         warmup: Iterations of linear warm-up.
         schedule: Rate after warm-up: constant, or falling to 0 after the last iteration.
         max_grad_norm: Gradients are scaled down to this norm.

@@ -32,6 +32,7 @@ class ModelSettings(Section):
     Attributes:
         path: A folder in Hugging Face format, a name on the hub, or one of ours: ``hopworld-base``
             (in the package), ``smollm2-135m`` (from the extra ``agent-r1[smollm2]``).
+        device: Where it runs; ``auto`` takes the GPU if there is one.
         dtype: Type of weights and activations; trained weights have a float32 master in any case.
         lora: Train an adapter instead of all weights.
     """

@@ -22,7 +22,14 @@ class ModelUser:
     """The model is loaded once per run, besides the agent's, and never trained."""
 
     class Settings(NamedSection):
-        """``instruction`` comes after what the environment tells the user."""
+        """The model that plays the user.
+
+        Attributes:
+            renderer, engine: As of the agent, by name.
+            max_tokens: Most tokens of an answer.
+            temperature: Of sampling; 0 is greedy.
+            instruction: What the user is told after what the environment tells it.
+        """
 
         name: str = "model"
         model: ModelSettings = ModelSettings(path="smollm2-135m")

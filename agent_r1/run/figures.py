@@ -22,7 +22,10 @@ def flat_figures(row: Mapping[str, Any]) -> dict[str, float]:
 
 def is_figure(value: object) -> bool:
     """Whether a value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def _pairs(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -233,6 +233,7 @@ class RunFolder:
 
     def _rows(self) -> list[tuple[bytes, dict[str, Any]]]:
         path = self.path / METRICS
+        must_be_file(path)
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         rows = []
         for number, line in enumerate(lines, 1):
@@ -241,7 +242,7 @@ class RunFolder:
                 figures = row.get("figures", {})
                 if type(row["iteration"]) is not int or not isinstance(figures, dict):
                     raise TypeError("iteration must be a number and figures a table")
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 if not line.endswith(b"\n"):
                     continue
                 raise ConfigError(
@@ -267,7 +268,9 @@ class RunFolder:
         """The iterations whose trajectories are stored, in order."""
         names = (path.name for path in (self.path / TRAJECTORIES).glob("*.jsonl.gz"))
         return sorted(
-            int(name.split(".")[0]) for name in names if re.fullmatch(r"[0-9]{6,}\.jsonl\.gz", name)
+            int(name.split(".")[0])
+            for name in names
+            if re.fullmatch(r"[0-9]{6,15}\.jsonl\.gz", name)
         )
 
     def must_go_on(self, checkpoints: Checkpoints) -> None:

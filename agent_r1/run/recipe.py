@@ -99,8 +99,13 @@ class EvaluationSettings(Section):
 
 
 class CheckpointSettings(Section):
-    """Saved ``every`` so many iterations; the last ``keep`` stay, and the best by the validation's
-    ``metric``.
+    """Which checkpoints there are.
+
+    Attributes:
+        every: Iterations between checkpoints.
+        keep: How many of the last ones stay, besides the best.
+        metric: Figure of the validation that decides which is the best: ``success``, ``reward``, or
+            a metric of the environment's outcomes.
     """
 
     every: int = Field(1, ge=1)

@@ -10,7 +10,7 @@ def transcript(trajectory: Trajectory, *, max_chars: int = 600) -> str:
     lines = []
     for message in trajectory.prompt:
         if message.role != "system":
-            lines.append(f"[{message.role}] {_said(message)}")
+            lines.append(f"[{message.role}] {_said(message)[:max_chars]}")
     for step in trajectory.steps:
         lines.append(f"[agent] {_said(step.message)[:max_chars]}")
         lines += [

@@ -37,7 +37,9 @@ class Http(BatchedSearcher):
     one_at_a_time = False
 
     class Settings(NamedSection):
-        """``url``, usually ``http://HOST:8000/retrieve``; ``timeout``: seconds per request."""
+        """``url``: of the server, usually ``http://HOST:8000/retrieve``; ``timeout``: seconds per
+        request.
+        """
 
         name: str = "http"
         brings_passages: ClassVar[bool] = True

@@ -36,8 +36,15 @@ class Tools(ToolEnv):
     """
 
     class Settings(ToolEnv.Settings):
-        """File names are looked up from the current folder. ``holdout``: share for validation, and
-        for test. ``bad_rows``: treatment of rows of ``tasks`` that cannot be used.
+        """File names are looked up from the current folder.
+
+        Attributes:
+            tasks: A JSONL file: id, question, answer, and further data.
+            tools: Tools, as ``file.py:function``.
+            reward: A function of task and answer, as ``file.py:function``.
+            system: The system message.
+            holdout: Share of the tasks for validation, and the same again for test.
+            bad_rows: Treatment of rows that cannot be used: ``error``, or ``skip``.
         """
 
         name: str = "tools"

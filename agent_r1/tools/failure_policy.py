@@ -21,8 +21,11 @@ MAX_HANGING = 16
 
 
 class Breaker(Section):
-    """After ``failures`` in a row the tool is not called for ``cooldown`` seconds; then one call
-    tries whether it works again.
+    """When a tool is not called any more for a while; then one call tries whether it works again.
+
+    Attributes:
+        failures: Failures in a row after which it is not called.
+        cooldown: Seconds for which it is not called.
     """
 
     failures: int = Field(5, ge=1)
@@ -38,6 +41,7 @@ class FailurePolicy(Section):
     Attributes:
         timeout: Seconds for one try; by default the tool's own.
         retries: Further tries after a failed one, ``backoff`` seconds later, then twice that, ...
+        backoff: Seconds between a failed try and the first further one.
         breaker: When to stop calling it; by default never.
         on_failure: What happens after the last try failed. ``observe``: the agent sees the failure.
             ``resample``: the episode is played again, at most three times, then excluded.

@@ -33,6 +33,8 @@ class NoiseSettings(Section):
         late: The result comes ``late_seconds`` late.
         drop: ``share`` of the result is missing: items of lists, words of texts.
         garble: ``share`` of its letters are replaced by others.
+        share: The share of a result that ``drop`` and ``garble`` spoil.
+        late_seconds: Seconds by which a ``late`` result is late.
     """
 
     fail: float = Field(0.0, ge=0, le=1)

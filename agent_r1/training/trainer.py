@@ -264,6 +264,8 @@ class Trainer:
         silent = before.get("iterations_without_signal", 0) + 1
         figures["iterations_without_signal"] = 0 if has_signal else silent
         has_tools = self._has_tools
+        if not has_tools:
+            figures["tool_calls"] = None
         advice: Advice = {}
         if self.algorithm.demonstrated:
             if row["iteration"] == 1:

@@ -6,8 +6,11 @@ import dataclasses
 import gzip
 import json
 import math
+import os
 import shutil
+import sqlite3
 import threading
+import time
 
 import pytest
 from starlette.testclient import TestClient
@@ -18,6 +21,7 @@ from agent_r1.analysis.episode_index import EpisodeIndex, Query, as_json, parse_
 from agent_r1.analysis.viewer.episode import episode_data, group_data, stored_group, tokenizer_of
 from agent_r1.analysis.viewer.library import Library
 from agent_r1.analysis.viewer.server import make_app, query_of
+from agent_r1.cli import main
 from agent_r1.errors import ConfigError
 from agent_r1.run.figures import flat_figures
 from agent_r1.run.folder import RunFolder
@@ -492,7 +496,7 @@ def test_broken_and_foreign_folders_are_shown_as_such(tmp_path, real):
         assert client.get(f"/api/curves/{name}").status_code == 200
     assert client.get("/api/run/bad-metrics").json()["facets"]["episodes"] == 24
     tokens = client.get("/api/episode/1/1/1/no-model").json()["tokens"]
-    assert set(tokens["text"]) == {""} and all(tokens["id"])  # without a tokenizer, ids alone
+    assert set(tokens["text"]) == {None} and all(tokens["id"])  # without a tokenizer, ids alone
 
 
 def test_a_run_that_is_at_work_is_running(tmp_path, real):
@@ -526,3 +530,110 @@ def test_a_rewritten_history_is_context(tmp_path):
     assert (11, "context") in kinds and (3, "context") not in kinds
     tree = group_data(group, known, None)["tree"]
     assert {node["kind"] for node in tree} == {"observation", "action", "context"}
+
+
+# What a stranger found ---------------------------------------------------------------------------
+
+
+def test_one_bad_folder_leaves_the_others(tmp_path, real):
+    runs = tmp_path / "runs"
+    shutil.copytree(real.path, runs / "good")
+    for name, line in (
+        ("list", "[1]"),
+        ("number", "5"),
+        ("huge", '{"iteration": 1, "figures": {}}'),
+    ):
+        shutil.copytree(real.path, runs / name)
+        (runs / name / "metrics.jsonl").write_text(line + "\n")
+    huge = {"iteration": 1, "figures": {"reward": 10**400}}
+    (runs / "huge" / "metrics.jsonl").write_text(json.dumps(huge) + "\n")
+    (runs / "pipe").mkdir()
+    os.mkfifo(runs / "pipe" / "metrics.jsonl")
+    (runs / os.fsdecode(b"no \xff text")).mkdir()
+    (runs / os.fsdecode(b"no \xff text") / "metrics.jsonl").touch()
+    found = {run["name"]: run["state"] for run in client_of(runs).get("/api/runs").json()["runs"]}
+    assert found.pop("huge") == "stopped" and found.pop("good") == "finished"
+    assert found == {"list": "broken", "number": "broken", "pipe": "broken"}
+
+
+def test_an_index_that_is_in_use_is_not_thrown_away(tmp_path):
+    run = make_run(tmp_path / "run", {1: [of(a_trajectory(0, [a_step()]))]})
+    index = EpisodeIndex(run).read_all()
+    inode = index._file.stat().st_ino
+    with sqlite3.connect(index._file) as other:
+        other.execute("BEGIN IMMEDIATE")
+        again = []
+        thread = threading.Thread(target=lambda: again.append(EpisodeIndex(run)))
+        thread.start()
+        time.sleep(0.3)
+        other.rollback()
+        thread.join()
+    assert again[0].find(Query())[0] == 1 and index._file.stat().st_ino == inode
+
+
+def test_damaged_pages_are_noticed(tmp_path):
+    run = make_run(tmp_path / "run", {n: [of(a_trajectory(0, [a_step()]))] for n in range(1, 9)})
+    file = EpisodeIndex(run).read_all()._file
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    data = bytearray(file.read_bytes())
+    data[4096 : 4096 * 9] = b"\xa5" * (4096 * 8)
+    file.write_bytes(data)
+    assert EpisodeIndex(run).read_all().find(Query())[0] == 8
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    run = make_run(tmp_path / "run", {1: [of(a_trajectory(0, [a_step()]))]})
+    assert EpisodeIndex(run).read_all().find(Query())[0] == 1
+
+
+def test_a_name_that_moves_to_another_folder(tmp_path, real):
+    for folder in ("a", "b"):
+        shutil.copytree(real.path, tmp_path / folder / "x")
+    library = Library([tmp_path / "a", tmp_path / "b"])
+    assert [view.name for view in library.views()] == ["x", "x (2)"]
+    shutil.rmtree(tmp_path / "a" / "x")
+    (view,) = library.views()
+    assert view.run.path == tmp_path / "b" / "x" and view.summary()["state"] == "finished"
+
+
+def test_a_link_to_the_page_can_be_followed(client):
+    clicked = {"sec-fetch-site": "cross-site", "sec-fetch-dest": "document"}
+    assert client.get("/", headers=clicked).status_code == 200
+    assert client.get("/api/runs", headers=clicked).status_code == 403
+    assert client.get("/", headers={**clicked, "host": "evil.example"}).status_code == 403
+
+
+def test_no_finding_tells_old_news_or_what_is_no_number(tmp_path):
+    rows = rows_of(30, **{"updates_skipped": (0, 0), "groups_used": (0, 0), "success": (0.9, 0.9)})
+    rows[0]["advice"] = {"small-sets": "long ago"}
+    rows[2]["figures"]["updates_skipped"] = 1
+    rows[29]["figures"]["groups_without_signal"] = 8
+    run = make_run(tmp_path / "run", {29: [of(a_trajectory(0, [a_step()]))]}, rows=rows)
+    found = diagnose(run, EpisodeIndex(run).read_all())
+    assert [finding.name for finding in found] == ["ratio-drift"]
+    assert "nan" not in found[0].evidence
+
+
+def test_foreign_text_moves_no_cursor(tmp_path, capsysbinary):
+    rows = rows_of(4)
+    rows[3]["advice"] = {"\x1b]0;pwned\x07": EVIL.replace("\ud83d", "")}
+    step = a_step(
+        EVIL.replace("\ud83d", ""), rewards={"[/red]\x1b[2J": 1.0}, events=("fault/\x1b[2J",)
+    )
+    run = make_run(tmp_path / "my runs", {3: [of(a_trajectory(0, [step]))]}, rows=rows)
+    for command in ("diagnose", "episodes"):
+        assert main([command, str(run.path)]) == 0
+        said = capsysbinary.readouterr()
+        assert b"\x1b" not in said.out and "\u202e".encode() not in said.out
+
+
+def test_raw_results_can_be_searched(tmp_path):
+    step = dataclasses.replace(a_step(), results=(CallResult("search", "zebra"),))
+    run = make_run(tmp_path / "run", {1: [of(a_trajectory(0, [step]))]})
+    index = EpisodeIndex(run).read_all()
+    assert index.find(query_of({"text": "zebra"}))[0] == 1
+    assert index.find(query_of({"text": "zebra\x00 \x00", "offset": "9" * 30}))[0] == 1

@@ -368,7 +368,15 @@ def test_a_killed_experiment_goes_on_and_ends_with_all_its_tables(tmp_path):
             assert [json.loads(line)["iteration"] for line in metrics] == [0, 1, 2]
     (row,) = (r for r in rows if (r["method"], r["set"]) == ("RLOO", "one"))
     assert float(row["mean"]) == pytest.approx(np.mean(scores), abs=1e-4)
-    for name in ("summary.csv", "runs.csv", "curves.csv", "table.md", "curves.png", "bars.png"):
+    for name in (
+        "summary.csv",
+        "runs.csv",
+        "curves.csv",
+        "table.md",
+        "curves.png",
+        "training.png",
+        "bars.png",
+    ):
         assert (out / name).stat().st_size > 0, name
     again = bench(*arguments, "--json")
     text, errors = again.communicate()

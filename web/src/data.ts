@@ -133,7 +133,7 @@ export type Kind = "action" | "observation" | "context";
 
 export interface Tokens {
   id: number[];
-  text: string[];
+  text: (string | null)[];
   kind: Kind[];
   step: number[];
   trained: boolean[];
@@ -170,6 +170,7 @@ export interface Group {
   tree: GroupNode[];
   unique_tokens: number;
   all_tokens: number;
+  is_last: boolean;
 }
 
 export interface Explanation {
@@ -192,36 +193,40 @@ export interface Diagnosis {
   unread: number;
 }
 
+// Milliseconds until something that is done is asked for again.
+const REST = 15000;
+
 export interface Loaded<T> {
   data?: T;
   error?: string;
 }
 
 // Asks the server; with `every`, again after so many milliseconds for as long as the page is seen.
-export function useData<T>(url: string | null, every: number | ((data: T | undefined) => number) = 0): Loaded<T> {
+// It never stops to ask: what is done may go on.
+export function useData<T>(url: string | null, every: number | ((data: T | undefined) => number) = REST): Loaded<T> {
   const [loaded, set] = useState<Loaded<T> & { url: string | null }>({ url: null });
   const wait = useRef(every);
   wait.current = every;
   useEffect(() => {
     if (url === null) return;
     let timer = 0;
+    let data: T | undefined;
     const stop = new AbortController();
     const ask = async () => {
-      let data: T | undefined;
       if (document.visibilityState === "visible" || timer === 0) {
         try {
           const answer = await fetch(url, { signal: stop.signal });
           const found = await answer.json();
           if (stop.signal.aborted) return;
           if (answer.ok) data = found;
-          set(answer.ok ? { url, data: found } : { url, error: found.error ?? answer.statusText });
+          set(answer.ok ? { url, data: found } : { url, data, error: found.error ?? answer.statusText });
         } catch (error) {
           if (stop.signal.aborted) return;
-          set((before) => ({ ...before, url, error: "no answer; does `agent-r1 view` still run?" }));
+          set({ url, data, error: "no answer; does `agent-r1 view` still run?" });
         }
       }
       const pause = typeof wait.current === "function" ? wait.current(data) : wait.current;
-      if (pause > 0) timer = window.setTimeout(ask, pause);
+      timer = window.setTimeout(ask, pause || REST);
     };
     ask();
     return () => {

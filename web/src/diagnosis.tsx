@@ -18,7 +18,7 @@ export function DiagnosisPage({ run }: { run: Run }) {
             {data.findings.length
               ? `${data.findings.length} ${data.findings.length === 1 ? "thing" : "things"} to look at, the gravest first.`
               : "Nothing that is known to go wrong was seen: groups have a signal, limits are wide enough, tools answer."}
-            {data.unread > 0 && ` ${data.unread} iterations are still being read.`}
+            {data.unread > 0 && ` More iterations are being read: ${data.unread}.`}
           </p>
           {data.findings.map((finding) => (
             <article class="card finding" key={finding.name + finding.evidence}>

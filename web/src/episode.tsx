@@ -7,6 +7,9 @@ import { change, href, type Route } from "./route";
 import { Copy, duration, Long, number, signed, Visible } from "./text";
 import { TokenView } from "./tokens";
 
+// What is stored of an episode does not change: milliseconds.
+export const STAYS = 600_000;
+
 interface Place {
   run: Run;
   iteration: number;
@@ -17,8 +20,8 @@ interface Place {
 
 export function EpisodePage({ run, iteration, group, attempt, route }: Place) {
   const place = [iteration, group, attempt];
-  const { data, error } = useData<Episode>(path("episode", run.name, ...place));
-  const why = useData<Explanation>(data?.outcome && data.steps.length ? path("explanation", run.name, ...place) : null);
+  const { data, error } = useData<Episode>(path("episode", run.name, ...place), STAYS);
+  const why = useData<Explanation>(data?.outcome && data.steps.length ? path("explanation", run.name, ...place) : null, STAYS);
   const other = (number_: number) => href(["run", run.name, "episode", iteration, group, number_], route.query);
   useEffect(() => {
     const go = (event: KeyboardEvent) => {
@@ -296,7 +299,7 @@ export function Events({ events }: { events: string[] }) {
 
 // A fence longer than any in the text, so that the text cannot end it.
 function fenced(text: string): string {
-  const longest = Math.max(2, ...[...text.matchAll(/`+/g)].map(([run]) => run.length));
+  const longest = (text.match(/`+/g) ?? []).reduce((most, run) => Math.max(most, run.length), 2);
   const fence = "`".repeat(longest + 1);
   return `${fence}\n${text}\n${fence}`;
 }

@@ -3,7 +3,7 @@
 import { type Episodes, path, type Run, useData } from "./data";
 import { Problem } from "./main";
 import { change, href, type Route } from "./route";
-import { number, Visible } from "./text";
+import { number, plain, Visible } from "./text";
 
 const PAGE = 100;
 const OWN = ["sort", "order", "offset", "limit"];
@@ -64,7 +64,7 @@ export function EpisodesPage({ run, route }: { run: Run; route: Route }) {
         <>
           <p class="soft" role="status">
             {data.total.toLocaleString("en")} of {facets.episodes.toLocaleString("en")} episodes
-            {data.unread > 0 && ` · ${data.unread} iterations are still being read`}
+            {data.unread > 0 && ` · ${data.unread} more iterations are being read`}
           </p>
           <div class="scroll">
             <table class="episodes">
@@ -93,7 +93,7 @@ export function EpisodesPage({ run, route }: { run: Run; route: Route }) {
                         {row.iteration}/{row.group}/{row.attempt}
                       </a>
                     </th>
-                    <td class="words" title={row.question}>
+                    <td class="words" title={plain(row.question)}>
                       <a class="quiet" href={href(["run", run.name, "group", row.iteration, row.group])}>
                         <Visible text={row.question || row.task} />
                       </a>
@@ -154,14 +154,8 @@ interface Control {
 function Field({ label, name, hint, query, set, wide }: Control & { hint: string; wide?: boolean }) {
   return (
     <label class={wide ? "wide" : ""}>
-      {label}
-      <input
-        key={query.get(name) ?? ""}
-        name={name}
-        placeholder={hint}
-        defaultValue={query.get(name) ?? ""}
-        onChange={(event) => set(name, event.currentTarget.value.trim())}
-      />
+      {plain(label)}
+      <input name={name} placeholder={hint} value={query.get(name) ?? ""} onChange={(event) => set(name, event.currentTarget.value.trim())} />
     </label>
   );
 }
@@ -174,10 +168,10 @@ function Choice({ label, name, options, none, query, set }: Control & { options:
       {label}
       <select name={name} value={value} onChange={(event) => set(name, event.currentTarget.value)}>
         <option value="">{none ?? "any"}</option>
-        {value && !known && <option value={value}>{value}</option>}
+        {value && !known && <option value={value}>{plain(value)}</option>}
         {options.map(([option, text]) => (
           <option key={option} value={option}>
-            {text}
+            {plain(text)}
           </option>
         ))}
       </select>
@@ -192,7 +186,7 @@ function Sorted({ label, name, route, num }: { label: string; name: string; rout
   return (
     <th scope="col" class={num ? "num" : ""} aria-sort={current ? (up ? "ascending" : "descending") : undefined}>
       <button class="sort" onClick={turn}>
-        {label}
+        {plain(label)}
         {current ? (up ? " ↑" : " ↓") : ""}
       </button>
     </th>

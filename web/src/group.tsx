@@ -1,13 +1,13 @@
 // All attempts at one task side by side, and their tokens as a tree: what is shared stands once.
 
 import { type Group, type GroupNode, path, type Run, useData } from "./data";
-import { Events, Parts } from "./episode";
+import { Events, Parts, STAYS } from "./episode";
 import { Problem } from "./main";
 import { href } from "./route";
 import { Long, number, signed, Visible } from "./text";
 
 export function GroupPage({ run, iteration, group }: { run: Run; iteration: number; group: number }) {
-  const { data, error } = useData<Group>(path("group", run.name, iteration, group));
+  const { data, error } = useData<Group>(path("group", run.name, iteration, group), STAYS);
   if (error) return <Problem>{error}</Problem>;
   if (!data) return <p class="soft">Reading …</p>;
   const place = (attempt: number) => href(["run", run.name, "episode", iteration, group, attempt + 1]);
@@ -19,7 +19,7 @@ export function GroupPage({ run, iteration, group }: { run: Run; iteration: numb
       </h2>
       <div class="bar">
         {group > 1 && <a href={href(["run", run.name, "group", iteration, group - 1])}>previous group</a>}
-        <a href={href(["run", run.name, "group", iteration, group + 1])}>next group</a>
+        {!data.is_last && <a href={href(["run", run.name, "group", iteration, group + 1])}>next group</a>}
         <a href={href(["run", run.name, "episodes"], { iteration: String(iteration), task: data.task.id })}>in the list</a>
       </div>
       <section class="card">

@@ -10,7 +10,7 @@ import { GroupPage } from "./group";
 import { href, type Route, useRoute } from "./route";
 import { RunPage, StateBadge } from "./run";
 import { RunsPage } from "./runs";
-import { duration } from "./text";
+import { duration, plain, Visible } from "./text";
 import "./style.css";
 
 const THEMES = ["auto", "light", "dark"];
@@ -19,7 +19,7 @@ function App() {
   const route = useRoute();
   const [first, name, page, ...place] = route.parts;
   useEffect(() => {
-    document.title = [name, page, place.join("/"), "Agent-R1"].filter(Boolean).join(" · ");
+    document.title = plain([name, page, place.join("/"), "Agent-R1"].filter(Boolean).join(" · "));
     scrollTo(0, 0);
   }, [route.parts.join("/")]);
   return (
@@ -52,7 +52,9 @@ function OneRun({ name, page, place, route }: { name: string; page?: string; pla
   return (
     <>
       <div class="run-head">
-        <h1>{name}</h1>
+        <h1>
+          <Visible text={name} />
+        </h1>
         {run && <StateBadge run={run} />}
         {run && (
           <span class="soft">

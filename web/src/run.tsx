@@ -22,7 +22,7 @@ export function StateBadge({ run }: { run: Summary }) {
 }
 
 export function RunPage({ run, route }: { run: Run; route: Route }) {
-  const { data } = useData<Figures>(path("curves", run.name), run.state === "running" ? 2000 : 0);
+  const { data } = useData<Figures>(path("curves", run.name), run.state === "running" ? 2000 : 15000);
   return (
     <>
       {run.result && <Tested result={run.result} />}

@@ -14,7 +14,8 @@ export function RunsPage({ route }: { route: Route }) {
   const { data, error } = useData<Runs>("/api/runs", 3000);
   const [filter, setFilter] = useState("");
   const chosen = route.query.getAll("with");
-  const runs = (data?.runs ?? []).filter((run) => `${run.name} ${run.env} ${run.algorithm}`.includes(filter));
+  const wanted = filter.toLowerCase();
+  const runs = (data?.runs ?? []).filter((run) => `${run.name} ${run.env} ${run.algorithm}`.toLowerCase().includes(wanted));
   const keys = Object.keys(data?.differences ?? {});
   const [all, setAll] = useState(false);
   const told = all ? keys : keys.slice(0, KEYS);

@@ -2,8 +2,14 @@
 
 import { useState } from "preact/hooks";
 
-const HIDDEN = /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\p{Cs}])/gu;
+// Joiners and variation selectors stand within letters and emoji, where they belong.
+const HIDDEN = /((?![\t\n\u200d\ufe00-\ufe0f])[\p{Cc}\p{Cf}\p{Cs}\p{Default_Ignorable_Code_Point}\u2028\u2029])/gu;
 const MOST = 4000;
+
+const named = (char: string) => `U+${char.codePointAt(0)!.toString(16).toUpperCase().padStart(4, "0")}`;
+
+// The same where only plain text can stand: titles, choices.
+export const plain = (text: string) => text.replace(HIDDEN, (char) => `[${named(char)}]`);
 
 export function Visible({ text }: { text: string }) {
   const pieces = text.split(HIDDEN);
@@ -13,7 +19,7 @@ export function Visible({ text }: { text: string }) {
       {pieces.map((piece, index) =>
         index % 2 ? (
           <span class="hidden-char" title="a character that cannot be seen">
-            {`U+${piece.codePointAt(0)!.toString(16).toUpperCase().padStart(4, "0")}`}
+            {named(piece)}
           </span>
         ) : (
           piece

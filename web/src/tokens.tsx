@@ -25,7 +25,9 @@ export function TokenView({ tokens, color, choose }: { tokens: Tokens; color: st
     const step = { ArrowRight: 1, ArrowLeft: -1, Home: -tokens.id.length, End: tokens.id.length }[event.key];
     if (!step) return;
     event.preventDefault();
-    select(Math.max(0, Math.min(count - 1, at + step)));
+    const next = Math.max(0, Math.min(count - 1, at + step));
+    select(next);
+    (event.currentTarget as HTMLElement).querySelector(`[data-at="${next}"]`)?.scrollIntoView({ block: "nearest" });
   };
   return (
     <section aria-label="Tokens">
@@ -49,7 +51,7 @@ export function TokenView({ tokens, color, choose }: { tokens: Tokens; color: st
               <span class="key action" /> agent <span class="key observation" /> environment <span class="key context" /> rewritten history
             </>
           )}{" "}
-          <span class="trained">underlined</span>: not masked, counts in the loss
+          <span class="trained">underlined</span>: the agent's own, all that the loss sees
         </span>
       </div>
       <p class="token-at" role="status">
@@ -58,7 +60,7 @@ export function TokenView({ tokens, color, choose }: { tokens: Tokens; color: st
         ) : (
           <>
             <b>
-              <Visible text={JSON.stringify(tokens.text[at])} />
+              <Visible text={JSON.stringify(tokens.text[at] ?? null)} />
             </b>{" "}
             id {tokens.id[at]} · {tokens.kind[at]}
             {tokens.step[at]! >= 0 ? `, turn ${tokens.step[at]! + 1}` : ", prompt"} · log-probability {number(tokens.logprob[at])} · entropy{" "}
@@ -83,7 +85,7 @@ export function TokenView({ tokens, color, choose }: { tokens: Tokens; color: st
           <Token
             key={index}
             index={index}
-            text={tokens.text[index] || (tokens.text[index] === "" ? "⋯" : `[${id}]`)}
+            text={tokens.text[index] ?? `[${id}]`}
             kind={column ? "plain" : tokens.kind[index]!}
             trained={tokens.trained[index]!}
             selected={index === at}
@@ -110,6 +112,7 @@ interface Shown {
 }
 
 function Token({ index, text, kind, trained, selected, heat }: Shown) {
+  if (text === "") text = "⋯"; // a part of a character
   const name = `token ${kind}${trained ? " trained" : ""}${selected ? " selected" : ""}`;
   const [before, after] = text.split(/\n(?=[^]*$)/, 2).length > 1 ? [text.replaceAll("\n", "↵"), text.replace(/[^\n]/g, "")] : [text, ""];
   return (

@@ -54,7 +54,8 @@ def stored_group(run: RunFolder, iteration: int, number: int) -> tuple[Group, Es
     Raises:
         ConfigError: There is no such group.
     """
-    found = itertools.islice(run.estimated(iteration), number - 1, None) if number > 0 else ()
+    exists = 0 < number < 1 << 31 and iteration in run.trajectory_iterations()
+    found = itertools.islice(run.estimated(iteration), number - 1, None) if exists else ()
     for group, known in found:
         return group, known
     raise ConfigError(f"iteration {iteration} has no group {number}")
@@ -93,7 +94,7 @@ def group_data(group: Group, known: Estimates, tokenizer: Tokenizer | None) -> d
                 "kind": node.kind.name.lower(),
                 "tokens": len(node.token_ids),
                 "step": None if node.step is None else [node.step.attempt, node.step.step],
-                "text": "".join(texts.of(node.token_ids))[:SHOWN],
+                "text": "".join(text or "" for text in texts.of(node.token_ids))[:SHOWN],
             }
             for node in tree.nodes
         ],
@@ -171,14 +172,14 @@ class _Texts:
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
 
-    def of(self, token_ids: Sequence[int]) -> list[str]:
-        """A token that holds only a part of a character has no text; the one that completes the
-        character has it.
+    def of(self, token_ids: Sequence[int]) -> list[str | None]:
+        """A token that holds only a part of a character has an empty text; the one that completes
+        the character has it. Without a tokenizer, ``None``.
         """
         if self._tokenizer is None:
-            return ["" for _ in token_ids]
+            return [None for _ in token_ids]
         stream = DecodeStream(skip_special_tokens=False)
-        found = []
+        found: list[str | None] = []
         for token_id in token_ids:
             try:
                 found.append(stream.step(self._tokenizer, token_id) or "")
@@ -207,7 +208,7 @@ def _tokens(
         columns["text"] += texts.of(ids)
         columns["kind"] += [kind.name.lower()] * count
         columns["step"] += [step] * count
-        columns["trained"] += [bool(numbers.get("advantage"))] * count
+        columns["trained"] += [kind is Kind.ACTION] * count
         for name in ("logprob", "entropy", "advantage", "ratio", "value"):
             values = list(numbers.get(name) or ())[:count]
             columns[name] += values + [None] * (count - len(values))

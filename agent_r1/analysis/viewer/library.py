@@ -15,6 +15,7 @@ from agent_r1.errors import ConfigError
 from agent_r1.run.figures import flat_figures
 from agent_r1.run.folder import RunFolder, flat_settings
 from agent_r1.utils.run_files import METRICS, RECIPE, RESULT, is_run
+from agent_r1.utils.text import clean
 
 DEPTH = 4
 """Levels below a given folder where runs are looked for."""
@@ -31,6 +32,8 @@ class View:
         self._lock = threading.Lock()
         self._stamp: object = None
         self._rows: list[dict[str, Any]] = []
+        self._flat: list[dict[str, float]] = []
+        self._recipe: tuple[object, dict[str, Any], str] = (None, {}, "")
         self._problem = ""
         self._index: EpisodeIndex | None = None
 
@@ -42,23 +45,26 @@ class View:
                 self._index = EpisodeIndex(self.run)
             return self._index
 
-    def rows(self) -> tuple[list[dict[str, Any]], str]:
-        """The rows of metrics, and what is wrong with them."""
+    def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, float]], str]:
+        """The rows of metrics, their flat figures, and what is wrong with them."""
         with self._lock:
             if (stamp := _stamp_of(self.run.path / METRICS)) != self._stamp:
                 try:
                     self._rows, self._problem = self.run.metrics(), ""
                 except (ConfigError, OSError) as error:
                     self._rows, self._problem = [], str(error)
+                self._flat = [flat_figures(row) for row in self._rows]
                 self._stamp = stamp
-            return self._rows, self._problem
+            return self._rows, self._flat, self._problem
 
     def recipe(self) -> tuple[dict[str, Any], str]:
         """The recipe as flat keys, and what is wrong with it."""
-        try:
-            return dict(flat_settings(self.run.recipe_data())), ""
-        except (ConfigError, OSError) as error:
-            return {}, str(error)
+        if (stamp := _stamp_of(self.run.path / RECIPE)) != self._recipe[0]:
+            try:
+                self._recipe = stamp, dict(flat_settings(self.run.recipe_data())), ""
+            except (ConfigError, OSError) as error:
+                self._recipe = stamp, {}, str(error)
+        return self._recipe[1:]
 
     def result(self) -> Any:
         """``result.json``, or ``None``."""
@@ -74,8 +80,7 @@ class View:
         """Figures by name, each with one value for each row (``None`` where it was not measured),
         and for each row its iteration and the seconds of training up to it.
         """
-        rows, _ = self.rows()
-        flat = [flat_figures(row) for row in rows]
+        rows, flat, _ = self.rows()
         names = sorted({name for figures in flat for name in figures})
         seconds, total = [], 0.0
         for figures in flat:
@@ -87,11 +92,17 @@ class View:
             "figures": {name: [figures.get(name) for figures in flat] for name in names},
         }
 
+    def broken(self, problem: str) -> dict[str, Any]:
+        """The summary of a run that cannot be summed up."""
+        known = {"name": self.name, "path": str(self.run.path), "problem": problem}
+        names = "iterations success validation best seconds_left updated algorithm env model"
+        none = dict.fromkeys(names.split())
+        return {**none, **known, "state": "broken", "iteration": 0, "seconds": 0.0, "spark": []}
+
     def summary(self) -> dict[str, Any]:
         """What the list of runs shows."""
-        rows, wrong = self.rows()
+        rows, flat, wrong = self.rows()
         recipe, wrong_recipe = self.recipe()
-        flat = [flat_figures(row) for row in rows]
         planned = recipe.get("train.iterations")
         planned = planned if isinstance(planned, int) else None
         done = int(rows[-1]["iteration"]) if rows else 0
@@ -152,7 +163,7 @@ class Library:
             for name in self._views.keys() - found.keys():
                 del self._views[name]
             for name, path in found.items():
-                if name not in self._views:
+                if name not in self._views or self._views[name].run.path != path:
                     self._views[name] = View(name, RunFolder(path))
             return [self._views[name] for name in sorted(self._views)]
 
@@ -178,21 +189,20 @@ class Library:
 
 
 def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
-    """The runs below a folder; links are not followed."""
-    if is_run(folder):
-        yield folder
-        return
+    """The runs below a folder. Links to folders are not followed; folders that may not be read,
+    and those whose name is no text, are left out.
+    """
     try:
+        if is_run(folder) or (folder / METRICS).exists():
+            yield folder
+            return
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         return
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-            inner = Path(entry.path)
-            if is_run(inner) or (inner / METRICS).exists():
-                yield inner
-            elif depth > 1:
-                yield from _runs_in(inner, depth - 1)
+        is_folder = entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+        if depth and is_folder and clean(entry.name) == entry.name:
+            yield from _runs_in(Path(entry.path), depth - 1)
 
 
 def _stamp_of(file: Path) -> object:

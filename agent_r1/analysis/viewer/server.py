@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class OnlyThisPage:
         host = headers.get("host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        if scope["path"] == "/" and headers.get("sec-fetch-dest") == "document":
+            site = "none"  # somebody follows a link to the page, which holds nothing yet
         if name not in HOSTS or site not in ("none", "same-origin"):
             refused = "this window answers its own page alone, at 127.0.0.1"
         elif origin is not None and origin.partition("://")[2] != host:
@@ -119,14 +122,22 @@ class Pages:
 
     def __init__(self, library: Library) -> None:
         self.library, self._readers = library, Readers()
-        self._tokenizers: dict[str, Tokenizer | None] = {}
+        self._tokenizers: weakref.WeakKeyDictionary[View, Tokenizer | None] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def runs(self, request: Request) -> Any:
         views = self.library.views()
+        summaries = []
+        for view in views:
+            try:
+                summaries.append(view.summary())
+            except Exception as error:  # whatever this one holds, the others are shown
+                summaries.append(view.broken(describe(error)))
         return {
             "version": __version__,
             "folders": [str(folder) for folder in self.library.folders],
-            "runs": [view.summary() for view in views],
+            "runs": summaries,
             "differences": self.library.differences(views),
         }
 
@@ -155,7 +166,11 @@ class Pages:
     def group(self, request: Request) -> Any:
         view, (iteration, number) = self._view(request), self._place(request)[:2]
         group, known = stored_group(view.run, iteration, number)
-        return group_data(group, known, self._tokenizer(view))
+        following = Query(
+            {"iteration": (iteration, iteration), "group": (number + 1, None)}, limit=0
+        )
+        is_last = not view.index.missing() and not view.index.find(following)[0]
+        return {**group_data(group, known, self._tokenizer(view)), "is_last": is_last}
 
     def episode(self, request: Request) -> Any:
         view, (iteration, number, attempt) = self._view(request), self._place(request)
@@ -183,9 +198,9 @@ class Pages:
         return [request.path_params[name] for name in names if name in request.path_params]
 
     def _tokenizer(self, view: View) -> Tokenizer | None:
-        if self._tokenizers.get(view.name) is None:
-            self._tokenizers[view.name] = tokenizer_of(view.run)
-        return self._tokenizers[view.name]
+        if self._tokenizers.get(view) is None:
+            self._tokenizers[view] = tokenizer_of(view.run)
+        return self._tokenizers[view]
 
 
 def query_of(given: dict[str, str]) -> Query:
@@ -205,7 +220,7 @@ def query_of(given: dict[str, str]) -> Query:
         raise ConfigError(f"offset and limit are whole numbers: {error}") from error
     equal = {name: given.pop(name) for name in WORDS if name in given}
     ranges = {name: parse_range(value) for name, value in given.items()}
-    offset, limit = max(0, offset), min(max(0, limit), MAX_PAGE)
+    offset, limit = min(max(0, offset), 1 << 40), min(max(0, limit), MAX_PAGE)
     return Query(ranges, equal, event, text, sort, descending, offset, limit)
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from agent_r1.config.section import NamedSection
@@ -43,7 +44,13 @@ class Senders:
     """
 
     def __init__(self, sections: Sequence[NamedSection], run: RunFolder) -> None:
-        self._senders = [_Sender(section, run) for section in sections]
+        rows, settings = run.metrics(), dict(flat_settings(run.recipe_data()))
+        names = [section.name.rpartition(":")[2] for section in sections]
+        self._senders = []
+        for place, (section, name) in enumerate(zip(sections, names, strict=True)):
+            number = names[:place].count(name)  # of several trackers of one kind
+            folder = run.path / FOLDER / f"{name}{f'-{number + 1}' if number else ''}"
+            self._senders.append(_Sender(section, run.path.name, settings, folder, rows))
 
     def log(self, row: dict[str, Any], groups: Sequence[Group] = ()) -> None:
         """Sends a row of metrics, and samples of its episodes."""
@@ -60,71 +67,92 @@ class Senders:
 
 
 class _Sender:
-    def __init__(self, section: NamedSection, run: RunFolder) -> None:
-        self._name, self._samples = section.name, getattr(section, "samples", 0)
-        self._tracker: Tracker = TRACKERS.make(section)
-        folder = run.path / FOLDER / self._name.rpartition(":")[2]
-        make_folder(folder)
-        self._sent = folder / SENT
-        sent = int(self._sent.read_text()) if self._sent.exists() else None
-        rows = run.metrics()
-        if sent is not None and rows:
-            last = min(sent, rows[-1]["iteration"])
-            rows = [row for row in rows if row["iteration"] > last - AGAIN]
-        settings = dict(flat_settings(run.recipe_data()))
-        first = int(rows[0]["iteration"]) if rows else 0
-        beginning = Beginning(run.path.name, settings, folder, first, sent is not None)
+    """One tracker and its thread, where all of its work is done."""
+
+    def __init__(
+        self,
+        section: NamedSection,
+        run: str,
+        settings: dict[str, Any],
+        folder: Path,
+        rows: list[dict[str, Any]],
+    ) -> None:
+        self._section, self._folder, self._sent = section, folder, folder / SENT
+        self._samples = getattr(section, "samples", 0)
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._left: deque[Callable[[], None]] = deque()
+        self._figures: deque[Callable[[], None]] = deque()
+        self._tracker: Tracker | None = None
         self._told = False
-        self._todo.put(functools.partial(self._tracker.start, beginning))
-        for row in rows:
-            self.log(row, ())
+        self._start = functools.partial(self._begin, run, settings, rows)
         self._thread = threading.Thread(
-            target=self._work, name=f"tracker {self._name}", daemon=True
+            target=self._work, name=f"tracker {section.name}", daemon=True
         )
         self._thread.start()
 
     def log(self, row: dict[str, Any], groups: Sequence[Group]) -> None:
-        iteration = int(row["iteration"])
-        figures = flat_figures(row)
-        if figures:
-            self._todo.put(functools.partial(self._log, iteration, figures))
-        if samples := _samples(iteration, groups, self._samples):
-            self._todo.put(functools.partial(self._tracker.table, iteration, COLUMNS, samples))
-
-    def _log(self, iteration: int, figures: dict[str, float]) -> None:
-        self._tracker.log(iteration, figures)
-        write_atomically(self._sent, str(iteration))
+        """Has a row sent; called in the trainer's thread, so that nothing is done here."""
+        self._todo.put(functools.partial(self._take, row, groups))
 
     def end(self) -> None:
         self._todo.put(None)
 
     def join(self, seconds: float) -> None:
         self._thread.join(seconds)
+        name = self._section.name
         if self._thread.is_alive():
             LOG.warning(
-                f"tracker {self._name!r} was not done within {seconds:.0f} seconds and is left "
+                f"tracker {name!r} was not done within {CLOSE_SECONDS:.0f} seconds and is left "
                 "behind; metrics.jsonl has all figures"
             )
-        elif self._left:
+        elif self._figures:
             LOG.warning(
-                f"tracker {self._name!r}: {len(self._left)} messages could not be sent; "
-                "metrics.jsonl has all figures"
+                f"tracker {name!r}: the figures of {len(self._figures)} iterations could not be "
+                "sent; metrics.jsonl has all"
             )
 
     def _work(self) -> None:
-        """Sends everything in order; what failed is tried again when more comes."""
         while (work := self._todo.get()) is not None:
-            self._left.append(work)
-            self._send()
-        if self._send():
+            self._try(work)
+        self._send()
+        if self._tracker is not None:
             self._try(self._tracker.close)
 
-    def _send(self) -> bool:
-        while self._left and self._try(self._left[0]):
-            self._left.popleft()
-        return not self._left
+    def _begin(self, run: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Starts the tracker, which is tried again before each iteration until it works."""
+        make_folder(self._folder)
+        try:
+            sent = int(self._sent.read_text())
+        except (OSError, ValueError):  # the first time, or cut off by a kill
+            sent = None
+        if sent is not None and rows:
+            last = min(sent, rows[-1]["iteration"])
+            rows = [row for row in rows if row["iteration"] > last - AGAIN]
+        first = int(rows[0]["iteration"]) if rows else 0
+        tracker = TRACKERS.make(self._section)
+        tracker.start(Beginning(run, settings, self._folder, first, sent is not None))
+        self._tracker = tracker
+        earlier = [functools.partial(self._log, row) for row in rows]
+        self._figures.extendleft(reversed(earlier))
+
+    def _take(self, row: dict[str, Any], groups: Sequence[Group]) -> None:
+        self._figures.append(functools.partial(self._log, row))
+        if self._tracker is None:
+            self._start()
+        self._send()
+        iteration = int(row["iteration"])
+        if self._tracker is not None and (samples := _samples(iteration, groups, self._samples)):
+            self._tracker.table(iteration, COLUMNS, samples)  # if it fails, not sent again
+
+    def _send(self) -> None:
+        """Sends figures in order; what fails is tried again when more comes."""
+        while self._tracker is not None and self._figures and self._try(self._figures[0]):
+            self._figures.popleft()
+
+    def _log(self, row: dict[str, Any]) -> None:
+        assert self._tracker is not None
+        if figures := flat_figures(row):
+            self._tracker.log(int(row["iteration"]), figures)
+        write_atomically(self._sent, str(row["iteration"]))
 
     def _try(self, work: Callable[[], None]) -> bool:
         try:
@@ -133,8 +161,8 @@ class _Sender:
         except (Exception, SystemExit) as error:  # of its package
             if not self._told:
                 LOG.warning(
-                    f"tracker {self._name!r}: {describe(error):.500}; it is tried again with each "
-                    "iteration, and the run goes on"
+                    f"tracker {self._section.name!r}: {describe(error):.500}; it is tried again "
+                    "with each iteration, and the run goes on"
                 )
             self._told = True
             return False

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent_r1.run.trackers.base import Beginning, TrackerSettings, must_have
+from agent_r1.utils.durable import write_atomically
 
 
 class Trackio:
@@ -30,6 +32,9 @@ class Trackio:
         self.settings = settings
 
     def start(self, beginning: Beginning) -> None:
+        known = beginning.folder / "name"
+        if not known.exists():  # Trackio goes on with the newest run of a name: ours is its own
+            write_atomically(known, f"{beginning.name}-{uuid.uuid4().hex[:6]}")
         with contextlib.redirect_stdout(io.StringIO()):
             import trackio
 
@@ -37,7 +42,7 @@ class Trackio:
             settings = {k: v for k, v in beginning.settings.items() if not k.startswith("_")}
             self._run = trackio.init(
                 project=self.settings.project,
-                name=beginning.name,
+                name=known.read_text(),
                 space_id=self.settings.space_id,
                 config=settings,
                 resume="allow" if beginning.is_resumed else "never",

@@ -38,6 +38,10 @@ class OpenEnv:
         """The server, and how it is shown.
 
         Attributes:
+            url: The server's address.
+            system: What the agent is told about it.
+            field: The field of the action that holds what the agent says; without it the agent acts
+                by a tool call.
             observation: The field of the observation that the agent sees; by default all but
                 reward, done and metadata, as JSON.
             reset: Arguments of ``reset`` besides the seed.

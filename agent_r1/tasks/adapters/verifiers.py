@@ -39,6 +39,7 @@ class VerifiersEnv(ToolEnv):
         """Which taskset.
 
         Attributes:
+            taskset: An installed package, or ``file.py:MyTaskset``.
             config: Keys of the taskset's own configuration.
             success: Reward from which an episode is a success.
             limit: Most tasks to read, for endless tasksets.

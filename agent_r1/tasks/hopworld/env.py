@@ -33,8 +33,14 @@ class HopWorld(ToolEnv):
     """
 
     class Settings(ToolEnv.Settings):
-        """Numbers of hops that questions cycle through, per split, then families of worlds, and the
-        seed of all worlds.
+        """Which worlds and questions.
+
+        Attributes:
+            train_hops, validation_hops, test_hops: Numbers of hops that the questions of a split
+                cycle through.
+            families: Kinds of worlds: ``people``, or ``namesakes``, where one name is several
+                people's.
+            seed: Seed of all worlds.
         """
 
         name: str = "hopworld"

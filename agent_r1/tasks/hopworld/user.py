@@ -36,7 +36,9 @@ class HopWorldUser(UserEnv, HopWorld):
     """
 
     class Settings(UserEnv.Settings, HopWorld.Settings):
-        """``ambiguous``: share of ambiguous questions; ``cost``: of a needless question."""
+        """``ambiguous``: share of ambiguous questions; ``cost``: reward that a needless question
+        costs.
+        """
 
         name: str = "hopworld-user"
         train_hops: tuple[Hops, ...] = Field((1,), min_length=1)

@@ -43,9 +43,11 @@ class McpServer(Section):
     """One server.
 
     Attributes:
-        command: Starts a server that talks over stdio; ``python`` is our own interpreter. ``env``:
-            its environment variables besides ``PATH``, ``HOME`` and the like; no other is passed.
-        url: The server's address (streamable HTTP); ``headers`` go with every request.
+        command: Starts a server that talks over stdio; ``python`` is our own interpreter.
+        env: The server's environment variables besides ``PATH``, ``HOME`` and the like; no other is
+            passed.
+        headers: HTTP headers of every request.
+        url: The server's address (streamable HTTP).
             In ``env``, ``headers`` and ``url``, ``$NAME`` or ``${NAME}`` stands for an environment
             variable of ours (``$$`` for a ``$``): so a secret is not stored with the run.
         tools: Tools that the agent gets, by name; by default all.
