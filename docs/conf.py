@@ -16,7 +16,7 @@ html_theme = "furo"
 # Pages are built from the root of the repository, so that their links work as they do on GitHub.
 root_doc = "README"
 include_patterns = ["*.md", "docs/**", "tests/data/templates/README.md"]
-exclude_patterns = [".*", "build", "runs", "docs/results/*/table.md"]
+exclude_patterns = [".*", "build", "runs", "web", "docs/results/*/table.md"]
 myst_heading_anchors = 3
 PAGES = """
 ```{toctree}

@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--run", help="the run to look into (default: the first)")
     parser.add_argument("--episode", default="", help="ITERATION/GROUP/ATTEMPT")
     parser.add_argument("--out", type=Path, default=Path("docs/view"))
+    parser.add_argument("--all", action="store_true", help="dark and narrow, too")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     with window(given.runs) as address, browser_page() as page:
@@ -88,20 +89,23 @@ def main() -> None:
             page.wait_for_timeout(1500)
             episode = page.locator("tbody th a").first.inner_text()
         group = episode.rpartition("/")[0]
-        for theme, wide in (("light", 1280), ("dark", 1280), ("light", 420)):
-            mark = f"{theme}{'' if wide == 1280 else '-narrow'}"
+        views = (
+            ("runs", f"?{both}", False),
+            ("run", f"run/{run}", False),
+            ("episodes", f"run/{run}/episodes", False),
+            ("group", f"run/{run}/group/{group}", False),
+            ("episode", f"run/{run}/episode/{episode}", False),
+            ("diagnosis", f"run/{run}/diagnosis", False),
+        )
+        looks = (
+            (("light", 1280), ("dark", 1280), ("light", 420)) if given.all else (("light", 1280),)
+        )
+        for theme, wide in looks:
+            mark = "" if not given.all else f"-{theme}{'' if wide == 1280 else '-narrow'}"
             page.emulate_media(color_scheme=theme)
             page.set_viewport_size({"width": wide, "height": 900})
-            for name, place, whole in (
-                ("runs", f"?{both}", False),
-                ("run", f"run/{run}", False),
-                ("episodes", f"run/{run}/episodes", False),
-                ("group", f"run/{run}/group/{group}", False),
-                ("episode", f"run/{run}/episode/{episode}", True),
-                ("diagnosis", f"run/{run}/diagnosis", False),
-            ):
-                file = given.out / f"{name}-{mark}.png"
-                shoot(page, address, place, file, whole=whole)
+            for name, place, whole in views:
+                shoot(page, address, place, given.out / f"{name}{mark}.png", whole=whole)
 
 
 if __name__ == "__main__":
