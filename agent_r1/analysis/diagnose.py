@@ -74,6 +74,11 @@ class _Seen:
     def names(self, prefix: str) -> list[str]:
         return sorted({name for row in self.late for name in row if name.startswith(prefix)})
 
+    def key(self, section: str, name: str) -> Any:
+        """A key of the recipe; ``None`` if it is not there."""
+        table = self.recipe.get(section)
+        return table.get(name) if isinstance(table, dict) else None
+
     @property
     def when(self) -> str:
         first, last = self.late[0]["iteration"], self.late[-1]["iteration"]
@@ -177,12 +182,13 @@ def _entropy(seen: _Seen) -> Iterator[Finding]:
 
 def _drift(seen: _Seen) -> Iterator[Finding]:
     error, clipped = seen.mean("logprob_error"), seen.mean("clip_fraction")
-    if error > 0.02:
+    if error > (0.5 if seen.key("model", "dtype") == "bfloat16" else 0.02):
         yield Finding(
             "engine-differs",
-            f"log-probabilities of engine and learner differ by {error:.3f} nats a token in "
+            f"log-probabilities of engine and learner differ by up to {error:.3f} nats in "
             f"{seen.when}: what is trained on is not what was sampled",
-            "use the engine 'native', float32, or algorithm.importance_cap = 2",
+            "compare another engine and dtype (model.dtype = 'float32'); algorithm.importance_cap "
+            "= 2 bounds what it does",
         )
     off = seen.index.mean("off_policy", Query(ranges={"iteration": _span(seen)}))
     if clipped > 0.2 or (off is not None and off > 0.25):
@@ -236,9 +242,12 @@ def _hacked(seen: _Seen) -> Iterator[Finding]:
     if len(seen.rows) < 2 * FEWEST or not early:
         return
     lost = seen.mean("success", early) - seen.mean("success")
-    if not lost > 0.05:
-        return
+    if not lost > 0.05 or seen.key("credit", "name") in (None, "outcome"):
+        return  # or process rewards are not learned from
+    weights = seen.key("credit", "weights")
     for name in seen.names("process/"):
+        if isinstance(weights, dict) and weights.get(name.removeprefix("process/")) == 0:
+            continue
         before, now = seen.mean(name, early), seen.mean(name)
         if now > before + 0.1 * max(abs(before), 0.1):
             part = name.removeprefix("process/")
@@ -265,8 +274,7 @@ def _mistakes(seen: _Seen) -> Iterator[Finding]:
 
 
 def _near_limit(seen: _Seen) -> Iterator[Finding]:
-    limits = seen.recipe.get("limits")
-    limit = limits.get("tokens") if isinstance(limits, dict) else None
+    limit = seen.key("limits", "tokens")
     longest = seen.index.find(Query(sort="prompt_tokens", limit=1))[1]
     if not isinstance(limit, int) or not longest:
         return
@@ -290,7 +298,7 @@ def _longer(seen: _Seen) -> Iterator[Finding]:
         yield Finding(
             "longer-not-better",
             f"episodes grew from {before:.0f} to {now:.0f} sampled tokens, success by {gained:.2f}",
-            "algorithm 'dr_grpo' has no bias to length; DAPO's overlong penalty "
+            "algorithm 'dr-grpo' has no bias to length; DAPO's overlong penalty "
             "(algorithm.overlong) and a smaller limits.tokens_per_turn shorten",
             seen.latest(sort="action_tokens"),
         )

@@ -74,6 +74,7 @@ def _listening(port: int | None) -> socket.socket:
 def run_episodes(arguments: argparse.Namespace, rest: list[str]) -> int:
     from agent_r1.analysis.viewer.server import query_of
     from agent_r1.errors import ConfigError
+    from agent_r1.utils.text import printable
 
     given = {"limit": str(arguments.limit), "sort": arguments.sort or "iteration"}
     if arguments.ascending:
@@ -90,6 +91,10 @@ def run_episodes(arguments: argparse.Namespace, rest: list[str]) -> int:
         return 0
     _print_episodes(rows)
     print(f"\n{len(rows)} of {total} episodes of {run.path}")
+    if not rows:
+        facets = index.facets()
+        for name in ("stops", "events", "parts", "categories"):
+            print(printable(f"{name}: {', '.join(facets[name]) or 'none'}"))
     if rows:
         place = "/".join(str(rows[0][key]) for key in ("iteration", "group", "attempt"))
         print(f"one of them: agent-r1 explain {run.path} {place}")

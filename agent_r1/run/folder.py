@@ -177,7 +177,7 @@ class RunFolder:
             return
         for key in sorted(before.keys() | now.keys()):
             old, new = before.get(key), now.get(key)
-            if old != new and key != "train.iterations":
+            if old != new and key not in ("train.iterations", "trackers"):
                 yield key, old, new
 
     def contents(self) -> Contents:

@@ -303,4 +303,4 @@ def _at(data: dict[str, Any], key: str) -> Any:
 
 
 def _is_name(key: str) -> bool:
-    return key.removesuffix(".name") in SECTIONS
+    return key.removesuffix(".name") in SECTIONS and key != "trackers"  # a list of sections

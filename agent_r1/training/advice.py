@@ -93,7 +93,13 @@ def on_iteration(
             f"prompts reach limits.tokens = {recipe.limits.tokens}; raise it, or leave them out"
         )
     silent = figures["iterations_without_signal"]
-    if silent == 2 or (silent and silent % 10 == 0):
+    is_due = silent == 2 or (silent and silent % 10 == 0)
+    if is_due and (figures.get("success") or 0.0) >= 0.8:
+        advice["no-signal"] = (
+            f"nothing to learn from in {silent} iterations: most tasks are solved; harder ones "
+            "teach more, or stop here"
+        )
+    elif is_due:
         advice["no-signal"] = (
             f"nothing to learn from in {silent} iterations: {_seen(recipe, episodes, has_tools)}. "
             f"`agent-r1 explain {run}` shows what was tried. What helps: easier tasks, more "

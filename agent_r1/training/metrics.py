@@ -76,7 +76,7 @@ def figures_of(
             _count(figures, f"process/{part}", value / len(scored))
     lost = (event for episode in episodes for event in episode.discarded_events)
     for event in (*lost, *(event for step in steps for event in step.events)):
-        _count(figures, event)
+        _count(figures, event if "/" in event else f"event/{event}")  # no figure's own name
     return {
         "figures": figures,
         "skipped": update.skipped,

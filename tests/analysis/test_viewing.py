@@ -96,7 +96,9 @@ def a_trajectory(attempt, steps, *, reward=0.0, stop=StopReason.DONE, question="
 
 def make_run(folder, iterations, *, rows=None, limits=4096):
     """A run folder with these groups, without training."""
-    recipe = agent_r1.load_recipe({"env": "hopworld", "limits": {"tokens": limits}})[0]
+    recipe = agent_r1.load_recipe(
+        {"env": "hopworld", "credit": "step", "limits": {"tokens": limits}}
+    )[0]
     run = RunFolder.create(folder, recipe)
     for number, groups in iterations.items():
         known = Estimates()
@@ -637,3 +639,26 @@ def test_raw_results_can_be_searched(tmp_path):
     index = EpisodeIndex(run).read_all()
     assert index.find(query_of({"text": "zebra"}))[0] == 1
     assert index.find(query_of({"text": "zebra\x00 \x00", "offset": "9" * 30}))[0] == 1
+
+
+def test_nobody_is_warned_of_rewards_that_are_not_learned_from(tmp_path):
+    rows = rows_of(12, **CASES["reward-hacking"])
+    run = make_run(tmp_path / "run", {1: [of(a_trajectory(0, [a_step()]))]}, rows=rows)
+    data = run.recipe_data() | {"credit": {"name": "outcome"}}
+    (run.path / "recipe.json").write_text(json.dumps(data))
+    assert diagnose(run, EpisodeIndex(run).read_all()) == []
+    data |= {"credit": {"name": "step", "weights": {"format": 0.0}}}
+    (run.path / "recipe.json").write_text(json.dumps(data))
+    assert diagnose(run, EpisodeIndex(run).read_all()) == []
+
+
+def test_half_precision_alone_is_no_finding(tmp_path):
+    run = make_run(
+        tmp_path / "run",
+        {1: [of(a_trajectory(0, [a_step()]))]},
+        rows=rows_of(12, logprob_error=(0.15, 0.15)),
+    )
+    data = run.recipe_data()
+    data["model"]["dtype"] = "bfloat16"
+    (run.path / "recipe.json").write_text(json.dumps(data))
+    assert diagnose(run, EpisodeIndex(run).read_all()) == []

@@ -17,9 +17,11 @@ from agent_r1.errors import ConfigError
 from agent_r1.run.figures import flat_figures
 from agent_r1.run.folder import RunFolder
 from agent_r1.run.trackers import TRACKERS
+from agent_r1.run.trackers.sending import Senders
 from tests.commands import Command
 from tests.commands import agent_r1 as command
 
+DONE, SAID = agent_r1.StopReason.DONE, agent_r1.Message("assistant", "done")
 NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
 SMALL = (
     *("--train.tasks=2", "--train.attempts=2", "--evaluation.tasks=2", "--evaluation.test_tasks=0"),
@@ -50,7 +52,8 @@ def killed(tmp_path_factory):
         first.wait()
         resumed = command("train", "--resume", run)
         assert resumed.returncode == 0, resumed.stderr
-        assert "tracker" not in resumed.stderr, resumed.stderr
+        said = resumed.stdout + resumed.stderr
+        assert "tracker '" not in said, said
         yield RunFolder(run)
 
 
@@ -159,7 +162,7 @@ def test_a_tracker_has_the_figures_of_the_metrics(killed, name):
         assert found[iteration] == figures, iteration
     assert tables.keys() <= {1, 2, 3, 4, 5} and len(tables) >= 3  # a kill may cost samples
     task = next(killed.trajectories(5)).task
-    assert task.id in tables[5]
+    assert task.id in tables[5] and "5/1/" in tables[5]
 
 
 def own_tracker(tmp_path, body):
@@ -194,6 +197,24 @@ def train(tmp_path, section, iterations=2, **more):
     return agent_r1.train("hopworld", run=tmp_path / "run", overrides=overrides)
 
 
+def send(tmp_path, sections, iterations=2):
+    """What a run does with its trackers, without training; called again, it goes on."""
+    recipe, _ = agent_r1.load_recipe({"env": "hopworld", "trackers": sections})
+    run = RunFolder(tmp_path / "run")
+    if not run.path.exists():
+        run = RunFolder.create(run.path, recipe)
+    senders = Senders(recipe.trackers, run)
+    for iteration in range(len(run.metrics()), iterations + 1):
+        row = {"iteration": iteration, "figures": {"reward": 0.5}}
+        run.append_metrics(row)
+        outcome = agent_r1.Outcome(1.0, True)
+        steps = [agent_r1.Step(agent_r1.Action((1,), (-0.1,), (0.1,), 0, "stop"), SAID)]
+        episode = agent_r1.Trajectory("t", "", 0, (), (1,), steps, DONE, outcome)
+        senders.log(row, [agent_r1.Group(agent_r1.Task("t", "q"), [episode])] if iteration else ())
+    senders.close()
+    return run.metrics()
+
+
 def test_a_tracker_of_ones_own(tmp_path):
     section = own_tracker(tmp_path, "")
     result = train(tmp_path, [section])
@@ -214,11 +235,8 @@ def test_a_tracker_of_ones_own(tmp_path):
 
 
 def test_a_tracker_that_is_new_to_a_run_is_told_all_of_it(tmp_path):
-    train(tmp_path, [])
-    file = tmp_path / "run" / "recipe.json"
-    recipe = json.loads(file.read_text()) | {"trackers": [own_tracker(tmp_path, "")]}
-    file.write_text(json.dumps(recipe))
-    agent_r1.resume(tmp_path / "run", iterations=3, trust=True)
+    send(tmp_path, [])
+    send(tmp_path, [own_tracker(tmp_path, "")], 3)
     assert [line[:2] for line in told(tmp_path) if line[0] == "log"] == [
         ["log", n] for n in range(4)
     ]
@@ -232,8 +250,8 @@ def test_a_tracker_that_fails_ends_nothing_and_is_tried_again(tmp_path, caplog):
         "        self.note('log', iteration)\n"
     )
     with caplog.at_level(logging.WARNING, "agent_r1"):
-        result = train(tmp_path, [own_tracker(tmp_path, body)])
-    assert len(result.metrics) == 3
+        metrics = send(tmp_path, [own_tracker(tmp_path, body)])
+    assert len(metrics) == 3
     assert [line[1] for line in told(tmp_path) if line[0] == "log"] == [0, 1, 2]  # none is lost
     warnings = [r.getMessage() for r in caplog.records if "tracker" in r.getMessage()]
     assert len(warnings) == 1 and "the network is away" in warnings[0]
@@ -242,8 +260,8 @@ def test_a_tracker_that_fails_ends_nothing_and_is_tried_again(tmp_path, caplog):
 def test_what_could_not_be_sent_is_told(tmp_path, caplog):
     body = "    def start(self, beginning): raise RuntimeError('no server')\n"
     with caplog.at_level(logging.WARNING, "agent_r1"):
-        result = train(tmp_path, [own_tracker(tmp_path, body)])
-    assert len(result.metrics) == 3
+        metrics = send(tmp_path, [own_tracker(tmp_path, body)])
+    assert len(metrics) == 3
     warnings = [r.getMessage() for r in caplog.records if "tracker" in r.getMessage()]
     assert "no server" in warnings[0] and "could not be sent" in warnings[1]
 
@@ -306,8 +324,8 @@ def test_only_the_last_rows_are_told_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sending, "AGAIN", 1)
     section = own_tracker(tmp_path, "")
-    train(tmp_path, [section])
-    agent_r1.resume(tmp_path / "run", iterations=3)
+    send(tmp_path, [section])
+    send(tmp_path, [section], 3)
     assert [line[1] for line in told(tmp_path) if line[0] == "log"] == [0, 1, 2, 2, 3]
     assert ["start", 2, True] in told(tmp_path)
 
@@ -315,13 +333,13 @@ def test_only_the_last_rows_are_told_again(tmp_path, monkeypatch):
 def test_a_table_that_is_refused_costs_no_figures(tmp_path, caplog):
     body = "    def table(self, iteration, columns, rows): raise PermissionError('no artifacts')\n"
     with caplog.at_level(logging.WARNING, "agent_r1"):
-        train(tmp_path, [own_tracker(tmp_path, body)])
+        send(tmp_path, [own_tracker(tmp_path, body)])
     assert [line[0] for line in told(tmp_path)] == ["start", "log", "log", "log", "close"]
     assert sum("tracker" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_two_trackers_of_one_kind_have_folders_of_their_own(tmp_path):
-    train(tmp_path, [own_tracker(tmp_path, ""), own_tracker(tmp_path, "")])
+    send(tmp_path, [own_tracker(tmp_path, ""), own_tracker(tmp_path, "")])
     assert sum(line[0] == "close" for line in told(tmp_path)) == 2
     folders = sorted(f.name for f in (tmp_path / "run" / "trackers").iterdir())
     assert folders == ["Mine", "Mine-2"]
@@ -329,15 +347,15 @@ def test_two_trackers_of_one_kind_have_folders_of_their_own(tmp_path):
 
 def test_a_broken_folder_of_a_tracker_ends_nothing(tmp_path, caplog):
     section = own_tracker(tmp_path, "")
-    train(tmp_path, [section], iterations=1)
+    send(tmp_path, [section], 1)
     (tmp_path / "run" / "trackers" / "Mine" / "sent").write_text("")
-    agent_r1.resume(tmp_path / "run", iterations=2)
+    send(tmp_path, [section], 2)
     assert [line[1] for line in told(tmp_path) if line[0] == "log"] == [0, 1, 0, 1, 2]
     folder = tmp_path / "run" / "trackers"
     folder.rename(tmp_path / "moved")
     folder.touch()
     with caplog.at_level(logging.WARNING, "agent_r1"):
-        assert len(agent_r1.resume(tmp_path / "run", iterations=3).metrics) == 4
+        assert len(send(tmp_path, [section], 3)) == 4
     assert any("could not be sent" in record.getMessage() for record in caplog.records)
 
 
@@ -347,5 +365,5 @@ def test_a_tracker_that_starts_late_is_told_everything(tmp_path):
         "        open(self.path + '.tries', 'a').write('x')\n"
         "        if len(open(self.path + '.tries').read()) < 3: raise OSError('not yet')\n"
     )
-    train(tmp_path, [own_tracker(tmp_path, body)])
+    send(tmp_path, [own_tracker(tmp_path, body)])
     assert [line[1] for line in told(tmp_path) if line[0] == "log"] == [0, 1, 2]

@@ -16,4 +16,9 @@ def test_the_wheel_holds_recipes_and_the_tiny_base(tmp_path):
     files = ("config.json", "model.safetensors", "tokenizer.json", "README.md")
     assert {f"{base}/{name}" for name in files} <= names
     assert {"agent_r1/recipes/hopworld.toml", "agent_r1/py.typed"} <= names
+    page = {
+        f"agent_r1/analysis/viewer/static/{name}" for name in ("index.html", "view.js", "view.css")
+    }
+    begin = {f"agent_r1/assets/new/{name}.txt" for name in ("env.py", "recipe.toml", "test_env.py")}
+    assert page | begin | {"agent_r1/assets/metrics.toml"} <= names
     assert wheel.stat().st_size < 8 * 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 import time
@@ -160,7 +161,9 @@ class Pages:
     def episodes(self, request: Request) -> Any:
         view = self._view(request)
         left = self._readers.read_on(view)
-        total, rows = view.index.find(query_of(dict(request.query_params)))
+        query = query_of(dict(request.query_params))
+        query = dataclasses.replace(query, limit=min(query.limit, MAX_PAGE))
+        total, rows = view.index.find(query)
         return {"total": total, "rows": rows, "unread": left}
 
     def group(self, request: Request) -> Any:
@@ -220,7 +223,7 @@ def query_of(given: dict[str, str]) -> Query:
         raise ConfigError(f"offset and limit are whole numbers: {error}") from error
     equal = {name: given.pop(name) for name in WORDS if name in given}
     ranges = {name: parse_range(value) for name, value in given.items()}
-    offset, limit = min(max(0, offset), 1 << 40), min(max(0, limit), MAX_PAGE)
+    offset, limit = min(max(0, offset), 1 << 40), min(max(0, limit), 1 << 40)
     return Query(ranges, equal, event, text, sort, descending, offset, limit)
 
 

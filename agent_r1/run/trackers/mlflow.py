@@ -1,4 +1,4 @@
-"""MLflow: a server, or by default a database in the run's folder; then
+"""MLflow: a server, or by default a database in the run's folder; with the whole package ``mlflow``
 ``mlflow ui --backend-store-uri sqlite:///RUN/trackers/mlflow/mlflow.db`` shows it.
 """
 
@@ -46,8 +46,10 @@ class MLflow:
 
         local = f"sqlite:///{beginning.folder.resolve()}/mlflow.db"
         uri = self.settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
-        self._client = MlflowClient(tracking_uri=uri)
         known = beginning.folder / "id"
+        if not known.exists():  # killed while it made its tables, MLflow would never go on
+            (beginning.folder / "mlflow.db").unlink(missing_ok=True)
+        self._client = MlflowClient(tracking_uri=uri)
         if known.exists():
             self._run = known.read_text()
             self._client.update_run(self._run, status="RUNNING")

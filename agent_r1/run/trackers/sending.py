@@ -31,7 +31,7 @@ AGAIN = 10
 """Rows that a tracker is told again when a run goes on: a kill may have cost it the last ones."""
 SENT = "sent"
 """File of the last iteration that a tracker took, in its folder."""
-COLUMNS = ("iteration", "task", "attempt", "reward", "success", "stop", "turns", "episode")
+COLUMNS = ("episode", "task", "reward", "success", "stop", "turns", "text")
 
 
 class Senders:
@@ -170,19 +170,17 @@ class _Sender:
 
 def _samples(iteration: int, groups: Sequence[Group], count: int) -> list[list[Any]]:
     """The best and the worst attempt of the first groups, in turn, as rows of a table."""
-    chosen: list[Trajectory] = []
+    rows: list[list[Any]] = []
     for group in groups:
-        ranked = sorted(group.scored, key=_reward)
-        chosen += [*ranked[-1:], *ranked[:-1][:1]]
-        if len(chosen) >= count:
+        ranked = sorted(group.attempts(), key=lambda pair: _reward(pair[1]))
+        for attempt, t in [*ranked[-1:], *ranked[:-1][:1]]:
+            name = f"{iteration}/{group.number + 1}/{attempt + 1}"
+            success = bool(t.outcome and t.outcome.success)
+            found = (name, t.task_id, _reward(t), success, str(t.stop), len(t.steps), transcript(t))
+            rows.append(list(found))
+        if len(rows) >= count:
             break
-    return [
-        [
-            *(iteration, t.task_id, t.attempt, _reward(t), bool(t.outcome and t.outcome.success)),
-            *(str(t.stop), len(t.steps), transcript(t)),
-        ]
-        for t in chosen[:count]
-    ]
+    return rows[:count]
 
 
 def _reward(trajectory: Trajectory) -> float:

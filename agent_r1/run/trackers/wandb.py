@@ -68,7 +68,7 @@ class WandB:
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")
         if mode == "offline":
-            LOG.info(f"wandb writes offline; `wandb sync {beginning.folder}/wandb/*` sends it")
+            LOG.info(f"wandb writes offline; `wandb sync {beginning.folder}/wandb/offline-run-*`")
 
     def log(self, iteration: int, figures: Mapping[str, float]) -> None:
         self._run.log({"iteration": iteration, **figures})
