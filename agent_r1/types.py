@@ -165,8 +165,6 @@ class Step:
         observation: What the environment answered.
         observation_ids: The tokens that follow the action: the answer, and the opening of the next
             turn. Empty when the episode ended with this step.
-        results: Raw results of the message's calls, in their order, where the environment tells
-            them; what the agent saw of them is ``observation``.
         rewards: Process rewards by part, e.g. ``{"format": 0.1}``; kept apart until an algorithm
             combines them.
         state_key: Name of the state in which the action was taken; the environment gives equal
@@ -178,19 +176,21 @@ class Step:
             the policy saw before this action, the prompt included.
         generate_seconds: Wall time waited for the engine.
         env_seconds: Wall time waited for the environment.
+        results: Raw results of the message's calls, in their order, where the environment tells
+            them; what the agent saw of them is ``observation``.
     """
 
     action: Action
     message: Message
     observation: tuple[Message, ...] = ()
     observation_ids: tuple[int, ...] = ()
-    results: tuple[CallResult, ...] = ()
     rewards: dict[str, float] = field(default_factory=dict)
     state_key: str | None = None
     events: tuple[str, ...] = ()
     context_ids: tuple[int, ...] | None = None
     generate_seconds: float = 0.0
     env_seconds: float = 0.0
+    results: tuple[CallResult, ...] = ()
 
 
 class StepKey(NamedTuple):

@@ -60,10 +60,10 @@ def a_run(folder: Path, episodes: int, *, tasks: int = 8, attempts: int = 8) -> 
             Message("assistant", words(20), call),
             () if last else (Message("tool", found),),
             () if last else tuple(rng.randrange(500) for _ in range(120)),
-            () if last else (CallResult("search", found),),
             {"format": rng.choice((0.0, 0.5, 1.0))},
             None,
             ("mistake/malformed_call",) if rng.random() < 0.2 else (),
+            results=() if last else (CallResult("search", found),),
         )
 
     iterations = -(-episodes // (tasks * attempts))

@@ -30,12 +30,12 @@ class Transition:
         state_key: A name for the state now reached, equal where two states count as the same.
         events: What went wrong with tools, as ``"fault/timeout:search"``, ``"mistake/..."`` (the
             agent's own), ``"noise/..."`` (injected); counted, never scored by themselves.
-        results: Raw results of the action's calls, for people who look at the episode; ``ToolEnv``
-            fills them in.
         history: If set, replaces the whole conversation from now on, the opening messages included;
             ``messages`` is ignored. For summaries, truncation, another agent's task. It ends with a
             message to the agent. The agent's own messages that stay in it keep their sampled
             tokens, and are not trained on a second time.
+        results: Raw results of the action's calls, for people who look at the episode; ``ToolEnv``
+            fills them in.
     """
 
     messages: tuple[Message, ...] = ()
@@ -44,8 +44,8 @@ class Transition:
     truncated: bool = False
     state_key: str | None = None
     events: tuple[str, ...] = ()
-    results: tuple[CallResult, ...] = ()
     history: Sequence[Message] | None = None
+    results: tuple[CallResult, ...] = ()
 
 
 class Env(Protocol):

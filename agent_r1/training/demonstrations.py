@@ -180,11 +180,11 @@ def _as_demonstration(trajectory: Trajectory) -> Trajectory:
             step.message,
             step.observation,
             step.observation_ids,
-            step.results,
             step.rewards,
             step.state_key,
             step.events,
             step.context_ids,
+            results=step.results,
         )
         for step in trajectory.steps
     ]

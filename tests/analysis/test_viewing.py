@@ -72,10 +72,10 @@ def a_step(said="look", *, events=(), rewards=None, call=True, result="found it"
         Message("assistant", said, calls),
         (Message("tool", f"shown: {result}"),) if call else (),
         (7, 8, 9) if call else (),
-        (CallResult("search", result),) if call else (),
         rewards or {},
         "start",
         tuple(events),
+        results=(CallResult("search", result),) if call else (),
     )
 
 
