@@ -52,10 +52,11 @@ $(VENV)-transformers4/installed:
 
 # A browser and npm are the system's; as root on Debian or Ubuntu they are installed.
 $(VENV)/installed-browser: $(VENV)/installed-dev
-	$(BIN)/pip install -q -c constraints.txt ipykernel nbclient nbformat playwright
-	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
-	    && command -v npm >/dev/null || \
-	    { apt-get update -q && apt-get install -yq chromium npm; } || \
+	$(BIN)/pip install -q -c constraints.txt ipykernel nbclient nbformat pipx playwright twine
+	@missing=; \
+	command -v chromium || command -v chromium-browser || command -v google-chrome || missing=chromium; \
+	command -v npm || missing="$$missing npm"; \
+	[ -z "$$missing" ] || { apt-get update -q && apt-get install -yq $$missing; } || \
 	    { echo "install Chromium and npm, then repeat"; exit 1; }
 	@touch $@
 

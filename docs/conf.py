@@ -18,22 +18,32 @@ root_doc = "README"
 include_patterns = ["*.md", "docs/**", "tests/data/templates/README.md"]
 exclude_patterns = [".*", "build", "runs", "web", "docs/results/*/table.md"]
 myst_heading_anchors = 3
-PAGES = """
+SECTIONS = {
+    "Begin": ["install", "first_tool", "concepts", "reading_a_run", "not_learning"],
+    "Environments": ["environments/own", "environments/README", "environments/*"],
+    "How to": ["algorithms", "models", "memory_and_speed", "language", "comparisons", "trackers"],
+    "From elsewhere": ["coming_from"],
+    "Reference": ["reference", "keys", "metrics", "runs", "architecture"],
+    "Results": ["results/README", "results/*/*"],
+}
+PAGES = (
+    "".join(
+        f"\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {caption}\n\n"
+        + "".join(f"docs/{page}\n" for page in pages)
+        + "```\n"
+        for caption, pages in SECTIONS.items()
+    )
+    + """
 ```{toctree}
 :hidden:
-:glob:
+:caption: The project
 
-docs/reference
-docs/*
-docs/environments/README
-docs/environments/*
-docs/results/README
-docs/results/*/*
 CHANGELOG
 CONTRIBUTING
 tests/data/templates/README
 ```
 """
+)
 
 autodoc_default_options = {"members": True, "exclude-members": "model_config"}
 autodoc_member_order = "bysource"

@@ -111,7 +111,7 @@ class Scope:
         self.closed = True
         with self._lock:
             made, self._made, self._slots = self._made, [], {}
-        if any(hasattr(value, "close") for value in made):
+        if any(_close_of(value) for value in made):
             # Unwatched: at the end of the process no more threads can be started.
             _anywhere(lambda: self.run(_close_all(made), watched=False))
         if self._runner is not None and not self._runner.get_loop().is_running():
@@ -211,7 +211,7 @@ def _anywhere(call: Callable[[], T]) -> T:
 
 async def _close_all(made: list[Any]) -> None:
     for value in reversed(made):
-        close = getattr(value, "close", None)
+        close = _close_of(value)
         if close is None:
             continue
         try:
@@ -220,6 +220,11 @@ async def _close_all(made: list[Any]) -> None:
             LOG.warning("%s is not closed in %g s", type(value).__name__, CLOSE_SECONDS)
         except Exception as error:  # the author's code
             LOG.warning("%s.close(): %s%s", type(value).__name__, describe(error), place_of(error))
+
+
+def _close_of(value: Any) -> Callable[[], Any] | None:
+    """Async clients (httpx, redis) call it ``aclose``."""
+    return getattr(value, "close", None) or getattr(value, "aclose", None)
 
 
 async def _closed(close: Callable[[], Any]) -> None:

@@ -7,6 +7,8 @@ import logging
 import threading
 import time
 
+import httpx
+
 import agent_r1
 from agent_r1.run.console import console
 from agent_r1.utils.log import LOG
@@ -34,6 +36,13 @@ def test_what_is_shared_is_closed_last_made_first_whatever_one_of_them_does(capl
     assert log == ["c", "bad", "a"]
     assert "Thing.close(): ValueError: no" in caplog.text
     assert shared("a", lambda: 1) == 1, "outside of a scope nothing is kept"
+
+
+def test_an_async_client_is_closed_by_the_name_it_has_for_it():
+    with scope():
+        client = shared("client", httpx.AsyncClient)
+        assert not client.is_closed
+    assert client.is_closed
 
 
 def test_a_slow_make_holds_up_only_those_who_want_the_same():

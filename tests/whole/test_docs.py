@@ -5,11 +5,15 @@ checked has a comment above it that says why: ``<!-- not checked: it needs a ser
 
 import re
 import shlex
+import shutil
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import agent_r1
 from agent_r1.analysis.keys import all_keys
 from agent_r1.cli.boundary import _parted
 from agent_r1.cli.parser import make_parser
@@ -64,8 +68,9 @@ def test_commands_are_known(block, capsys):
         own, rest = _parted(words[1:], commands)
         try:
             _, unknown = parser.parse_known_args(own)
-        except SystemExit:
-            pytest.fail(f"{line}\n{capsys.readouterr().err}")
+        except SystemExit as end:
+            assert not end.code, f"{line}\n{capsys.readouterr().err}"
+            continue
         assert not unknown, line
         for key, _ in parse_overrides(rest):
             assert is_known(key), f"{line}: {key}"
@@ -107,10 +112,47 @@ def test_recipes_have_keys_that_exist(block):
             assert is_known(key), key
 
 
-@blocks("python")
-def test_python_compiles_and_imports_what_exists(block):
-    code = compile(block.text, str(block), "exec")
-    for line in block.text.splitlines():
-        if re.match(r"(from|import) agent_r1\b", line) and "(" not in line:
-            exec(line, {})
-    assert code
+EXAMPLES = [
+    file.read_text()
+    for folder in ("examples", "agent_r1/assets/new")
+    for file in (ROOT / folder).glob("*.py*")
+]
+SMALL = {
+    "model.path": "hopworld-base",
+    "train.iterations": 1,
+    "train.tasks": 2,
+    "train.attempts": 2,
+    "limits.tokens_per_turn": 8,
+    "evaluation.every": 0,
+    "threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    return agent_r1.train("hopworld", run=tmp_path_factory.mktemp("runs") / "one", overrides=SMALL)
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.kind == "python"}))
+def test_python_runs(page, a_run, tmp_path, monkeypatch):
+    """Each block by itself, in a folder with runs of the names that the pages use; trainings at a
+    smaller size; environments are checked. Parts of an example are run by the example's test.
+    """
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    for name in ("quickstart", "mine"):
+        shutil.copytree(a_run.run.path, f"runs/{name}", symlinks=True)
+    train = agent_r1.train
+    monkeypatch.setattr(
+        agent_r1, "train", lambda *given, **named: train(*given, **{**named, "overrides": SMALL})
+    )
+    for block in BLOCKS:
+        if (block.page, block.kind, block.why) != (page, "python", None):
+            continue
+        if any(block.text.rstrip() in example for example in EXAMPLES):
+            continue
+        module = ModuleType("a_block")
+        exec(compile(block.text, str(block), "exec"), vars(module))
+        for value in vars(module).values():
+            if getattr(value, "__module__", "") == "a_block" and "gold" in vars(value):
+                assert agent_r1.check_env(value)

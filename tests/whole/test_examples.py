@@ -110,3 +110,19 @@ def around(tmp_path_factory):
 def test_example_recipes_pass_their_check(path, around):
     result = agent_r1("check", path, *around.get(path.name, []), cwd=EXAMPLES.parent)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_chat_format_of_ones_own_is_checked_and_sampled_with(tmp_path):
+    form = f"{EXAMPLES / 'search_tags.py'}:SearchTags"
+    said = agent_r1("check", "hopworld", "--renderer", form).stdout
+    assert "<search>" in said and "<tool_call>" not in said and "ok: the scorer accepts" in said
+    small = {"renderer": form, "train.iterations": 1, "train.tasks": 1, "train.attempts": 2}
+    small |= {"evaluation.every": 0, "limits.stop_strings": ["</search>"], "threads": 1}
+    assert api.train("hopworld", run=tmp_path / "run", overrides=small).metrics
+
+
+def test_an_environment_for_real_keeps_its_promises_and_its_recipe_is_taken():
+    env = load_object(f"{EXAMPLES / 'plant.py'}:Plant", what="env")
+    assert check_env(env)
+    recipe, notes = api.load_recipe(EXAMPLES / "plant.toml")
+    assert not notes and len(env.tasks(recipe.env, "validation")) == recipe.evaluation.tasks
