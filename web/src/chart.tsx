@@ -70,6 +70,15 @@ export function Chart({ title, lines, weight, time }: { title: string; lines: Li
   );
 }
 
+const WHOLE = [1, 2, 5].flatMap((first) => [0, 1, 2, 3, 4, 5].map((zeros) => first * 10 ** zeros)).sort((a, b) => a - b);
+
+/** The range of a chart: a little more than its values, also where they are all alike. */
+function around(_: uPlot, low: number | null, high: number | null): uPlot.Range.MinMax {
+  if (low === null || high === null) return [null, null];
+  if (low === high) return low === 0 ? [0, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * low)];
+  return uPlot.rangeNum(low, high, 0.1, true);
+}
+
 function options(box: HTMLElement, lines: Line[], time: boolean): uPlot.Options {
   const probe = box.appendChild(document.createElement("i"));
   const color = (name: string) => {
@@ -87,9 +96,9 @@ function options(box: HTMLElement, lines: Line[], time: boolean): uPlot.Options 
     height: 220,
     cursor: { sync: { key: time ? "seconds" : "iterations" }, y: false },
     legend: { live: true },
-    scales: { x: { time: false } },
+    scales: { x: { time: false }, y: { range: around } },
     axes: [
-      { ...axis, size: 28, values: (_, ticks) => ticks.map((tick) => (time ? clock(tick) : number(tick))) },
+      { ...axis, size: 28, ...(time ? {} : { incrs: WHOLE }), values: (_, ticks) => ticks.map((tick) => (time ? clock(tick) : number(tick))) },
       { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => number(tick)) },
     ],
     series: [

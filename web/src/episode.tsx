@@ -4,7 +4,7 @@ import { useEffect } from "preact/hooks";
 import { type Call, type Episode, type Explanation, type Message, path, type Run, type Step, useData } from "./data";
 import { Problem } from "./main";
 import { change, href, type Route } from "./route";
-import { Copy, duration, Long, number, signed, Visible } from "./text";
+import { Copy, counted, duration, Long, number, seconds, signed, Visible } from "./text";
 import { TokenView } from "./tokens";
 
 // What is stored of an episode does not change: milliseconds.
@@ -40,7 +40,7 @@ export function EpisodePage({ run, iteration, group, attempt, route }: Place) {
     <>
       <div class="bar">
         <h2>
-          Episode {place.join("/")} <span class="soft">of {data.attempts} attempts</span>
+          Episode {place.join("/")} <span class="soft">of {counted(data.attempts, "attempt")}</span>
         </h2>
         {attempt > 1 && <a href={other(attempt - 1)}>← attempt {attempt - 1}</a>}
         {attempt < data.attempts && <a href={other(attempt + 1)}>attempt {attempt + 1} →</a>}
@@ -129,7 +129,7 @@ function StepView({ step, index, episode, explained }: { step: Step; index: numb
           {mine.length > 0 && <span>advantage {signed(mine.reduce((sum, value) => sum + value, 0) / mine.length)}</span>}
           {step.state && <span>state <Visible text={step.state} /></span>}
           <span>
-            waited {number(step.generate_seconds, 2)} s for the model, {number(step.env_seconds, 2)} s for the environment
+            waited {seconds(step.generate_seconds)} for the model, {seconds(step.env_seconds)} for the environment
           </span>
         </p>
         <Events events={step.events} />

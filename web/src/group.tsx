@@ -4,7 +4,7 @@ import { type Group, type GroupNode, path, type Run, useData } from "./data";
 import { Events, Parts, STAYS } from "./episode";
 import { Problem } from "./main";
 import { href } from "./route";
-import { Long, number, signed, Visible } from "./text";
+import { counted, Long, number, signed, Visible } from "./text";
 
 export function GroupPage({ run, iteration, group }: { run: Run; iteration: number; group: number }) {
   const { data, error } = useData<Group>(path("group", run.name, iteration, group), STAYS);
@@ -15,7 +15,7 @@ export function GroupPage({ run, iteration, group }: { run: Run; iteration: numb
   return (
     <>
       <h2>
-        Iteration {iteration}, group {group}: {data.attempts.length} attempts at one task
+        Iteration {iteration}, group {group}: {counted(data.attempts.length, "attempt")} at one task
       </h2>
       <div class="bar">
         {group > 1 && <a href={href(["run", run.name, "group", iteration, group - 1])}>previous group</a>}

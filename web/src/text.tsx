@@ -52,6 +52,11 @@ export function number(value: unknown, digits = 3): string {
   return value.toLocaleString("en", { maximumFractionDigits: size >= 100 ? 1 : digits });
 }
 
+export const counted = (count: number, what: string) => `${number(count)} ${what}${count === 1 ? "" : "s"}`;
+
+export const seconds = (value: unknown) =>
+  typeof value === "number" && value > 0 && value < 0.01 ? "< 0.01 s" : `${number(value, 2)} s`;
+
 export const signed = (value: number | null | undefined) =>
   typeof value === "number" ? `${value > 0 ? "+" : ""}${number(value)}` : "–";
 
