@@ -218,7 +218,10 @@ def _train(recipe: Recipe, run: RunFolder) -> Result:
     state = trainer.train()
     result = Result(run, recipe, run.metrics())
     if recipe.evaluation.test_tasks:
-        LOG.info(f"testing before and after on {recipe.evaluation.test_tasks} fresh tasks")
+        LOG.info(
+            f"testing before and after on {recipe.evaluation.test_tasks} fresh tasks, sampled and "
+            "greedy (evaluation.test_tasks = 0 leaves it out)"
+        )
         result.before = Agent(recipe).test()
         result.after = Agent(recipe, model_folder(run.path, BEST)).test()
         result.report = write_result(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -273,12 +274,15 @@ def advantage(function: Callable[[Sequence[float]], list[float]]) -> type[GroupA
         ...     return [float(value == max(returns)) for value in returns]
     """
 
+    code = getattr(function, "__code__", None)
+    name = f"{Path(code.co_filename).name}:{function.__name__}" if code else function.__name__
+
     def baseline(self: GroupAlgorithm, returns: Sequence[float]) -> list[float]:
         given = function(returns)
         values = [] if given is None else [float(value) for value in given]
         if len(values) != len(returns) or not all(map(math.isfinite, values)):
             raise ValueError(
-                f"{function.__name__} must give {len(returns)} finite advantages for as many "
+                f"{name} must give {len(returns)} finite advantages for as many "
                 f"returns; for {list(returns)} it gave {given!r}"
             )
         return values

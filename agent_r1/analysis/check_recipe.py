@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent_r1.algorithms import ALGORITHMS
+from agent_r1.algorithms.base import GroupAlgorithm
 from agent_r1.envs.base import Env
 from agent_r1.envs.check_env import check_env
 from agent_r1.envs.lifecycle import make_env, schemas_of
@@ -22,6 +24,7 @@ from agent_r1.training.build import tasks_of
 from agent_r1.training.preflight import memory_of, warnings_of
 from agent_r1.types import Kind, StopReason, Task, Trajectory
 from agent_r1.utils.scope import held_up, run_async, scope
+from agent_r1.utils.text import describe, place_of
 
 MANY = 10**6
 """Turns and tokens without a limit, so that the episode shows what it needs."""
@@ -105,11 +108,27 @@ def dry_run(
             "the gold actions use no tool: `agent-r1 sft` would teach the agent to use none"
         )
     _warn(report, recipe)
+    report.notes += _tried(recipe)
     report.warnings += [*warnings_of(recipe), *held_up()]
     plan = memory_of(recipe)
     episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)
     report.memory = plan.figures(episodes=episodes, tokens=recipe.limits.tokens)
     return report
+
+
+def _tried(recipe: Recipe) -> Iterator[str]:
+    """What the algorithm makes of a group, where it can be said of returns alone."""
+    algorithm = ALGORITHMS.make(recipe.algorithm)
+    if not isinstance(algorithm, GroupAlgorithm):
+        return
+    name = recipe.algorithm.name.rpartition("/")[2]
+    for returns in ((1.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 1.0)):
+        try:
+            given = algorithm.baseline(returns)
+        except Exception as error:  # its author's code
+            raise ConfigError(f"algorithm {name}: {describe(error)}{place_of(error)}") from error
+        shown = (" ".join(f"{value:g}" for value in values) for values in (returns, given))
+        yield f"{name}: returns {next(shown)} become advantages {next(shown)}"
 
 
 def _write(

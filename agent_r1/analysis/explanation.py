@@ -184,9 +184,10 @@ def _short(text: str) -> str:
 
 def _table(columns: Sequence[Column], numbers: Any) -> list[str]:
     width = max(len(column.name) for column in columns)
-    head = " ".join(f"{f'step {i}':>9}" for i in range(1, len(columns[0].weights) + 1))
+    values = [numbers(column) for column in columns]
+    head = " ".join(f"{f'step {i}':>9}" for i in range(1, max(map(len, values)) + 1))
     rows = [
-        f"  {column.name:<{width}} " + " ".join(f"{value:+9.3f}" for value in numbers(column))
-        for column in columns
+        f"  {column.name:<{width}} " + " ".join(f"{value:+9.3f}" for value in row)
+        for column, row in zip(columns, values, strict=True)
     ]
     return [f"  {'':<{width}} {head}", *rows]

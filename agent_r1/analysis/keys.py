@@ -5,6 +5,7 @@ the sections themselves. A section's docstring explains its keys under ``Attribu
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import re
 import tomllib
@@ -56,7 +57,7 @@ def all_keys() -> list[Key]:
 
 def keys_of(section: str) -> list[Key]:
     """The keys of a section (``"train"``, ``"env.memory"``), of a name (``"grpo"``), or that one
-    key.
+    key, whole or by its last part (``"lr"``).
 
     Raises:
         ConfigError: There is nothing of that name.
@@ -67,9 +68,12 @@ def keys_of(section: str) -> list[Key]:
         for key in keys
         if section == key.name or section in key.of or key.name.startswith(f"{section}.")
     ]
+    found = found or [key for key in keys if section in key.name.split(".")]
     if not found:
-        known = {part for key in keys for part in (key.name, key.name.partition(".")[0], *key.of)}
-        raise ConfigError(f"no section or key {section!r}{nearest(section, sorted(known))}")
+        known = {part for key in keys for part in (key.name, *key.name.split("."), *key.of)}
+        near = difflib.get_close_matches(section, sorted(known), n=1, cutoff=0.6)
+        cure = f"did you mean {near[0]!r}?" if near else "`agent-r1 keys` lists all"
+        raise ConfigError(f"no section or key {section!r}; {cure}")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ def run_train(arguments: argparse.Namespace, rest: list[str]) -> int:
         print_json(arguments, {"run": str(result.run.path), **figures})
     else:
         path = Path(arguments.run or arguments.resume)  # as it was given
-        _print_result(result, arguments.recipe, path)
+        _print_result(result, arguments.recipe, path, rest)
     return 0
 
 
@@ -91,7 +92,7 @@ def _imitating(arguments: argparse.Namespace) -> list[str]:
     return ["--algorithm=sft", "--credit=outcome", "--train.attempts=1", *source]
 
 
-def _print_result(result: Result, source: str | None, path: Path) -> None:
+def _print_result(result: Result, source: str | None, path: Path, given: list[str]) -> None:
     from agent_r1.analysis.report import contrast, draw_curve, table
     from agent_r1.run.transcript import transcript
     from agent_r1.utils.text import printable
@@ -111,17 +112,18 @@ def _print_result(result: Result, source: str | None, path: Path) -> None:
         "\nWhat next\n"
         f"  {command} explain {path}   why it learned what it did, step by step\n"
         f"  {command} eval {path} --show 3   more episodes of the trained agent\n"
-        f"  {command} {_next_run(result.recipe, source, path)}"
+        f"  {command} {_next_run(result.recipe, source, path, given)}"
     )
 
 
-def _next_run(recipe: Recipe, source: str | None, run: Path) -> str:
-    """The command to suggest as the next one."""
+def _next_run(recipe: Recipe, source: str | None, run: Path, given: list[str]) -> str:
+    """The command to suggest as the next one; ``given`` stood beside the recipe."""
     if source is None:
         more = 2 * recipe.train.iterations
         return f"train --resume {run} --train.iterations {more}   the same for longer"
     if recipe.algorithm.name != "sft":
-        return f"train {source} --seed {recipe.seed + 1}   the same with another seed"
+        words = shlex.join([source, *given, "--seed", str(recipe.seed + 1)])
+        return f"train {words}   the same with another seed"
     if recipe.model.lora:
         return f"train {source} --model.lora.start {run}   reinforcement learning from here"
     return f"train {source} --model.path {run}/checkpoints/best   reinforcement learning from here"

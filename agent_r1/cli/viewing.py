@@ -150,7 +150,8 @@ def run_diagnose(arguments: argparse.Namespace, rest: list[str]) -> int:
             words = f"{shlex.quote(str(run.path))} {_as_words(finding.episodes)}"
             lines.append(f"  look: agent-r1 episodes {words}")
         print(printable("\n".join([*lines, ""])))
-    print(f"{counted(len(findings), 'finding')} in {run.path}")
+    early = "; trends are judged from iteration 6 on" if len(run.metrics()) <= 6 else ""
+    print(f"{counted(len(findings), 'finding')} in {run.path}{early}")
     return 0
 
 

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from agent_r1.config.section import NamedSection
 from agent_r1.envs.user import UserEnv, flipped
-from agent_r1.model.load import load_policy
 from agent_r1.model.settings import ModelSettings
 from agent_r1.render import RENDERERS, Renderer
 from agent_r1.rollout import ENGINES
@@ -61,6 +60,8 @@ class ModelUser:
 
 @kept
 def _load(settings_json: str) -> tuple[Engine, Renderer]:
+    from agent_r1.model.load import load_policy  # brings torch, which `agent-r1 keys` does not need
+
     settings = ModelUser.Settings.model_validate_json(settings_json)
     policy = load_policy(settings.model)
     engine = ENGINES.make(ENGINES.section(settings.engine), policy)

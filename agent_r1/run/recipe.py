@@ -237,6 +237,10 @@ def load_recipe(
         notes = _apply(data, overrides or [])
         return Recipe.model_validate(data), notes
     except ValidationError as error:
+        wrong = [".".join(map(str, item["loc"])) for item in error.errors()]
+        given = tuple(key for key, _ in overrides or [])
+        if all(f"{where}.".startswith(tuple(f"{key}." for key in given)) for where in wrong):
+            label = f"keys given beside {label}"
         raise explain(error, label, functools.partial(_keys_at, data)) from error
     finally:
         FOLDER.reset(token)

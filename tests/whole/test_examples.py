@@ -126,3 +126,14 @@ def test_an_environment_for_real_keeps_its_promises_and_its_recipe_is_taken():
     assert check_env(env)
     recipe, notes = api.load_recipe(EXAMPLES / "plant.toml")
     assert not notes and len(env.tasks(recipe.env, "validation")) == recipe.evaluation.tasks
+
+
+def test_check_tries_an_estimator_and_names_what_is_wrong_with_it(tmp_path):
+    own = f"{EXAMPLES / 'my_algorithm.py'}:above_median"
+    said = agent_r1("check", "hopworld", "--algorithm", own).stdout
+    assert "above_median: returns 1 0 0 1 become advantages 0.5 -0.5 -0.5 0.5" in said
+    bad = tmp_path / "bad.py"
+    bad.write_text("from agent_r1 import advantage\n@advantage\ndef short(returns): return [0.0]\n")
+    wrong = agent_r1("check", "hopworld", "--algorithm", f"{bad}:short")
+    assert "bad.py:short must give 4 finite advantages" in wrong.stderr
+    assert "contextlib" not in wrong.stderr
