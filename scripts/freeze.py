@@ -115,8 +115,14 @@ def without_times(value: object) -> object:
         return [without_times(item) for item in value]
     if isinstance(value, dict):
         value = {NEW_NAMES.get(key, key): inner for key, inner in value.items()}
-        return {k: without_times(v) for k, v in value.items() if not k.endswith("seconds")}
+        return {k: without_times(v) for k, v in value.items() if not _is_left_out(k, v)}
     return value
+
+
+def _is_left_out(key: str, value: object) -> bool:
+    """Times, and what an OLD before the window on runs has not: a step's results, a figure."""
+    is_figure = key == "tool_calls" and not isinstance(value, list)
+    return key.endswith("seconds") or key == "results" or is_figure
 
 
 def _values(value: object, place: str) -> Iterator[tuple[str, str]]:
