@@ -3,7 +3,7 @@
 #   make test         lint, types, tests
 # And beside them:
 #   make install      the package alone, in .venv
-#   make test-integrations   what needs more, which it installs: transformers 4, a browser, npm
+#   make test-integrations   what needs more, which it installs: transformers 4, a browser, npm, pipx
 #   make docs         the website with the reference, in build/html; a warning is an error
 #   make torture      kills, power cuts and inputs that nobody means well; HOURS=8 goes on for so long
 # Another Python: make test PYTHON=python3.12

@@ -258,7 +258,8 @@ def test_the_theme_is_kept(watched):
     watched.go("")
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.get_by_label("Colours").select_option("dark")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    now = "getComputedStyle(document.body).backgroundColor"
+    page.wait_for_function(f"light => {now} !== light", arg=light)
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
