@@ -39,7 +39,7 @@ docs: $(VENV)/installed-dev
 pytest: $(VENV)/installed-dev
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-test-integrations: $(VENV)/installed-dev $(VENV)-transformers4/installed $(VENV)/installed-browser
+test-integrations: $(VENV)/installed-dev $(VENV)-transformers4/installed $(VENV)/installed-integrations
 	AGENT_R1_TRANSFORMERS4=$(CURDIR)/$(VENV)-transformers4/bin/python $(BIN)/pytest -m integration
 
 torture: $(VENV)/installed-dev
@@ -51,7 +51,7 @@ $(VENV)-transformers4/installed:
 	@touch $@
 
 # A browser and npm are the system's; as root on Debian or Ubuntu they are installed.
-$(VENV)/installed-browser: $(VENV)/installed-dev
+$(VENV)/installed-integrations: $(VENV)/installed-dev
 	$(BIN)/pip install -q -c constraints.txt ipykernel nbclient nbformat pipx playwright twine
 	@missing=; \
 	command -v chromium || command -v chromium-browser || command -v google-chrome || missing=chromium; \

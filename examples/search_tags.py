@@ -1,5 +1,5 @@
-"""A chat format of one's own: searches as Search-R1 writes them (arXiv 2503.09516, section 3.2),
-in the turns of ChatML.
+"""A chat format of one's own, for environments whose one tool is `search`: calls as Search-R1
+writes them (arXiv 2503.09516, section 3.2), in the turns of ChatML.
 
     agent-r1 check hopworld --renderer examples/search_tags.py:SearchTags
 """

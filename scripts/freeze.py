@@ -4,8 +4,9 @@ older one has left behind goes on in the newer one.
 python scripts/freeze.py OLD NEW      # folders of two checkouts, in the environment of this Python
 
 HopWorld, one thread, seed 0: GRPO (5 iterations), PPO (3) and SFT (3). Compared bit for bit: rows
-of metrics (without seconds), trajectories, weights, optimiser. Then both resume OLD's run of GRPO
-for an iteration, explain it and evaluate it, and must say the same.
+of metrics (without seconds), trajectories (without the raw results of calls), weights, optimiser.
+Then both resume OLD's run of GRPO for an iteration, explain it and evaluate it, and must say the
+same.
 """
 
 from __future__ import annotations

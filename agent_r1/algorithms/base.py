@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -258,8 +257,23 @@ class GroupAlgorithm(PolicyGradient):
         """Advantages of returns that are compared with one another."""
         raise NotImplementedError
 
+    def compared(self, returns: Sequence[float]) -> list[float]:
+        """What ``baseline`` gives, proven to be a finite number for each return.
+
+        Raises:
+            ValueError: It is not; names what it gave, for which returns.
+        """
+        given = self.baseline(list(returns))
+        values = [] if given is None else [float(value) for value in given]
+        if len(values) != len(returns) or not all(map(math.isfinite, values)):
+            raise ValueError(
+                f"{self.settings.name.rpartition('/')[2]} must give {len(returns)} finite "
+                f"advantages for as many returns; for {list(returns)} it gave {given!r}"
+            )
+        return values
+
     def advantages(self, groups: Sequence[Sequence[Attempt]], credit: Credit) -> list[float]:
-        of_groups = (credit.compare(g, self.rewards(g, credit), self.baseline) for g in groups)
+        of_groups = (credit.compare(g, self.rewards(g, credit), self.compared) for g in groups)
         return [*itertools.chain.from_iterable(of_groups)]
 
 
@@ -274,18 +288,8 @@ def advantage(function: Callable[[Sequence[float]], list[float]]) -> type[GroupA
         ...     return [float(value == max(returns)) for value in returns]
     """
 
-    code = getattr(function, "__code__", None)
-    name = f"{Path(code.co_filename).name}:{function.__name__}" if code else function.__name__
-
     def baseline(self: GroupAlgorithm, returns: Sequence[float]) -> list[float]:
-        given = function(returns)
-        values = [] if given is None else [float(value) for value in given]
-        if len(values) != len(returns) or not all(map(math.isfinite, values)):
-            raise ValueError(
-                f"{name} must give {len(returns)} finite advantages for as many "
-                f"returns; for {list(returns)} it gave {given!r}"
-            )
-        return values
+        return function(returns)
 
     members = {
         "baseline": baseline,

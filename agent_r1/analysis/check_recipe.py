@@ -117,14 +117,15 @@ def dry_run(
 
 
 def _tried(recipe: Recipe) -> Iterator[str]:
-    """What the algorithm makes of a group, where it can be said of returns alone."""
+    """What the algorithm makes of a group, where that follows from returns alone."""
     algorithm = ALGORITHMS.make(recipe.algorithm)
-    if not isinstance(algorithm, GroupAlgorithm):
+    if getattr(type(algorithm), "advantages", None) is not GroupAlgorithm.advantages:
         return
+    assert isinstance(algorithm, GroupAlgorithm)
     name = recipe.algorithm.name.rpartition("/")[2]
-    for returns in ((1.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 1.0)):
+    for returns in ([1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]):
         try:
-            given = algorithm.baseline(returns)
+            given = algorithm.compared(returns)
         except Exception as error:  # its author's code
             raise ConfigError(f"algorithm {name}: {describe(error)}{place_of(error)}") from error
         shown = (" ".join(f"{value:g}" for value in values) for values in (returns, given))

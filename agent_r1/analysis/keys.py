@@ -57,7 +57,7 @@ def all_keys() -> list[Key]:
 
 def keys_of(section: str) -> list[Key]:
     """The keys of a section (``"train"``, ``"env.memory"``), of a name (``"grpo"``), or that one
-    key, whole or by its last part (``"lr"``).
+    key, whole or by a part of its name (``"lr"``, ``"lora.rank"``).
 
     Raises:
         ConfigError: There is nothing of that name.
@@ -68,7 +68,8 @@ def keys_of(section: str) -> list[Key]:
         for key in keys
         if section == key.name or section in key.of or key.name.startswith(f"{section}.")
     ]
-    found = found or [key for key in keys if section in key.name.split(".")]
+    within = f".{section}."
+    found = found or [key for key in keys if within in f".{key.name}." and section != "NAME"]
     if not found:
         known = {part for key in keys for part in (key.name, *key.name.split("."), *key.of)}
         near = difflib.get_close_matches(section, sorted(known), n=1, cutoff=0.6)

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -122,8 +123,24 @@ def _next_run(recipe: Recipe, source: str | None, run: Path, given: list[str]) -
         more = 2 * recipe.train.iterations
         return f"train --resume {run} --train.iterations {more}   the same for longer"
     if recipe.algorithm.name != "sft":
-        words = shlex.join([source, *given, "--seed", str(recipe.seed + 1)])
+        rest = _kept(given, lambda key: key != "seed")
+        words = shlex.join([source, *rest, "--seed", str(recipe.seed + 1)])
         return f"train {words}   the same with another seed"
-    if recipe.model.lora:
-        return f"train {source} --model.lora.start {run}   reinforcement learning from here"
-    return f"train {source} --model.path {run}/checkpoints/best   reinforcement learning from here"
+    task = ("env", "limits", "renderer", *(("model",) if recipe.model.lora else ()))
+    rest = _kept(given, lambda key: key.partition(".")[0] in task)
+    start = ("--model.lora.start", str(run))
+    if not recipe.model.lora:
+        start = ("--model.path", f"{run}/checkpoints/best")
+    return f"train {shlex.join([source, *rest, *start])}   reinforcement learning from here"
+
+
+def _kept(given: list[str], keep: Callable[[str], bool]) -> list[str]:
+    """Those of the words ``--key value`` and ``--key=value`` whose key is to be kept."""
+    kept, words = [], list(given)
+    while words:
+        pair = [words.pop(0)]
+        if "=" not in pair[0] and words:
+            pair.append(words.pop(0))
+        if keep(pair[0].removeprefix("--").partition("=")[0]):
+            kept += pair
+    return kept

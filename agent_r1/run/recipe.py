@@ -238,8 +238,8 @@ def load_recipe(
         return Recipe.model_validate(data), notes
     except ValidationError as error:
         wrong = [".".join(map(str, item["loc"])) for item in error.errors()]
-        given = tuple(key for key, _ in overrides or [])
-        if all(f"{where}.".startswith(tuple(f"{key}." for key in given)) for where in wrong):
+        given = tuple(f"{_set_by(key, value)}." for key, value in overrides or [])
+        if all(f"{where}.".startswith(given) for where in wrong):
             label = f"keys given beside {label}"
         raise explain(error, label, functools.partial(_keys_at, data)) from error
     finally:
@@ -296,6 +296,11 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]]) -> list[str]:
             ]
         override(data, f"{section}.name" if renames else key, value)
     return notes
+
+
+def _set_by(key: str, value: Any) -> str:
+    """What an override sets: a section's new name leaves its other keys to the file."""
+    return f"{key.removesuffix('.name')}.name" if _is_name(key) and type(value) is str else key
 
 
 def _at(data: dict[str, Any], key: str) -> Any:

@@ -111,7 +111,7 @@ class Scope:
         self.closed = True
         with self._lock:
             made, self._made, self._slots = self._made, [], {}
-        if any(_close_of(value) for value in made):
+        if any(_close_of(value) is not None for value in made):
             # Unwatched: at the end of the process no more threads can be started.
             _anywhere(lambda: self.run(_close_all(made), watched=False))
         if self._runner is not None and not self._runner.get_loop().is_running():
@@ -146,9 +146,9 @@ def scope() -> Iterator[Scope]:
 
 
 def shared(key: Hashable, make: Callable[[], T]) -> T:
-    """What the current scope has under ``key``, made by the first who asks and closed (``close``,
-    plain or asynchronous) with the scope. A run is a scope, and so is an agent; outside of any
-    (``with scope():`` in a notebook makes one) every caller gets a thing of his own.
+    """What the current scope has under ``key``, made by the first who asks and closed (``aclose``
+    or ``close``, plain or asynchronous) with the scope. A run is a scope, an agent too; outside of
+    any (``with scope():`` in a notebook makes one) every caller gets a thing of his own.
     """
     here = current_scope()
     return make() if here is None else here.shared(key, make)
@@ -223,8 +223,9 @@ async def _close_all(made: list[Any]) -> None:
 
 
 def _close_of(value: Any) -> Callable[[], Any] | None:
-    """Async clients (httpx, redis) call it ``aclose``."""
-    return getattr(value, "close", None) or getattr(value, "aclose", None)
+    """``aclose``, as async clients call it, or ``close``; a column of a table is neither."""
+    found = (getattr(value, name, None) for name in ("aclose", "close"))
+    return next((close for close in found if callable(close)), None)
 
 
 async def _closed(close: Callable[[], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -87,10 +88,11 @@ def place_of(error: BaseException) -> str:
     ours = f"{Path(__file__).parent.parent}{os.sep}"
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     theirs = [f for f in frames if not f.f_code.co_filename.startswith((ours, "<"))]
-    # The author's own frame, not the library's that it called; a library's if it raised.
-    own = [f for f in theirs if not is_library(f.f_code.co_filename)]
-    if not theirs or (not own and frames[-1] is not theirs[-1]):
+    theirs = [f for f in theirs if f.f_code.co_filename != contextlib.__file__]  # scopes of ours
+    if not theirs:
         return ""
+    # The author's own frame, not the library's that it called.
+    own = [f for f in theirs if not is_library(f.f_code.co_filename)]
     frame = (own or theirs)[-1]
     place = f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno}"
     return f" (in {frame.f_code.co_qualname}, {place})"

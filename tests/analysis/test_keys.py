@@ -132,3 +132,10 @@ def test_every_metric_of_a_run_is_told(tmp_path):
             assert any(pattern.match(name) for pattern in patterns), name
     for metric in known_metrics():
         assert metric.keys() == {"name", "unit", "meaning", "watch"} and metric["meaning"], metric
+
+
+def test_a_key_is_found_by_a_part_of_its_name():
+    assert {key.name for key in keys_of("lr")} == {"learner.lr"}
+    assert "model.lora.rank" in {key.name for key in keys_of("lora.rank")}
+    with pytest.raises(ConfigError, match="no section or key 'NAME'"):
+        keys_of("NAME")

@@ -221,3 +221,12 @@ def test_own_classes_of_every_kind_are_found_beside_the_recipe(tmp_path, section
     assert getattr(recipe.env, section).name == f"{tmp_path}/mine.py:Mine"
     again, _ = load_recipe(recipe.model_dump(mode="json"))
     assert again == recipe
+
+
+def test_an_error_says_whether_the_file_or_a_key_given_beside_it_is_wrong(tmp_path):
+    file = tmp_path / "r.toml"
+    file.write_text('env = "hopworld"\n[algorithm]\nname = "grpo"\nclip_low = -1\n')
+    with pytest.raises(ConfigError, match=r"^keys given beside .*r.toml: learner.lr = 'x'"):
+        load_recipe({"env": "hopworld"}, [("learner.lr", "x")], label="r.toml")
+    with pytest.raises(ConfigError, match=r"^/.*r.toml: algorithm.clip_low = -1"):
+        load_recipe(file, [("algorithm", "dapo")])

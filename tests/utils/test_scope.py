@@ -45,6 +45,24 @@ def test_an_async_client_is_closed_by_the_name_it_has_for_it():
     assert client.is_closed
 
 
+class Table:
+    """As a table of prices, whose column is found as an attribute."""
+
+    @property
+    def close(self):
+        class Column:
+            def __bool__(self):
+                raise ValueError("the truth of a column is ambiguous")
+
+        return Column()
+
+
+def test_what_only_looks_as_if_it_could_be_closed_is_left_alone(caplog):
+    with scope():
+        shared("prices", Table)
+    assert not caplog.text
+
+
 def test_a_slow_make_holds_up_only_those_who_want_the_same():
     async def work():
         def slow():

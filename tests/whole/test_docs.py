@@ -143,9 +143,12 @@ def test_python_runs(page, a_run, tmp_path, monkeypatch):
     for name in ("quickstart", "mine"):
         shutil.copytree(a_run.run.path, f"runs/{name}", symlinks=True)
     train = agent_r1.train
-    monkeypatch.setattr(
-        agent_r1, "train", lambda *given, **named: train(*given, **{**named, "overrides": SMALL})
-    )
+
+    def smaller(recipe, run=None, overrides=None):
+        assert all(is_known(key) for key in overrides or {}), overrides
+        return train(recipe, run=run, overrides=SMALL)
+
+    monkeypatch.setattr(agent_r1, "train", smaller)
     for block in BLOCKS:
         if (block.page, block.kind, block.why) != (page, "python", None):
             continue
@@ -154,5 +157,6 @@ def test_python_runs(page, a_run, tmp_path, monkeypatch):
         module = ModuleType("a_block")
         exec(compile(block.text, str(block), "exec"), vars(module))
         for value in vars(module).values():
-            if getattr(value, "__module__", "") == "a_block" and "gold" in vars(value):
+            is_own = isinstance(value, type) and value.__module__ == "a_block"
+            if is_own and "gold" in vars(value):
                 assert agent_r1.check_env(value)
