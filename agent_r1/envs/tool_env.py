@@ -312,8 +312,10 @@ class ToolEnv:
             self.answer = None if message.cut else message.content
             transition = await run_plain(self.episode_thread, self.reply, message)
         if not isinstance(transition, Transition):
+            method = "interpret" if message.tool_calls else "reply"
             raise TypeError(
-                f"{type(self).__name__} must return a Transition, got {transition!r:.200}"
+                f"{type(self).__name__}.{method} must return a Transition, as self.show(...) makes "
+                f"one, got {transition!r:.200}; is its `return` missing?"
             )
         if not transition.done:
             self.answer = None
