@@ -45,7 +45,7 @@ class GiGPO(GroupAlgorithm):
     ) -> Iterator[float]:
         pairs = zip(group, rewards, strict=True)
         earned = [attempt.step_sums(given) for attempt, given in pairs]
-        episode = self.baseline([sum(of_steps) for of_steps in earned])
+        episode = self.compared([sum(of_steps) for of_steps in earned])
         to_go = [returns_to_go(of_steps, gamma=self.settings.gamma) for of_steps in earned]
         anchors: dict[str, list[tuple[int, int]]] = {}
         for i, attempt in enumerate(group):
@@ -54,7 +54,7 @@ class GiGPO(GroupAlgorithm):
                     anchors.setdefault(step.state_key, []).append((i, s))
         advantages = [[a] * len(steps) for a, steps in zip(episode, to_go, strict=True)]
         for places in anchors.values():
-            relative = self.baseline([to_go[i][s] for i, s in places])
+            relative = self.compared([to_go[i][s] for i, s in places])
             for (i, s), value in zip(places, relative, strict=True):
                 advantages[i][s] += self.settings.step_weight * value
         for attempt, per_step in zip(group, advantages, strict=True):

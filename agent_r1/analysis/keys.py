@@ -5,7 +5,6 @@ the sections themselves. A section's docstring explains its keys under ``Attribu
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import re
 import tomllib
@@ -72,9 +71,8 @@ def keys_of(section: str) -> list[Key]:
     found = found or [key for key in keys if within in f".{key.name}." and section != "NAME"]
     if not found:
         known = {part for key in keys for part in (key.name, *key.name.split("."), *key.of)}
-        near = difflib.get_close_matches(section, sorted(known), n=1, cutoff=0.6)
-        cure = f"did you mean {near[0]!r}?" if near else "`agent-r1 keys` lists all"
-        raise ConfigError(f"no section or key {section!r}; {cure}")
+        cure = nearest(section, sorted(known), "`agent-r1 keys` lists all")
+        raise ConfigError(f"no section or key {section!r}{cure}")
     return found
 
 

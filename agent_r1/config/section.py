@@ -27,11 +27,13 @@ class NamedSection(Section):
     name: str
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """``; did you mean 'x'?`` when a known word is close, else all known words."""
+def nearest(word: str, known: list[str], otherwise: str = "") -> str:
+    """``; did you mean 'x'?`` when one is close, else all known words, or ``otherwise``."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     close.sort(key=lambda other: sorted(other) != sorted(word))  # swapped letters come first
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return "; " + (otherwise or f"known: {', '.join(sorted(known))}")
 
 
 def explain(

@@ -3,7 +3,7 @@
 import { type Diagnosis, path, type Run, useData } from "./data";
 import { Problem } from "./main";
 import { href } from "./route";
-import { Long } from "./text";
+import { counted, Long } from "./text";
 
 export function DiagnosisPage({ run }: { run: Run }) {
   const { data, error } = useData<Diagnosis>(path("diagnosis", run.name), (found) =>
@@ -16,7 +16,7 @@ export function DiagnosisPage({ run }: { run: Run }) {
         <>
           <p class="soft" role="status">
             {data.findings.length
-              ? `${data.findings.length} ${data.findings.length === 1 ? "thing" : "things"} to look at, the gravest first.`
+              ? `${counted(data.findings.length, "thing")} to look at, the gravest first.`
               : "Nothing that is known to go wrong was seen: groups have a signal, limits are wide enough, tools answer."}
             {data.unread > 0 && ` More iterations are being read: ${data.unread}.`}
           </p>
