@@ -6,9 +6,14 @@ Importing this package is light; torch is imported by the first name that needs 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Read by OpenMP when torch is loaded. By default its threads spin while they wait for one another,
+# and beside another busy program a run takes ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _HOME = {
     "Action": "agent_r1.types",

@@ -8,12 +8,15 @@ head width.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
 
 QUERIES = 512
 """Queries that the plain kernel handles at once, which bounds its memory."""
+MIN_PIECE = 64
+"""Fewer queries are not worth a thread of their own."""
 
 
 def join(out: Tensor, lse: Tensor, piece: Tensor, piece_lse: Tensor) -> None:
@@ -92,6 +95,11 @@ def _cpu_kernel(
 ) -> tuple[Tensor, Tensor]:
     """PyTorch's own flash kernel, in the form that returns the log-sum-exp."""
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    if (num := _pieces(query, causal, mask)) > 1:
+        pieces = _cut(query, num)
+        out, lse = op(pieces, *_for_each(num, key, value), 0.0, False, scale=scale)
+        size = query.shape[2]
+        return _uncut(out, size), _uncut(lse.unsqueeze(-1), size).squeeze(-1)
     out, lse = op(query, key, value, 0.0, causal, attn_mask=_bias(mask, query), scale=scale)
     return out, lse
 
@@ -108,11 +116,45 @@ def _cpu_kernel_backward(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    if (num := _pieces(query, causal, mask)) > 1:
+        grad, pieces, out = (_cut(x, num) for x in (grad, query, out))
+        lse = _cut(lse.unsqueeze(-1), num).squeeze(-1)
+        key, value = _for_each(num, key, value)
+        d_query, d_key, d_value = op(grad, pieces, key, value, out, lse, 0.0, False, scale=scale)
+        return _uncut(d_query, query.shape[2]), d_key.sum(0, True), d_value.sum(0, True)
     bias = _bias(mask, query)
     grads: tuple[Tensor, Tensor, Tensor] = op(
         grad, query, key, value, out, lse, 0.0, causal, attn_mask=bias, scale=scale
     )
     return grads
+
+
+def _pieces(query: Tensor, causal: bool, mask: Tensor | None) -> int:
+    """In how many pieces the queries of each head go to the kernel, which gives whole heads of a
+    batch to its threads: three heads would keep two threads busy for as long as four do.
+    """
+    batch, heads, num_queries, _ = query.shape
+    threads = torch.get_num_threads()
+    num = threads // math.gcd(heads, threads)
+    if batch > 1 or causal or mask is not None or num_queries < num * MIN_PIECE:
+        return 1
+    return num
+
+
+def _cut(x: Tensor, num: int) -> Tensor:
+    """(1, K, Q, ...) to (num, K, Q / num, ...), zeros where Q is no multiple."""
+    x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % num))
+    pieces: Tensor = x[0].unflatten(1, (num, -1)).transpose(0, 1)
+    return pieces.contiguous()
+
+
+def _uncut(x: Tensor, size: int) -> Tensor:
+    """The reverse of ``_cut``, for ``size`` queries."""
+    return x.transpose(0, 1).flatten(1, 2)[None, :, :size]
+
+
+def _for_each(num: int, *tensors: Tensor) -> list[Tensor]:
+    return [x.expand(num, -1, -1, -1) for x in tensors]
 
 
 def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:

@@ -199,11 +199,13 @@ class NativeEngine:
         scheduler = self._scheduler
         if scheduler is None:
             from agent_r1.learner.memory_plan import free_memory
+            from agent_r1.model.sampling_weights import SamplingWeights
             from agent_r1.rollout.native.scheduler import Scheduler  # the first need of torch
 
-            gib = self._settings.cache_gib
-            size = gib * 2**30 if gib else SHARE_OF_FREE * free_memory(self._policy.device)
-            scheduler = Scheduler(self._policy, int(size) // self._policy.cache_bytes)
+            policy, gib = self._policy, self._settings.cache_gib
+            weights = SamplingWeights(policy, SHARE_OF_FREE * free_memory(policy.device))
+            size = gib * 2**30 if gib else SHARE_OF_FREE * free_memory(policy.device)
+            scheduler = Scheduler(policy, weights, int(size) // policy.cache_bytes)
             self._scheduler = scheduler
         scheduler.close(closed)
         return scheduler.run(requests, counters)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agent_r1.model.policy import Policy
+from agent_r1.model.sampling_weights import SamplingWeights
 from agent_r1.rollout.native.forward_pass import ForwardPass, Run
 from agent_r1.rollout.native.kv_cache import (
     MIN_PREFIX,
@@ -35,11 +36,13 @@ class Scheduler:
 
     Args:
         policy: Its model is run.
+        weights: What its linear layers compute with.
         budget: Most tokens in the KV cache.
     """
 
-    def __init__(self, policy: Policy, budget: int) -> None:
+    def __init__(self, policy: Policy, weights: SamplingWeights, budget: int) -> None:
         self._policy = policy
+        self._weights = weights
         like = torch.empty(0, dtype=policy.base.dtype, device=policy.device)
         self.cache = KVCache(policy.cache_shape, like)
         self._budget = budget
@@ -78,15 +81,15 @@ class Scheduler:
         forward = ForwardPass(self.cache, sampling, runs)
         if not forward.num_tokens:
             return done
-        hidden = self._forward(forward)
         counters.passes += 1
         counters.prefilled += forward.num_tokens - len(running)
         counters.sampled += len(served)
-        self._draw(
-            [requests[s] for s in served],
-            hidden,
-            [forward.last[self._sequences[s]] for s in served],
-        )
+        with self._weights.used():
+            self._draw(
+                [requests[s] for s in served],
+                self._forward(forward),
+                [forward.last[self._sequences[s]] for s in served],
+            )
         return done | {s: stop for s in served if (stop := self._stop(requests[s])) is not None}
 
     def _forward(self, forward: ForwardPass) -> Tensor:
