@@ -6,6 +6,8 @@
 #   make test-integrations   what needs more, which it installs: transformers 4, a browser, npm, pipx
 #   make docs         the website with the reference, in build/html; a warning is an error
 #   make torture      kills, power cuts and inputs that nobody means well; HOURS=8 goes on for so long
+#   make bench        this package beside TRL, three times in turn, into benchmarks/results/peers.json; an hour or two
+#   make bench-quick  a small part of that, once, its ratios beside those in that file; minutes
 # Another Python: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 HOURS ?= 0
 
-.PHONY: install quickstart test test-integrations torture lint types docs pytest web install-dev clean
+.PHONY: install quickstart test test-integrations torture bench bench-quick lint types docs pytest web install-dev clean
 
 install: $(VENV)/installed-plot
 
@@ -44,6 +46,18 @@ test-integrations: $(VENV)/installed-dev $(VENV)-transformers4/installed $(VENV)
 
 torture: $(VENV)/installed-dev
 	$(BIN)/python -m torture --hours $(HOURS)
+
+bench: $(VENV)/installed-dev $(VENV)-trl/installed
+	$(BIN)/python benchmarks/peers/compare.py --trl-venv $(VENV)-trl
+
+bench-quick: $(VENV)/installed-dev $(VENV)-trl/installed
+	$(BIN)/python benchmarks/peers/compare.py --trl-venv $(VENV)-trl --quick
+
+# The versions that both environments have are the same: the comparison is of TRL, not of torch.
+$(VENV)-trl/installed: constraints.txt
+	$(PYTHON) -m venv $(VENV)-trl
+	$(VENV)-trl/bin/pip install -q -c constraints.txt "torch==2.13.0" "trl==1.16.0"
+	@touch $@
 
 $(VENV)-transformers4/installed:
 	$(PYTHON) -m venv $(VENV)-transformers4
@@ -75,4 +89,4 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt scripts/install.sh
 	@touch $@ $(VENV)/installed-plot
 
 clean:
-	rm -rf $(VENV) $(VENV)-transformers4 build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-transformers4 $(VENV)-trl build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
