@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -103,7 +104,8 @@ class Learner:
             head=() if self.critic is None else self.critic.parameters(),
             head_lr=algorithm.value_lr,
         )
-        self.cut: MicroBatcher = rows if policy.unpackable else packs
+        by_tree = functools.partial(packs, attention=settings.attention)
+        self.cut: MicroBatcher = rows if policy.unpackable else by_tree
         self.micro_batch_tokens = micro_batch_tokens
         self.kl = algorithm.kl
         if self.kl and reference is None and not policy.has_adapter:

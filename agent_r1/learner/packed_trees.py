@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from agent_r1.learner.micro_batch import Forward
 from agent_r1.model.policy import Policy
-from agent_r1.model.tree_attention import PackedTree, Span
+from agent_r1.model.tree_attention import PackedTree, Span, Tree
 from agent_r1.tree import TokenTree, build_tree
 from agent_r1.types import Group, StepKey
 
@@ -37,7 +38,7 @@ class Pack:
     predictors: Tensor
     action_ids: Tensor
     ends: Tensor | None
-    tree: PackedTree
+    tree: Tree
     keys: Sequence[StepKey]
     lengths: Sequence[int]
 
@@ -61,10 +62,16 @@ def packs(
     device: torch.device,
     whole: bool = False,
     ends: bool = False,
+    attention: Literal["parts", "flex"] = "parts",
 ) -> Iterator[Pack]:
     """A ``MicroBatcher``: branches of at most ``max_tokens`` tokens together; tokens that
-    branches share count once.
+    branches share count once. ``attention``: see ``LearnerSettings``.
     """
+
+    def pack() -> Pack:
+        layout = _lay_out(tree, part, trained, ends=ends)
+        return layout.pack(device, _tree(layout.spans, device, attention))
+
     tree = build_tree(*groups)
     trained: set[int] = set()
     part: set[int] = set()
@@ -72,14 +79,22 @@ def packs(
     for path in _together(tree) if whole else _paths(tree):
         size = sum(len(tree.nodes[node].token_ids) for node in path if node not in part)
         if part and num_tokens + size > max_tokens:
-            yield _pack(tree, part, trained, device, ends=ends)
+            yield pack()
             part = set()
             size = sum(len(tree.nodes[node].token_ids) for node in path)
             num_tokens = 0
         part.update(path)
         num_tokens += size
     if part:
-        yield _pack(tree, part, trained, device, ends=ends)
+        yield pack()
+
+
+def _tree(spans: Sequence[Span], device: torch.device, attention: str) -> Tree:
+    if attention == "parts":
+        return PackedTree(spans, device)
+    from agent_r1.model.flex_tree import FlexTree  # half a second, and only GPUs have a use for it
+
+    return FlexTree(spans, device)
 
 
 def _together(tree: TokenTree) -> list[list[int]]:
@@ -113,29 +128,13 @@ def _children(tree: TokenTree, nodes: Iterable[int]) -> dict[int | None, list[in
     return children
 
 
-def _pack(
-    tree: TokenTree,
-    part: set[int],
-    trained: set[int],
-    device: torch.device,
-    *,
-    ends: bool,
-) -> Pack:
+def _lay_out(tree: TokenTree, part: set[int], trained: set[int], *, ends: bool) -> _Layout:
     """Lays out some nodes of a tree; an action already in ``trained`` is run but not trained."""
     layout = _Layout(tree, _children(tree, sorted(part)), trained, ends=ends)
     for root in layout.children[None]:
         layout.lay(root, position=0, last=-1)
     trained |= {node for node in part if tree.nodes[node].step is not None}
-    return Pack(
-        torch.tensor(layout.token_ids, device=device),
-        torch.tensor(layout.positions, device=device),
-        torch.tensor(layout.predictors, device=device),
-        torch.tensor(layout.action_ids, device=device),
-        torch.tensor(layout.lasts, device=device) if ends else None,
-        PackedTree(layout.spans, device),
-        layout.keys,
-        layout.lengths,
-    )
+    return layout
 
 
 class _Layout:
@@ -158,6 +157,18 @@ class _Layout:
         self.action_ids: list[int] = []
         self.keys: list[StepKey] = []
         self.lengths: list[int] = []
+
+    def pack(self, device: torch.device, tree: Tree) -> Pack:
+        return Pack(
+            torch.tensor(self.token_ids, device=device),
+            torch.tensor(self.positions, device=device),
+            torch.tensor(self.predictors, device=device),
+            torch.tensor(self.action_ids, device=device),
+            torch.tensor(self.lasts, device=device) if self.ends else None,
+            tree,
+            self.keys,
+            self.lengths,
+        )
 
     def lay(self, node: int, *, position: int, last: int) -> None:
         """Adds the unbranched chain of nodes from ``node`` on, then the branches below it.

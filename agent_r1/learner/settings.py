@@ -28,6 +28,8 @@ class LearnerSettings(Section):
             as many as the memory estimate allows.
         checkpointing: Keep the activations of layer boundaries only and compute the rest again:
             less memory, a third more work.
+        attention: How packed trees are run: ``parts``, a few calls for each run of tokens, on any
+            device; ``flex``, one compiled kernel a layer (FlexAttention), on a GPU.
     """
 
     lr: float = Field(1e-6, gt=0, le=1e3)
@@ -40,6 +42,7 @@ class LearnerSettings(Section):
     minibatches: int = Field(1, ge=1)
     micro_batch_tokens: int | None = Field(None, ge=1)
     checkpointing: bool = False
+    attention: Literal["parts", "flex"] = "parts"
 
     def rate(self, iteration: int, num_iterations: int) -> float:
         """Learning rate of an iteration, counted from 1."""

@@ -17,6 +17,9 @@ short enough for float64.
 """
 
 
+NOT_FINITE = "the model's output is not finite: its weights are damaged, or learner.lr is too high"
+
+
 def draw(
     logits: Tensor, uniforms: Sequence[float], samplings: Sequence[Sampling]
 ) -> tuple[list[int], list[float], list[float]]:
@@ -37,9 +40,7 @@ def draw(
         logp /= torch.tensor(temperatures, device=device)[:, None]
     total = logp.logsumexp(-1, keepdim=True)
     if not total.isfinite().all():
-        raise RunError(
-            "the model's output is not finite: its weights are damaged, or learner.lr is too high"
-        )
+        raise RunError(NOT_FINITE)
     logp -= total
     p = logp.exp()
     entropies = -torch.linalg.vecdot(p, logp)
@@ -57,6 +58,28 @@ def draw(
             token_ids = torch.where(greedy.to(device), logp.argmax(-1), token_ids)
     logprobs = logp.gather(1, token_ids[:, None]).squeeze(1)
     return token_ids.tolist(), logprobs.tolist(), entropies.tolist()
+
+
+def draw_plain(logits: Tensor, uniforms: Tensor, temperatures: Tensor, greedy: Tensor) -> Tensor:
+    """As ``draw``, without truncation and without asking the device for anything.
+
+    Args:
+        logits: (B, V).
+        uniforms: (B,), float64. temperatures: (B,), 1 where ``greedy`` (B,) is true.
+
+    Returns:
+        (B, 4) float64: token id, log-probability, entropy, and the logits' normaliser, which is
+        not finite if the model's output is not.
+    """
+    logp = logits.float() / temperatures[:, None]
+    total = logp.logsumexp(-1, keepdim=True)
+    logp = logp - total
+    p = logp.exp()
+    entropies = torch.special.entr(p).sum(-1)
+    p = torch.where(total.isfinite(), p, 1.0)  # an index that is no number would end the process
+    token_ids = torch.where(greedy, logp.argmax(-1), _inverse_cdf(p, uniforms))
+    logprobs = logp.gather(1, token_ids[:, None]).squeeze(1)
+    return torch.stack([x.double() for x in (token_ids, logprobs, entropies, total[:, 0])], 1)
 
 
 def truncated(p: Tensor, *, top_k: int, top_p: float) -> Tensor:

@@ -44,6 +44,10 @@ def preflight(recipe: Recipe) -> None:
             f"engine = 'native' cannot run {recipe.model.path!r}: {reason}; "
             "engine = 'padded' can, more slowly"
         )
+    if recipe.learner.attention == "flex" and device_of(recipe.model).type == "cpu":
+        raise ConfigError(
+            "learner.attention = 'flex': FlexAttention has no backward pass on a CPU; take 'parts'"
+        )
     for section in recipe.trackers:
         TRACKERS.make(section)
     tokenizer = load_tokenizer(recipe.model)

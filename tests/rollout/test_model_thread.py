@@ -17,13 +17,13 @@ SAMPLING = Sampling(3, ())
 
 
 def slowed(monkeypatch):
-    """Every pass takes a third of a second more; who ran it is noted."""
+    """Every pass takes more than half a second more; who ran it is noted."""
     ran = []
 
     def slow(function):
         def run(*args):
             ran.append(threading.current_thread().name)
-            time.sleep(0.3)
+            time.sleep(0.6)
             return function(*args)
 
         return run
@@ -63,7 +63,7 @@ def test_the_loop_goes_on_while_the_model_works(base_policy, renderer, monkeypat
         again = run_async(generate(kind(kind.Settings(), base_policy), prompt))
     assert action == again == expected
     assert ran and set(ran) == {"model_0"}, "one thread for all engines of a scope"
-    assert pause < 0.25
+    assert pause < 0.5
     assert threading.active_count() == before
 
 

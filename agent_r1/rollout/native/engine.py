@@ -133,7 +133,12 @@ class NativeEngine:
 
     def _forget(self) -> None:
         """The learner needs the memory next."""
-        self._scheduler = None
+        if self._scheduler is not None:
+            self._scheduler = None
+            if self._policy.device.type == "cuda":
+                import torch
+
+                torch.cuda.empty_cache()  # one large block, which smaller ones would cut up
         self._closed.clear()
 
     def _wake(self) -> None:

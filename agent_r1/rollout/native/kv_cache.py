@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from agent_r1.tree import common_prefix
@@ -21,15 +23,20 @@ from agent_r1.tree import common_prefix
 MIN_PREFIX = 64
 """Shorter shared runs are computed once but stored with every sequence: fewer calls per token."""
 MIN_BLOCK = 128
+Slots = np.ndarray[Any, np.dtype[np.int64]]
+NO_SLOTS: Slots = np.empty(0, np.int64)
 
 
 @dataclass(eq=False)
 class SharedPrefix:
-    """A shared run of tokens; ``kv`` is (L, 2, K, N, D), filled layer by layer."""
+    """A shared run of tokens. ``kv`` is (L, 2, K, N, D), filled layer by layer; with a
+    ``SlotCache`` it is empty and ``slots`` (N,) says where they are.
+    """
 
     parent: SharedPrefix | None
     token_ids: tuple[int, ...]
     kv: Tensor
+    slots: Slots = field(default_factory=lambda: NO_SLOTS)
     users: int = 0
     """Sequences and prefixes right below."""
     last_used: int = 0
@@ -61,6 +68,8 @@ class CachedSequence:
     index: int = 0
     parked: Tensor | None = None
     """(L, 2, K, N, D) while the sequence is in no block."""
+    slots: Slots = field(default_factory=lambda: NO_SLOTS)
+    """With a ``SlotCache``: its tokens' places, and places for tokens to come."""
 
     @property
     def base(self) -> int:
@@ -88,7 +97,7 @@ class CachedSequence:
     @property
     def capacity(self) -> int:
         """Tokens that memory is allocated for."""
-        return self.block.capacity if self.block else len(self.token_ids)
+        return self.block.capacity if self.block else max(len(self.slots), len(self.token_ids))
 
 
 class Block:
@@ -153,9 +162,14 @@ class KVCache:
         layers, heads, width = self.shape
         return self.like.new_empty(layers, 2, heads, num_tokens, width)
 
-    def open(self, prefix: SharedPrefix | None) -> CachedSequence:
-        """A new sequence below a prefix."""
-        sequence = CachedSequence(prefix, parked=self.empty(0))
+    def open(
+        self,
+        prefix: SharedPrefix | None,
+        token_ids: Sequence[int] = (),
+        donor: CachedSequence | None = None,
+    ) -> CachedSequence:
+        """A new sequence below a prefix, its first tokens' keys and values copied from a donor."""
+        sequence = CachedSequence(prefix, [*token_ids], parked=self._take(donor, len(token_ids)))
         self.sequences[sequence] = None
         self._use(prefix)
         return sequence
@@ -184,13 +198,19 @@ class KVCache:
             self._leave_block(sequence)
 
     def grow(
-        self, parent: SharedPrefix | None, token_ids: Sequence[int], kv: Tensor
+        self,
+        parent: SharedPrefix | None,
+        token_ids: Sequence[int],
+        donor: CachedSequence | None = None,
     ) -> SharedPrefix:
-        """A new prefix below another."""
-        prefix = SharedPrefix(parent, tuple(token_ids), kv)
+        """A new prefix below another, copied from the beginning of a donor or to be filled."""
+        prefix = SharedPrefix(parent, tuple(token_ids), self._take(donor, len(token_ids)))
         self._use(parent)
         self.prefixes.append(prefix)
         return prefix
+
+    def _take(self, donor: CachedSequence | None, num_tokens: int) -> Tensor:
+        return donor.kv[:, :, :, :num_tokens].clone() if donor else self.empty(num_tokens)
 
     def match_or_split(self, token_ids: Sequence[int]) -> SharedPrefix | None:
         """The deepest prefix with which ``token_ids`` begin. A prefix that agrees only in part, but
@@ -230,10 +250,13 @@ class KVCache:
             if not unused:
                 return
             oldest = min(unused, key=lambda prefix: prefix.last_used)
-            self.prefixes.remove(oldest)
-            if oldest.parent is not None:
-                oldest.parent.users -= 1
+            self._drop(oldest)
             num_tokens -= len(oldest.token_ids)
+
+    def _drop(self, prefix: SharedPrefix) -> None:
+        self.prefixes.remove(prefix)
+        if prefix.parent is not None:
+            prefix.parent.users -= 1
 
     def _leave_block(self, sequence: CachedSequence) -> None:
         """Leaves the block, which is freed when empty."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agent_r1.model.policy import Policy
 from agent_r1.model.sampling_weights import SamplingWeights
+from agent_r1.rollout.native.decode_graph import DecodeGraphs
 from agent_r1.rollout.native.forward_pass import ForwardPass, Run
 from agent_r1.rollout.native.kv_cache import (
     MIN_PREFIX,
@@ -21,6 +22,8 @@ from agent_r1.rollout.native.kv_cache import (
     block_size,
 )
 from agent_r1.rollout.native.request import Counters, Request, Stop
+from agent_r1.rollout.native.slot_cache import SlotCache
+from agent_r1.rollout.native.slot_pass import SlotPass
 from agent_r1.rollout.sampling import draw, stop_of
 from agent_r1.tree import MIN_SHARED, common_prefix
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 4096
 """New tokens of a pass, unless one session alone has more; bounds its memory."""
+ENTER_EVERY = 8
+"""On a GPU sessions enter together, after so many captured passes: entering costs as much."""
 
 
 class Scheduler:
@@ -44,7 +49,11 @@ class Scheduler:
         self._policy = policy
         self._weights = weights
         like = torch.empty(0, dtype=policy.base.dtype, device=policy.device)
-        self.cache = KVCache(policy.cache_shape, like)
+        self.cache, self._graphs = KVCache(policy.cache_shape, like), None
+        if uses_slots(policy.device):
+            self.cache = slots = SlotCache(policy.cache_shape, like, budget)
+            self._graphs = DecodeGraphs(policy, slots)
+        self._since_entry = 0
         self._budget = budget
         self._sequences: dict[Session, CachedSequence] = {}
         self._dropped: set[Session] = set()
@@ -64,7 +73,7 @@ class Scheduler:
         """
         sessions = sorted(requests, key=lambda session: session.number)
         running = [s for s in sessions if requests[s].token_ids]
-        entering, done = self._admit(sessions, requests)
+        entering, done = self._admit(sessions, requests) if self._may_enter(running) else ([], {})
         served = [*running, *entering]
         at_work = set(served)
         for (
@@ -77,31 +86,44 @@ class Scheduler:
         for session in running:
             own = self._sequences[session]
             self.cache.place(own, len(own.token_ids) + 1)
-        sampling = [(self._sequences[s], requests[s].token_ids[-1]) for s in running]
-        forward = ForwardPass(self.cache, sampling, runs)
-        if not forward.num_tokens:
+        if not served:
             return done
         counters.passes += 1
-        counters.prefilled += forward.num_tokens - len(running)
         counters.sampled += len(served)
-        with self._weights.used():
-            self._draw(
-                [requests[s] for s in served],
-                self._forward(forward),
-                [forward.last[self._sequences[s]] for s in served],
-            )
+        self._since_entry = 0 if entering else self._since_entry + 1
+        if self._graphs and not entering and self._graphs.serves([requests[s] for s in served]):
+            self._graphs.run([self._sequences[s] for s in served], [requests[s] for s in served])
+        else:
+            self._compute(served, runs, requests, counters)
         return done | {s: stop for s in served if (stop := self._stop(requests[s])) is not None}
 
-    def _forward(self, forward: ForwardPass) -> Tensor:
-        device = self._policy.device
-        with self._policy.packed():
-            hidden = self._policy.hidden(
-                torch.tensor(forward.token_ids, device=device),
-                torch.tensor(forward.positions, device=device),
-                forward,
-            )
-        forward.commit()
-        return hidden
+    def _may_enter(self, running: Sequence[Session]) -> bool:
+        return self._graphs is None or not running or self._since_entry >= ENTER_EVERY
+
+    def _compute(
+        self,
+        served: Sequence[Session],
+        runs: Sequence[Run],
+        requests: Mapping[Session, Request],
+        counters: Counters,
+    ) -> None:
+        """Runs new tokens and the last ones of those who are sampling, and draws the next ones."""
+        running = [s for s in served if requests[s].token_ids]
+        sampling = [(self._sequences[s], requests[s].token_ids[-1]) for s in running]
+        cache, device = self.cache, self._policy.device
+        lay = SlotPass if isinstance(cache, SlotCache) else ForwardPass
+        forward: SlotPass | ForwardPass = lay(cache, sampling, runs)  # type: ignore[arg-type]
+        counters.prefilled += forward.num_tokens - len(running)
+        with self._weights.used():
+            with self._policy.packed():
+                hidden = self._policy.hidden(
+                    torch.tensor(forward.token_ids, device=device),
+                    torch.tensor(forward.positions, device=device),
+                    forward,
+                )
+            forward.commit()
+            last = [forward.last[self._sequences[s]] for s in served]
+            self._draw([requests[s] for s in served], hidden, last)
 
     # Who takes part ----------------------------------------------------------------------------
 
@@ -186,8 +208,8 @@ class Scheduler:
         prefix = sequence.prefix if sequence else self.cache.match_or_split(request.context[:-1])
         own = len(request.context) - (prefix.end if prefix else 0)
         request.room = block_size(own + request.limit)
-        if sequence is not None and sequence.block is not None:
-            request.room = max(request.room, sequence.block.capacity)
+        if sequence is not None:
+            request.room = max(request.room, sequence.capacity)
         return sequence, prefix
 
     # What is computed --------------------------------------------------------------------------
@@ -244,12 +266,10 @@ class Scheduler:
         donor, length = self.cache.donor(prefix, rest[:-1])
         if donor is None or length < MIN_SHARED:
             return None
-        kv = donor.kv[:, :, :, :length].clone()
         if length >= MIN_PREFIX:
-            sequence = self.cache.open(self.cache.grow(prefix, rest[:length], kv))
+            sequence = self.cache.open(self.cache.grow(prefix, rest[:length], donor))
         else:
-            sequence = self.cache.open(prefix)
-            sequence.token_ids, sequence.parked = list(rest[:length]), kv
+            sequence = self.cache.open(prefix, rest[:length], donor)
         self._sequences[session] = sequence
         return sequence
 
@@ -274,7 +294,7 @@ class Scheduler:
             token_ids = first[depth:shared]
             prefix = None
             if keep and len(members) > 1 and len(token_ids) >= MIN_PREFIX:
-                prefix = self.cache.grow(above, token_ids, self.cache.empty(len(token_ids)))
+                prefix = self.cache.grow(above, token_ids)
             run = Run(token_ids, [], above, position, prefix)
             ending = [session for ids, session in members if len(ids) == shared]
             for session in ending:
@@ -307,3 +327,8 @@ class Scheduler:
     def _stop(self, request: Request) -> Stop | None:
         stop: Stop | None = stop_of(request.token_ids, request.sampling, self._policy.tokenizer)
         return stop or ("memory" if len(request.token_ids) >= request.limit else None)
+
+
+def uses_slots(device: torch.device) -> bool:
+    """Whether keys and values lie in slots, not in blocks."""
+    return device.type == "cuda"
