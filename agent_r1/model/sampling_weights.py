@@ -20,21 +20,24 @@ from agent_r1.model.policy import Policy
 
 ROWS = 16
 """Rows that the layout is chosen for; others are nearly as fast."""
+MIN_BYTES = 2**26
+"""Smaller models lie in the processor's caches, and nothing is gained."""
 
 
 class SamplingWeights:
     """Takes the place of a policy's linear layers while it samples.
 
     The weights of the moment are copied: a policy that is trained on needs new ones. Where the
-    layout does not exist (on a GPU, for other PyTorch builds), or where the copies would take more
-    than ``most_bytes``, nothing is copied or changed.
+    layout does not exist (on a GPU, for other PyTorch builds), for small models, and where the
+    copies would take more than ``most_bytes``, nothing is copied or changed.
     """
 
     def __init__(self, policy: Policy, most_bytes: float = math.inf) -> None:
         self._layers: list[tuple[torch.nn.Module, Callable[[Tensor], Tensor]]] = []
         if policy.device.type != "cpu" or not _layout_works():
             return
-        if sum(parameter.nbytes for parameter in policy.base.parameters()) > most_bytes:
+        size = sum(parameter.nbytes for parameter in policy.base.parameters())
+        if not MIN_BYTES <= size <= most_bytes:
             return
         base, known = policy.base, set[int]()
         for module in [*base.get_decoder().modules(), base.get_output_embeddings()]:

@@ -79,7 +79,7 @@ def sample(policy):
         Session(n): Request([*prompt, n, 5], sampling, n, None)  # type: ignore[arg-type]
         for n in range(2)
     }
-    serving = scheduler.Scheduler(policy, SamplingWeights(policy), 10_000)
+    serving = scheduler.Scheduler(policy, SamplingWeights(policy), 10_000, slots=True)
     for _ in range(4):
         serving.run(requests, Counters())
     assert serving._graphs is not None and len(serving._graphs._passes) == 1

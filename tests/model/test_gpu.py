@@ -53,11 +53,12 @@ def test_gradients_equal_those_of_padded_rows(family, attention):
             assert difference <= 1e-4 * gradient.norm(), (name, max_tokens)
 
 
+@pytest.mark.parametrize("cache", ["blocks", "slots"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_captured_passes_sample_has_the_logprobs_of_a_plain_forward(family):
+def test_what_the_engine_samples_has_the_logprobs_of_a_plain_forward(family, cache):
     """Sessions that end early and ask again, so that passes of several sizes are captured."""
     policy = on_gpu(family)
-    engine = NativeEngine(NativeEngine.Settings(cache_gib=0.1), policy)
+    engine = NativeEngine(NativeEngine.Settings(cache_gib=0.1, cache=cache), policy)
     prompt = [7 * i % 97 for i in range(150)]
 
     async def converse(number):

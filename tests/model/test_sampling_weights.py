@@ -10,6 +10,11 @@ from tests.families import FAMILIES, make_family
 from tests.learner.test_adapter import with_adapter
 
 
+@pytest.fixture(autouse=True)
+def small_models_too(monkeypatch):
+    monkeypatch.setattr(sampling_weights, "MIN_BYTES", 0)
+
+
 def logits_of(policy):
     tree = PackedTree([Span(0, 9, 9, 0)], policy.device)
     with policy.packed(), torch.inference_mode():
@@ -49,11 +54,13 @@ def test_the_copies_are_of_their_moment():
     assert torch.allclose(found, logits_of(policy), atol=2e-5)
 
 
-def test_copies_that_would_not_fit_are_not_made():
+def test_copies_that_would_not_fit_or_not_help_are_not_made(monkeypatch):
     policy = make_family("llama")
     size = sum(parameter.nbytes for parameter in policy.model.parameters())
     assert SamplingWeights(policy, size)._layers
     assert not SamplingWeights(policy, size - 1)._layers
+    monkeypatch.setattr(sampling_weights, "MIN_BYTES", size + 1)
+    assert not SamplingWeights(policy, size)._layers
 
 
 def test_an_error_leaves_the_model_as_it_was():

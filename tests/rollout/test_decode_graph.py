@@ -16,14 +16,13 @@ PROMPT = [7 * i % 97 for i in range(150)]
 
 
 @pytest.fixture(autouse=True)
-def slots(monkeypatch):
-    monkeypatch.setattr(scheduler, "uses_slots", lambda device: True)
+def little_memory(monkeypatch):
     monkeypatch.setattr(engine, "SHARE_OF_FREE", 1e-3)
 
 
 def sample(policy, samplings, *, later=0):
     """One turn for each sampling; the last ``later`` sessions ask when the first is done."""
-    native = NativeEngine(NativeEngine.Settings(patience=0.0), policy)
+    native = NativeEngine(NativeEngine.Settings(patience=0.0, cache="slots"), policy)
 
     async def everything():
         sessions = [native.session(number) for number in range(len(samplings))]

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from agent_r1.errors import ConfigError
+from agent_r1.model import sampling_weights
 from agent_r1.model.logprobs import token_logprobs
 from agent_r1.rollout.engine import Sampling
 from agent_r1.rollout.episode import Limits, Rollout
-from agent_r1.rollout.native import engine, scheduler
+from agent_r1.rollout.native import engine
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.rollout.padded import PaddedEngine
 from agent_r1.rollout.sampling import draw, truncated
@@ -21,21 +22,23 @@ from agent_r1.tasks.hopworld.env import HopWorld
 from tests.families import FAMILIES, VOCABULARY, make_family
 
 SAMPLING = Sampling(max_tokens=6, stop_token_ids=())
+SETTINGS = {}
 
 
 @pytest.fixture(autouse=True, params=["blocks", "slots"])
 def cache(request, monkeypatch):
     """Where keys and values lie on a CPU, and where on a GPU; there with the passes that a GPU
-    captures.
+    captures; on a CPU with the weights' copies, too, as for larger models.
     """
+    monkeypatch.setattr(sampling_weights, "MIN_BYTES", 0)
+    monkeypatch.setitem(SETTINGS, "cache", request.param)
     if request.param == "slots":
-        monkeypatch.setattr(scheduler, "uses_slots", lambda device: True)
         monkeypatch.setattr(engine, "SHARE_OF_FREE", 1e-3)  # all of it is written to at once
     return request.param
 
 
 def engine_of(policy, **settings):
-    return NativeEngine(NativeEngine.Settings(**settings), policy)
+    return NativeEngine(NativeEngine.Settings(**SETTINGS, **settings), policy)
 
 
 def ids(start, count):

@@ -12,7 +12,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -60,11 +60,14 @@ class NativeEngine:
             patience: Seconds that a pass waits for episodes whose tools are running. A run repeats
                 bit for bit as long as no tool takes longer; 0 never waits.
             cache_gib: Memory for keys and values; by default half of what is free.
+            cache: Where keys and values lie: ``blocks`` of sequences of similar length, or, for a
+                GPU, ``slots``, with passes that are captured and replayed.
         """
 
         name: str = "native"
         patience: float = Field(1.0, ge=0)
         cache_gib: float | None = Field(None, gt=0)
+        cache: Literal["blocks", "slots"] = "blocks"
 
     def __init__(self, settings: Settings, policy: Policy) -> None:
         if policy.unpackable:
@@ -210,7 +213,8 @@ class NativeEngine:
             policy, gib = self._policy, self._settings.cache_gib
             weights = SamplingWeights(policy, SHARE_OF_FREE * free_memory(policy.device))
             size = gib * 2**30 if gib else SHARE_OF_FREE * free_memory(policy.device)
-            scheduler = Scheduler(policy, weights, int(size) // policy.cache_bytes)
+            slots = self._settings.cache == "slots"
+            scheduler = Scheduler(policy, weights, int(size) // policy.cache_bytes, slots=slots)
             self._scheduler = scheduler
         scheduler.close(closed)
         return scheduler.run(requests, counters)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 4096
 """New tokens of a pass, unless one session alone has more; bounds its memory."""
 ENTER_EVERY = 8
-"""On a GPU sessions enter together, after so many captured passes: entering costs as much."""
+"""With captured passes sessions enter together, after so many: entering costs as much as they."""
 
 
 class Scheduler:
@@ -43,16 +43,19 @@ class Scheduler:
         policy: Its model is run.
         weights: What its linear layers compute with.
         budget: Most tokens in the KV cache.
+        slots: Whether they lie in slots, not in blocks.
     """
 
-    def __init__(self, policy: Policy, weights: SamplingWeights, budget: int) -> None:
+    def __init__(
+        self, policy: Policy, weights: SamplingWeights, budget: int, *, slots: bool = False
+    ) -> None:
         self._policy = policy
         self._weights = weights
         like = torch.empty(0, dtype=policy.base.dtype, device=policy.device)
         self.cache, self._graphs = KVCache(policy.cache_shape, like), None
-        if uses_slots(policy.device):
-            self.cache = slots = SlotCache(policy.cache_shape, like, budget)
-            self._graphs = DecodeGraphs(policy, slots)
+        if slots:
+            self.cache = cache = SlotCache(policy.cache_shape, like, budget)
+            self._graphs = DecodeGraphs(policy, cache)
         self._since_entry = 0
         self._budget = budget
         self._sequences: dict[Session, CachedSequence] = {}
@@ -327,8 +330,3 @@ class Scheduler:
     def _stop(self, request: Request) -> Stop | None:
         stop: Stop | None = stop_of(request.token_ids, request.sampling, self._policy.tokenizer)
         return stop or ("memory" if len(request.token_ids) >= request.limit else None)
-
-
-def uses_slots(device: torch.device) -> bool:
-    """Whether keys and values lie in slots, not in blocks."""
-    return device.type == "cuda"
