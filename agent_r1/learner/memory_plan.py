@@ -24,6 +24,8 @@ SHARE = 0.85
 """Share of the free memory that a run plans with; the rest covers the estimate's gaps."""
 TRANSIENT = 1.3
 """Ratio of peak backward memory to saved activations."""
+CHUNKS = 4
+"""Chunks of logits at once: as computed, in float32, their exponentials, their gradient."""
 MAX_MICRO_BATCH = {"cpu": 4096, "cuda": 32768}
 """Larger micro-batches are not faster; on a CPU their data would not fit the caches."""
 
@@ -88,10 +90,12 @@ def plan_memory(
     weights = num_weights * dtype.itemsize
     if model.lora is None:  # gradient and two moments, and a master if weights are not float32
         weights += num_weights * 4 * (3 if dtype == torch.float32 else 4)
+        if dtype != torch.float32:  # the output layer's gradient, summed in float32, and its cast
+            weights += config.vocab_size * int(config.hidden_size) * (4 + dtype.itemsize)
     if reference and (model.lora is None or model.lora.start):
         weights += num_weights * dtype.itemsize
     activations = int(TRANSIENT * _activations(skeleton, learner.checkpointing))
-    logits = 2 * CHUNK_BYTES + min(KEPT_BYTES, longest * config.vocab_size * 4)
+    logits = CHUNKS * CHUNK_BYTES[device.type] + min(KEPT_BYTES, longest * config.vocab_size * 4)
     available = free_memory(device)
     room = int(SHARE * available) - weights - logits
     fits = room // activations

@@ -19,6 +19,10 @@ from agent_r1.model.tree_attention import Span
 
 BLOCK = 128
 """Queries and keys of a block of the mask."""
+MIN_WIDTH = 16
+"""The kernel has no narrower heads."""
+MOST_COMPILED = 64
+"""Lengths and windows that are compiled in one process; PyTorch's own limit is 8."""
 
 
 class FlexTree:
@@ -49,13 +53,13 @@ class FlexTree:
         scale: float,
         window: int | None,
     ) -> Tensor:
-        num_tokens = query.shape[2]
-        widen = (0, 0, 0, self.length - num_tokens)
+        num_tokens, width = query.shape[2:]
+        widen = (0, max(0, MIN_WIDTH - width), 0, self.length - num_tokens)
         query, key, value = (torch.nn.functional.pad(x, widen) for x in (query, key, value))
         out: Tensor = _compiled()(
             query, key, value, block_mask=self.mask(window), scale=scale, enable_gqa=True
         )
-        return out[:, :, :num_tokens]
+        return out[:, :, :num_tokens, :width]
 
     def mask(self, window: int | None) -> BlockMask:
         """The mask for a window, made once for all layers that share it."""
@@ -72,7 +76,10 @@ def padded_length(num_tokens: int) -> int:
 
 @functools.cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, MOST_COMPILED)
+    # Beyond the limit a full graph raises; without, all scores would be computed.
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def _block_mask(last: Tensor, position: Tensor, window: int | None) -> BlockMask:

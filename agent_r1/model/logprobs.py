@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 2**25
-"""Bytes of float32 logits per chunk; fits a CPU cache."""
+CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}
+"""Bytes of float32 logits per chunk: on a CPU what its cache holds; on a GPU more, since each chunk
+reads the whole output layer from memory.
+"""
 KEPT_BYTES = 2**30
 """Bytes of chunks kept for the backward pass; chunks beyond are computed again."""
 
@@ -65,7 +67,7 @@ class _HeadLogprobs(torch.autograd.Function):
         temperature: float,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+        size = max(1, CHUNK_BYTES[weight.device.type] // (4 * weight.shape[0]))
         num_kept = KEPT_BYTES // (4 * weight.shape[0]) if keep else 0
         logprobs, entropies, kept = [], [], []
         for start in range(0, len(hidden), size):
@@ -98,8 +100,10 @@ class _HeadLogprobs(torch.autograd.Function):
                 None if d_entropies is None else d_entropies[rows],
                 entropies[rows],
             ).div_(ctx.temperature)
-            if d_weight is not None:
+            if d_weight is not None and weight.device.type == "cpu":
                 d_weight.addmm_(d_logits.t(), hidden[rows].float())
+            elif d_weight is not None:  # summed in float32, multiplied in the model's own type
+                d_weight += d_logits.to(weight.dtype).t() @ hidden[rows]
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
             if d_hidden is not None:

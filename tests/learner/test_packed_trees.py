@@ -136,7 +136,7 @@ SMALL = make_family("mistral")
 @pytest.mark.parametrize("kept_bytes", [0, 4 * 97 * 5, 2**30])
 @pytest.mark.parametrize("with_entropy", [False, True])
 def test_head_logprobs_equal_plain_ones(monkeypatch, kept_bytes, with_entropy):
-    monkeypatch.setattr("agent_r1.model.logprobs.CHUNK_BYTES", 4 * 97 * 3)
+    monkeypatch.setattr("agent_r1.model.logprobs.CHUNK_BYTES", {"cpu": 4 * 97 * 3})
     monkeypatch.setattr("agent_r1.model.logprobs.KEPT_BYTES", kept_bytes)
     torch.manual_seed(0)
     inputs = [torch.randn(11, 16), torch.randn(97, 16), torch.randn(97)]

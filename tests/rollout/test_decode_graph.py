@@ -111,3 +111,35 @@ def test_output_that_is_not_finite_is_an_error():
     layer.register_forward_hook(break_later)
     with pytest.raises(RunError, match="not finite"):
         sample(policy, [Sampling(9, ())])
+
+
+def test_a_row_without_a_sequence_writes_to_nobodys_slot():
+    """Five sequences leave one by one and come back; rows that are left hold nothing of theirs."""
+    policy = make_family("llama")
+    samplings = [Sampling(3 + 2 * n, ()) for n in range(6)]
+    alone = [sample(policy, samplings[: n + 1])[0][n] for n in (3, 5)]
+    together, _ = sample(policy, samplings)
+    for expected, found in zip(alone, (together[3], together[5]), strict=True):
+        assert found.token_ids == expected.token_ids
+        assert torch.allclose(
+            torch.tensor(found.logprobs), torch.tensor(expected.logprobs), atol=1e-4
+        )
+
+
+def test_the_table_follows_the_sequences(monkeypatch):
+    """Row by row as if it were written anew each time."""
+    checked = []
+    fill = decode_graph._Pass._fill_table
+
+    def compared(self, sequences):
+        fill(self, sequences)
+        expected = torch.zeros_like(self._table)
+        for row, sequence in enumerate(sequences):
+            slots = torch.tensor(decode_graph.path_slots(sequence))[: expected.shape[1]]
+            expected[row, : len(slots)] = slots
+        assert torch.equal(self._table, expected)
+        checked.append(1)
+
+    monkeypatch.setattr(decode_graph._Pass, "_fill_table", compared)
+    sample(make_family("llama"), [Sampling(4 + 20 * n, ()) for n in range(6)], later=2)
+    assert len(checked) > 50

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agent_r1.errors import RunError
 from agent_r1.model.policy import Policy
-from agent_r1.rollout.native.kv_cache import CachedSequence, Slots
+from agent_r1.rollout.native.kv_cache import NO_SLOTS, CachedSequence, Slots
 from agent_r1.rollout.native.request import Request
 from agent_r1.rollout.native.slot_cache import SlotCache, path_slots
 from agent_r1.rollout.native.slot_pass import attend_rows
@@ -69,7 +69,7 @@ class _Pass:
         self._inputs = self._host.to(device)
         self._table = torch.zeros(rows, keys, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(rows, 4, dtype=torch.float64, device=device)
-        self._rows: list[Slots] = []
+        self._rows: list[Slots] = [NO_SLOTS] * rows
         self._graph = self._capture() if device.type == "cuda" else None
 
     def run(
@@ -102,15 +102,21 @@ class _Pass:
         return self._drawn.tolist()
 
     def _fill_table(self, sequences: Sequence[CachedSequence]) -> None:
-        """Writes the slots of each row, unless they are those of the pass before."""
-        rows = [sequence.slots for sequence in sequences]  # replaced, never changed in place
-        if [*map(id, rows)] == [*map(id, self._rows)]:
+        """Writes the slots of the rows that changed: arrays of slots are replaced, never changed in
+        place. A row without a sequence has slot 0 alone, where its pass may write.
+        """
+        rows = [sequence.slots for sequence in sequences]
+        rows += [NO_SLOTS] * (len(self._rows) - len(rows))
+        changed = [row for row, slots in enumerate(rows) if slots is not self._rows[row]]
+        if not changed:
             return
-        table = np.zeros(tuple(self._table.shape), np.int64)
-        for row, sequence in enumerate(sequences):
-            slots = path_slots(sequence)[: table.shape[1]]
-            table[row, : len(slots)] = slots
-        self._table.copy_(torch.tensor(table))
+        table = np.zeros((len(changed), self._table.shape[1]), np.int64)
+        for number, row in enumerate(changed):
+            if row < len(sequences):
+                slots = path_slots(sequences[row])[: table.shape[1]]
+                table[number, : len(slots)] = slots
+        device = self._table.device
+        self._table[torch.tensor(changed, device=device)] = torch.tensor(table, device=device)
         self._rows = rows
 
     def _capture(self) -> torch.cuda.CUDAGraph:
