@@ -41,7 +41,9 @@ class SamplingWeights:
             return
         base, known = policy.base, set[int]()
         for module in [*base.get_decoder().modules(), base.get_output_embeddings()]:
-            if id(module) in known or (weight := _weight(module)) is None:
+            if id(module) in known or "forward" in module.__dict__:  # somebody's own
+                continue
+            if (weight := _weight(module)) is None:
                 continue
             known |= {id(inner) for inner in module.modules()}
             self._layers.append((module, _packed(weight, _bias(module))))
@@ -79,7 +81,9 @@ def _weight(module: Any) -> Tensor | None:
     if base is module:
         return weight
     names = [name for name in module.active_adapters if name in module.lora_A]
-    if module.disable_adapters or module.merged or any(n in module.lora_variant for n in names):
+    if module.disable_adapters or module.merged:
+        return None
+    if any(name in module.lora_variant or module.lora_bias.get(name) for name in names):
         return None
     for name in names:
         weight = weight + module.get_delta_weight(name).detach()

@@ -1,9 +1,11 @@
 """The copies that the engine samples with: they compute what the layers compute, and no longer."""
 
+import peft
 import pytest
 import torch
 
 from agent_r1.model import sampling_weights
+from agent_r1.model.policy import make_policy
 from agent_r1.model.sampling_weights import SamplingWeights
 from agent_r1.model.tree_attention import PackedTree, Span
 from tests.families import FAMILIES, make_family
@@ -82,3 +84,27 @@ def test_another_pytorch_is_left_alone(broken, monkeypatch):
         assert not SamplingWeights(make_family("llama"))._layers
     finally:
         sampling_weights._layout_works.cache_clear()
+
+
+def test_a_bias_of_the_adapter_is_not_lost():
+    policy = make_family("qwen2")
+    lora = peft.LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], lora_bias=True, task_type="CAUSAL_LM"
+    )
+    model = peft.get_peft_model(policy.model, lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    policy = make_policy(model, None)
+    expected = logits_of(policy)
+    with SamplingWeights(policy).used():
+        assert torch.allclose(logits_of(policy), expected, atol=2e-5)
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it():
+    policy = make_family("llama")
+    layer = policy.base.get_output_embeddings()
+    layer.forward = lambda x: torch.full((len(x), 97), 2.0)
+    for _ in range(2):
+        with SamplingWeights(policy).used():
+            assert logits_of(policy).eq(2.0).all()

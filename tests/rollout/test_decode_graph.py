@@ -47,9 +47,9 @@ def test_all_passes_but_those_with_new_sessions_are_of_few_sizes(monkeypatch):
     made = []
     real = decode_graph._Pass.__init__
 
-    def noted(self, policy, cache, rows, keys):
+    def noted(self, policy, cache, memory, rows, keys):
         made.append((rows, keys))
-        real(self, policy, cache, rows, keys)
+        real(self, policy, cache, memory, rows, keys)
 
     monkeypatch.setattr(decode_graph._Pass, "__init__", noted)
     entered = []
@@ -67,9 +67,19 @@ def test_who_comes_later_waits_for_a_few_passes_and_gets_the_same(monkeypatch):
     policy = make_family("llama")
     samplings = [Sampling(3, ()), Sampling(60, ()), Sampling(5, ())]
     together, _ = sample(policy, samplings)
+    entered, run = [], scheduler.Scheduler.run
+
+    def noted(self, requests, counters):
+        before = {session for session in requests if not requests[session].token_ids}
+        done = run(self, requests, counters)
+        entered.append(sum(1 for session in before if requests[session].token_ids))
+        return done
+
+    monkeypatch.setattr(scheduler.Scheduler, "run", noted)
     apart, report = sample(policy, samplings, later=1)
     assert [a.token_ids for a in apart] == [a.token_ids for a in together]
     assert report["passes"] == 60
+    assert [number for number, count in enumerate(entered) if count] == [0, 9]
 
 
 @pytest.mark.parametrize("other", [{"top_p": 0.5}, {"top_k": 3}])

@@ -4,6 +4,7 @@ kept within its budget, and no episode held up by another's tools.
 
 import asyncio
 import functools
+import random
 import time
 
 import pytest
@@ -320,3 +321,58 @@ def test_the_ends_of_the_unit_interval_give_possible_tokens():
     token_ids, logprobs, _ = draw(logits, [0.0, 1.0 - 1e-16], [Sampling(1, ())] * 2)
     assert token_ids == [300, 400]
     assert logprobs == pytest.approx([-0.6931, -0.6931], abs=1e-3)
+
+
+def test_who_alone_exceeds_the_memory_drops_the_caches_of_those_who_wait():
+    """One waits for its tool with a long history; the other needs all there is."""
+    policy = make_family("llama")
+    engine = engine_of(policy, patience=0.0, cache_gib=gib(policy, 260))
+
+    async def both():
+        waiting, other = engine.session(0), engine.session(1)
+        sampling = Sampling(max_tokens=20, stop_token_ids=())
+        first = await waiting.generate(ids(0, 70), sampling, seed=0)
+        long = Sampling(max_tokens=150, stop_token_ids=())
+        second = await other.generate(ids(1, 110), long, seed=1)
+        prefix = [*ids(0, 70), *first.token_ids, *ids(2, 3)]
+        third = await waiting.generate(prefix, sampling, seed=2)
+        waiting.close()
+        other.close()
+        return [(ids(0, 70), first), (ids(1, 110), second), (prefix, third)]
+
+    calls = asyncio.run(both())
+    assert calls[1][1].stop == "memory"
+    check(policy, calls)
+    assert engine.report()["dropped"] > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_conversations_at_random_within_little_memory(seed):
+    """Lengths of every kind, shared beginnings, sessions that come late and go early."""
+    rng = random.Random(seed)
+    policy = make_family(("llama", "gemma3")[seed % 2])
+    engine = engine_of(policy, patience=0.0, cache_gib=gib(policy, rng.randint(300, 900)))
+    shared = [ids(7, rng.randint(60, 150)), ids(8, rng.randint(5, 90))]
+
+    async def converse_at_random(number):
+        await asyncio.sleep(rng.random() / 50)
+        session, prefix, calls = engine.session(number), list(rng.choice(shared)), []
+        prefix += ids(number, rng.randint(1, 20))
+        for turn in range(rng.randint(1, 4)):
+            sampling = Sampling(rng.randint(1, 40), ())
+            action = await session.generate(prefix, sampling, seed=10 * number + turn)
+            calls.append((prefix, action))
+            prefix = [*prefix, *action.token_ids, *ids(turn, rng.randint(1, 30))]
+            if rng.random() < 0.2:
+                prefix = prefix[: rng.randint(30, len(prefix))] + ids(3, 4)
+            await asyncio.sleep(rng.random() / 100)
+        session.close()
+        return calls
+
+    async def everybody():
+        found = await asyncio.gather(*map(converse_at_random, range(9)))
+        return [call for calls in found for call in calls if call[1].token_ids]
+
+    calls = asyncio.run(everybody())
+    assert calls
+    check(policy, calls)

@@ -34,6 +34,7 @@ class DecodeGraphs:
         self._policy = policy
         self._cache = cache
         self._passes: dict[tuple[int, int], _Pass] = {}
+        self._memory = Memory() if policy.device.type == "cuda" else None
 
     @staticmethod
     def serves(requests: Sequence[Request]) -> bool:
@@ -44,7 +45,7 @@ class DecodeGraphs:
         """The next token of each request; its last one is added to its sequence."""
         size = num_rows(len(sequences)), num_keys(max(s.end for s in sequences) + 1)
         if size not in self._passes:
-            self._passes[size] = _Pass(self._policy, self._cache, *size)
+            self._passes[size] = _Pass(self._policy, self._cache, self._memory, *size)
         found = self._passes[size].run(sequences, requests)
         for sequence, request, (token_id, logprob, entropy, total) in zip(
             sequences, requests, found, strict=False
@@ -55,13 +56,23 @@ class DecodeGraphs:
             request.note(int(token_id), float(logprob), float(entropy))
 
 
+class Memory:
+    """What all graphs share: they run one after another, and what they keep lies elsewhere."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()
+
+
 class _Pass:
     """A pass of one size: its inputs and outputs stay where they are, as a graph needs it.
 
     ``inputs`` is (R, 5): token, position, uniform number, temperature (1 if greedy), greedy or not.
     """
 
-    def __init__(self, policy: Policy, cache: SlotCache, rows: int, keys: int) -> None:
+    def __init__(
+        self, policy: Policy, cache: SlotCache, memory: Memory | None, rows: int, keys: int
+    ) -> None:
         self._policy, self._storage = policy, cache.storage
         device = cache.storage.device
         self._host = torch.zeros(rows, 5, dtype=torch.float64)
@@ -70,7 +81,7 @@ class _Pass:
         self._table = torch.zeros(rows, keys, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(rows, 4, dtype=torch.float64, device=device)
         self._rows: list[Slots] = [NO_SLOTS] * rows
-        self._graph = self._capture() if device.type == "cuda" else None
+        self._graph = self._capture(memory) if memory else None
 
     def run(
         self, sequences: Sequence[CachedSequence], requests: Sequence[Request]
@@ -119,14 +130,15 @@ class _Pass:
         self._table[torch.tensor(changed, device=device)] = torch.tensor(table, device=device)
         self._rows = rows
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries and kernels are loaded outside of the capture
+    def _capture(self, memory: Memory) -> torch.cuda.CUDAGraph:
+        memory.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(memory.stream):  # kernels are loaded outside of the capture
             self._compute()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(memory.stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=memory.pool, stream=memory.stream, capture_error_mode="thread_local"
+        ):
             self._compute()
         return graph
 

@@ -23,6 +23,7 @@ from agent_r1.types import Action
 
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
+    from agent_r1.model.sampling_weights import SamplingWeights
     from agent_r1.rollout.native.scheduler import Scheduler
 
 from agent_r1.rollout.model_thread import EngineThread
@@ -81,6 +82,7 @@ class NativeEngine:
         self._task: asyncio.Task[None] | None = None
         self._changed: asyncio.Event | None = None
         self._scheduler: Scheduler | None = None
+        self._weights: SamplingWeights | None = None
         self.open: set[NativeSession] = set()
         self.requests: dict[NativeSession, Request] = {}
         self._late: set[NativeSession] = set()
@@ -99,13 +101,14 @@ class NativeEngine:
         """
         assert not self.open, "weights changed while sessions were open"
         self._version = version
-        self._scheduler = None
+        self._scheduler = self._weights = None
 
     async def idle(self) -> None:
         if self._task is not None:
             await asyncio.wait({self._task})
         if not self.open:
             self._forget()
+            self._weights = None
 
     def report(self) -> dict[str, float]:
         counters, self.counters = self.counters, Counters()
@@ -211,10 +214,13 @@ class NativeEngine:
             from agent_r1.rollout.native.scheduler import Scheduler  # the first need of torch
 
             policy, gib = self._policy, self._settings.cache_gib
-            weights = SamplingWeights(policy, SHARE_OF_FREE * free_memory(policy.device))
+            if self._weights is None:
+                room = SHARE_OF_FREE * free_memory(policy.device)
+                self._weights = SamplingWeights(policy, room)
             size = gib * 2**30 if gib else SHARE_OF_FREE * free_memory(policy.device)
             slots = self._settings.cache == "slots"
-            scheduler = Scheduler(policy, weights, int(size) // policy.cache_bytes, slots=slots)
+            budget = int(size) // policy.cache_bytes
+            scheduler = Scheduler(policy, self._weights, budget, slots=slots)
             self._scheduler = scheduler
         scheduler.close(closed)
         return scheduler.run(requests, counters)

@@ -181,8 +181,10 @@ class KVCache:
         if sequence.prefix is not None:
             sequence.prefix.users -= 1
 
-    def place(self, sequence: CachedSequence, num_tokens: int) -> None:
-        """Puts a sequence into a block with room for ``num_tokens``, if it is in none."""
+    def place(self, sequence: CachedSequence, num_tokens: int, *, most: int) -> None:
+        """Puts a sequence into a block with room for ``num_tokens``, if it is in none. ``most``
+        tokens are promised to it.
+        """
         capacity = block_size(num_tokens)
         if sequence.block is None or sequence.block.capacity < capacity:
             if capacity not in self.blocks:

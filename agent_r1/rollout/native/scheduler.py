@@ -88,7 +88,7 @@ class Scheduler:
         runs = self._enter(entering, requests, counters)
         for session in running:
             own = self._sequences[session]
-            self.cache.place(own, len(own.token_ids) + 1)
+            self.cache.place(own, len(own.token_ids) + 1, most=len(own.token_ids) + 1)
         if not served:
             return done
         counters.passes += 1
@@ -160,7 +160,11 @@ class Scheduler:
             if not self._make_room(session, active, requests):
                 if active:
                     break
+                for other in sorted(self._sequences.keys() - {session}, key=lambda s: s.number):
+                    self._evict(other)
+                self.cache.prune(self._budget)
                 alone = block_size(self._budget + 1) // 2  # the largest block within the budget
+                alone = min(alone, self._budget)
                 request.limit = min(request.limit, alone - len(request.context))
                 if request.limit <= 0:
                     done[session] = "memory"
@@ -190,16 +194,21 @@ class Scheduler:
             return True
         if promised() > self._budget:
             return False  # evicting all the rest is not enough
-        self.cache.prune(over())
-        for other in at_work - self._sequences.keys():  # a prefix that they counted on may be gone
-            self._reserve(other, requests[other])
-        for other in sorted(self._sequences.keys() - at_work, key=lambda s: s.number):
+        idle = sorted(self._sequences.keys() - at_work, key=lambda s: s.number)
+        for other in (None, *idle):
             if over() <= 0:
                 break
-            self.cache.close(self._sequences.pop(other))
-            self._dropped.add(other)
+            if other is not None:
+                self._evict(other)
             self.cache.prune(over())
+            for entering in at_work - self._sequences.keys():  # their prefix may be gone
+                self._reserve(entering, requests[entering])
         return over() <= 0
+
+    def _evict(self, session: Session) -> None:
+        """Frees the sequence of a session that waits for tools; it is computed again."""
+        self.cache.close(self._sequences.pop(session))
+        self._dropped.add(session)
 
     def _reserve(
         self, session: Session, request: Request
@@ -245,8 +254,8 @@ class Scheduler:
             runs += self._share(entries, prefix, 0, prefix.end if prefix else 0, keep=True)
         for session in entering:
             request, sequence = requests[session], self._sequences[session]
-            self.cache.place(sequence, len(request.context) - sequence.base)
             own = len(request.context) - sequence.base + request.limit
+            self.cache.place(sequence, own - request.limit, most=own)
             request.room = max(block_size(own), sequence.capacity)
         return runs
 

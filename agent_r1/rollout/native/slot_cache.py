@@ -21,9 +21,6 @@ from agent_r1.rollout.native.kv_cache import (
     Slots,
 )
 
-CHUNK = 64
-"""Slots that a sequence is given at once."""
-
 
 class SlotCache(KVCache):
     """As ``KVCache``, for at most ``num_slots`` tokens.
@@ -58,11 +55,12 @@ class SlotCache(KVCache):
         self._give_back(sequence.slots)
         sequence.slots = NO_SLOTS
 
-    def place(self, sequence: CachedSequence, num_tokens: int) -> None:
-        """Gives a sequence slots for so many tokens."""
-        if (missing := num_tokens - len(sequence.slots)) > 0:
-            num = min(-(-missing // CHUNK) * CHUNK, max(missing, self._num_free))
-            sequence.slots = np.concatenate([sequence.slots, self._new(num)])
+    def place(self, sequence: CachedSequence, num_tokens: int, *, most: int) -> None:
+        """Gives a sequence all slots that are promised to it, so that they stay as they are while
+        it is sampled.
+        """
+        if (missing := most - len(sequence.slots)) > 0:
+            sequence.slots = np.concatenate([sequence.slots, self._new(missing)])
 
     def park(self, sequence: CachedSequence) -> None:
         """Takes back the slots that a sequence does not use."""

@@ -7,7 +7,7 @@ key-value heads, D head width, S slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from agent_r1.rollout.native.slot_cache import SlotCache, path_slots
 
 MAX_QUERIES = 256
 """Queries of a row; longer runs are cut, which bounds the memory of a row's mask."""
+MAX_SCORES = 2**25
+"""Queries times keys of the rows that are run at once, for each head."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,6 +48,21 @@ class _Rows:
     table: Tensor
 
 
+def _alike(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """Rows of similar numbers of queries, together as far as their scores stay few."""
+    some: list[_Row] = []
+    ordered = sorted(rows, key=lambda row: ((row.end - row.start - 1).bit_length(), len(row.slots)))
+    for row in ordered:
+        queries = 1 << (row.end - row.start - 1).bit_length()
+        other = some and queries != 1 << (some[0].end - some[0].start - 1).bit_length()
+        if other or (some and (len(some) + 1) * queries * len(row.slots) > MAX_SCORES):
+            yield some
+            some = []
+        some.append(row)
+    if some:
+        yield some
+
+
 class SlotPass:
     """Lays out a pass and serves as its ``Tree``; arguments as of ``ForwardPass``."""
 
@@ -67,10 +84,7 @@ class SlotPass:
         if rows:
             self._into = torch.tensor(np.concatenate(self._slots), device=device)
             self._from = torch.tensor(self._source, device=device)
-        sizes: dict[int, list[_Row]] = {}
-        for row in rows:
-            sizes.setdefault((row.end - row.start - 1).bit_length(), []).append(row)
-        self._rows = [self._filled(some) for _, some in sorted(sizes.items())]
+        self._rows = [self._filled(some) for some in _alike(rows)]
 
     @property
     def num_tokens(self) -> int:
