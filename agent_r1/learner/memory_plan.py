@@ -90,8 +90,6 @@ def plan_memory(
     weights = num_weights * dtype.itemsize
     if model.lora is None:  # gradient and two moments, and a master if weights are not float32
         weights += num_weights * 4 * (3 if dtype == torch.float32 else 4)
-        if dtype != torch.float32:  # the output layer's gradient, summed in float32, and its cast
-            weights += config.vocab_size * int(config.hidden_size) * (4 + dtype.itemsize)
     if reference and (model.lora is None or model.lora.start):
         weights += num_weights * dtype.itemsize
     activations = int(TRANSIENT * _activations(skeleton, learner.checkpointing))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}
+CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**27}
 """Bytes of float32 logits per chunk: on a CPU what its cache holds; on a GPU more, since each chunk
 reads the whole output layer from memory.
 """

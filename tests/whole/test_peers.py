@@ -135,8 +135,20 @@ def test_todays_ratios_stand_beside_the_committed_ones(compare):
 
 
 def test_a_side_is_measured_with_its_memory_and_heard_when_it_fails(compare):
+    """By a small process, as the driver is: what a parent has counts for a child that it forks."""
     words = 'import json; b = bytearray(200 << 20); print("noise"); print(json.dumps({"a": 1}))'
-    result = compare.measured([sys.executable, "-c", words])
+    driver = (
+        "import compare, json, sys; "
+        "print(json.dumps(compare.measured([sys.executable, '-c', sys.argv[1]])))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", driver, words],
+        cwd=PEERS,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result = json.loads(found.stdout)
     assert result["a"] == 1
     assert 200 < result["peak_memory_mib"] < 600
     with pytest.raises(SystemExit, match="no such thing"):
