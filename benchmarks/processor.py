@@ -7,7 +7,7 @@ decode      milliseconds of a pass of SmolLM2-135M with 1 to 64 sequences of 40 
 neighbour   products of 16 rows with two threads, alone and beside a program that does the same with
             OpenMP's default, which spins while it waits; with threads that spin, and that sleep
 
-Three minutes on two cores. Let nothing else run. Seconds depend on the machine, so compare ratios.
+Seven minutes on two cores. Let nothing else run. Seconds depend on the machine, so compare ratios.
 """
 
 import argparse
