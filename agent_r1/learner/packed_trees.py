@@ -4,6 +4,7 @@ predicted.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -67,11 +68,7 @@ def packs(
     """A ``MicroBatcher``: branches of at most ``max_tokens`` tokens together; tokens that
     branches share count once. ``attention``: see ``LearnerSettings``.
     """
-
-    def pack() -> Pack:
-        layout = _lay_out(tree, part, trained, ends=ends)
-        return layout.pack(device, _tree(layout.spans, device, attention))
-
+    pack = functools.partial(_pack, device=device, ends=ends, attention=attention)
     tree = build_tree(*groups)
     trained: set[int] = set()
     part: set[int] = set()
@@ -79,14 +76,14 @@ def packs(
     for path in _together(tree) if whole else _paths(tree):
         size = sum(len(tree.nodes[node].token_ids) for node in path if node not in part)
         if part and num_tokens + size > max_tokens:
-            yield pack()
+            yield pack(tree, part, trained)
             part = set()
             size = sum(len(tree.nodes[node].token_ids) for node in path)
             num_tokens = 0
         part.update(path)
         num_tokens += size
     if part:
-        yield pack()
+        yield pack(tree, part, trained)
 
 
 def _tree(spans: Sequence[Span], device: torch.device, attention: str) -> Tree:
@@ -128,13 +125,30 @@ def _children(tree: TokenTree, nodes: Iterable[int]) -> dict[int | None, list[in
     return children
 
 
-def _lay_out(tree: TokenTree, part: set[int], trained: set[int], *, ends: bool) -> _Layout:
+def _pack(
+    tree: TokenTree,
+    part: set[int],
+    trained: set[int],
+    *,
+    device: torch.device,
+    ends: bool,
+    attention: str,
+) -> Pack:
     """Lays out some nodes of a tree; an action already in ``trained`` is run but not trained."""
     layout = _Layout(tree, _children(tree, sorted(part)), trained, ends=ends)
     for root in layout.children[None]:
         layout.lay(root, position=0, last=-1)
     trained |= {node for node in part if tree.nodes[node].step is not None}
-    return layout
+    return Pack(
+        torch.tensor(layout.token_ids, device=device),
+        torch.tensor(layout.positions, device=device),
+        torch.tensor(layout.predictors, device=device),
+        torch.tensor(layout.action_ids, device=device),
+        torch.tensor(layout.lasts, device=device) if ends else None,
+        _tree(layout.spans, device, attention),
+        layout.keys,
+        layout.lengths,
+    )
 
 
 class _Layout:
@@ -157,18 +171,6 @@ class _Layout:
         self.action_ids: list[int] = []
         self.keys: list[StepKey] = []
         self.lengths: list[int] = []
-
-    def pack(self, device: torch.device, tree: Tree) -> Pack:
-        return Pack(
-            torch.tensor(self.token_ids, device=device),
-            torch.tensor(self.positions, device=device),
-            torch.tensor(self.predictors, device=device),
-            torch.tensor(self.action_ids, device=device),
-            torch.tensor(self.lasts, device=device) if self.ends else None,
-            tree,
-            self.keys,
-            self.lengths,
-        )
 
     def lay(self, node: int, *, position: int, last: int) -> None:
         """Adds the unbranched chain of nodes from ``node`` on, then the branches below it.

@@ -7,6 +7,7 @@ key-value heads, D head width, S slots.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,16 +51,19 @@ class _Rows:
 
 def _alike(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
     """Rows of similar numbers of queries, together as far as their scores stay few."""
-    some: list[_Row] = []
-    ordered = sorted(rows, key=lambda row: ((row.end - row.start - 1).bit_length(), len(row.slots)))
-    for row in ordered:
-        queries = 1 << (row.end - row.start - 1).bit_length()
-        other = some and queries != 1 << (some[0].end - some[0].start - 1).bit_length()
-        if other or (some and (len(some) + 1) * queries * len(row.slots) > MAX_SCORES):
-            yield some
-            some = []
-        some.append(row)
-    if some:
+
+    def width(row: _Row) -> int:
+        """Queries, rounded up to a power of two."""
+        return 1 << (row.end - row.start - 1).bit_length()
+
+    ordered = sorted(rows, key=lambda row: (width(row), len(row.slots)))
+    for queries, members in itertools.groupby(ordered, key=width):
+        some: list[_Row] = []
+        for row in members:
+            if some and (len(some) + 1) * queries * len(row.slots) > MAX_SCORES:
+                yield some
+                some = []
+            some.append(row)
         yield some
 
 
