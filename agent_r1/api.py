@@ -21,7 +21,7 @@ from agent_r1.model.load import contents_of, load_policy
 from agent_r1.model.portable import file_print
 from agent_r1.run.folder import Contents, RunFolder, must_be_sayable
 from agent_r1.run.recipe import Recipe, load_recipe
-from agent_r1.training.build import evaluator, make_rollout, set_threads, tasks_of
+from agent_r1.training.build import evaluator, make_rollout, set_up_process, tasks_of
 from agent_r1.training.evaluate import Evaluation, evaluate
 from agent_r1.training.preflight import preflight
 from agent_r1.training.trainer import Trainer
@@ -237,7 +237,7 @@ class Agent:
 
     def __init__(self, recipe: Recipe, checkpoint: Path | None = None) -> None:
         """Loads the recipe's initial model, or a run's checkpoint folder."""
-        set_threads(recipe)
+        set_up_process(recipe)
         self._lock = threading.Lock()  # the engine serves one rollout at a time
         self._finalizer: weakref.finalize[..., Agent] | None = None
         self._scope = current_scope() or self._own_scope()

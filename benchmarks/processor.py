@@ -3,15 +3,19 @@
     python benchmarks/processor.py --out benchmarks/results/processor.json
 
 decode      milliseconds of a pass of SmolLM2-135M with 1 to 64 sequences of 40 tokens, sampled from
-            copies of the weights and from the weights themselves, in turn; reading all weights once
+            copies of the weights and from the weights themselves, in turn, and of its matrix
+            products alone; reading all weights once
+bf16        the same passes, the loss and gradients of 1,024 tokens, and a large product, with
+            ``model.matmul = "bf16"`` and without, in turn; where the processor has units for it
 neighbour   products of 16 rows with two threads, alone and beside a program that does the same with
             OpenMP's default, which spins while it waits; with threads that spin, and that sleep
 
-Seven minutes on two cores. Let nothing else run. Seconds depend on the machine, so compare ratios.
+Ten minutes on two cores. Let nothing else run. Seconds depend on the machine, so compare ratios.
 """
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import statistics
@@ -56,10 +60,12 @@ def decode(runs: int) -> dict[str, Any]:
             for name, least in (("copies", smallest), ("weights", 2**62)):
                 sampling_weights.MIN_BYTES = least
                 times[name].append(_pass(policy, count))
+        sampling_weights.MIN_BYTES = smallest
         pairs = zip(times["copies"], times["weights"], strict=True)
         ratios = [with_copies / without for with_copies, without in pairs]
         found["milliseconds"][count] = {
             **{name: round(statistics.median(values), 1) for name, values in times.items()},
+            "products alone": round(_products(policy, count), 1),
             "ratio": round(statistics.median(ratios), 3),
             "lowest": round(min(ratios), 3),
             "highest": round(max(ratios), 3),
@@ -87,8 +93,59 @@ def _pass(policy: Any, count: int) -> float:
         return figures
 
     asyncio.run(sample(3))
-    figures = asyncio.run(sample(30))
-    return 1e3 * figures["model_seconds"] / figures["passes"]
+    begun, whole = asyncio.run(sample(1)), asyncio.run(sample(31))  # entering costs more
+    seconds = whole["model_seconds"] - begun["model_seconds"]
+    return 1e3 * seconds / (whole["passes"] - begun["passes"])
+
+
+def _products(policy: Any, count: int) -> float:
+    """Milliseconds of a pass's matrix products alone, with the copies."""
+    import torch
+    from token_tree import clock
+
+    from agent_r1.model.sampling_weights import SamplingWeights
+
+    copies = SamplingWeights(policy)
+    assert copies._layers
+    layers = [m for m in policy.model.modules() if isinstance(m, torch.nn.Linear)]
+    rows = {m.in_features: torch.randn(count, m.in_features) for m in layers}
+    with copies.used(), torch.inference_mode():
+        return 1e3 * clock(lambda: [m(rows[m.in_features]) for m in layers])
+
+
+def bf16(runs: int) -> dict[str, Any] | str:
+    """Medians with exact and with rounded products."""
+    import torch
+    from token_tree import SMOLLM2, clock, load
+
+    from agent_r1.model.products import are_of_use, set_products
+    from agent_r1.model.settings import ModelSettings
+
+    policy = load(SMOLLM2)
+    if not are_of_use(policy.device):
+        return "this processor has no matrix units for it"
+    square, ids = torch.randn(2048, 2048), torch.arange(1024)[None]
+
+    def update() -> None:
+        policy.model.zero_grad()
+        policy.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    measured = {
+        "gflops": lambda: 2 * 2048**3 / clock(lambda: square @ square) / 1e9,
+        "loss and gradients, seconds": lambda: clock(update),
+        **{f"pass of {n}, ms": functools.partial(_pass, policy, n) for n in (1, 16, 64)},
+    }
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in measured}
+    for _ in range(runs):
+        for matmul in (None, "bf16"):
+            set_products(ModelSettings(matmul=matmul), policy.device)
+            for name, measure in measured.items():
+                found[name].setdefault(matmul or "float32", []).append(measure())
+    set_products(ModelSettings(), policy.device)
+    return {
+        name: {matmul: statistics.median(values) for matmul, values in by.items()}
+        for name, by in found.items()
+    }
 
 
 def neighbour(runs: int) -> dict[str, Any]:
@@ -127,6 +184,7 @@ def main() -> None:
 
     report = {"machine": machine(), "neighbour": neighbour(arguments.runs)}
     report["decode"] = decode(arguments.runs)
+    report["bf16"] = bf16(arguments.runs)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 

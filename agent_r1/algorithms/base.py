@@ -169,7 +169,8 @@ class PolicyGradient(Algorithm):
                 comparisons, but not in the loss.
             importance_cap: Upper bound of a token's weight, the ratio of the policy that the update
                 starts from to the policy that sampled the token: for inexact engines and
-                rollouts of an older policy. Costs a forward pass. None by default.
+                rollouts of an older policy. Costs a forward pass. None by default, 2 with
+                ``model.matmul``.
             loss_mask: False puts the environment's tokens in the loss as if sampled: for ablations.
         """
 

@@ -182,13 +182,14 @@ def _entropy(seen: _Seen) -> Iterator[Finding]:
 
 def _drift(seen: _Seen) -> Iterator[Finding]:
     error, clipped = seen.mean("logprob_error"), seen.mean("clip_fraction")
-    if error > (0.5 if seen.key("model", "dtype") == "bfloat16" else 0.02):
+    rounded = seen.key("model", "dtype") == "bfloat16" or seen.key("model", "matmul") == "bf16"
+    if error > (0.5 if rounded else 0.02):
         yield Finding(
             "engine-differs",
             f"log-probabilities of engine and learner differ by up to {error:.3f} nats in "
             f"{seen.when}: what is trained on is not what was sampled",
-            "compare another engine and dtype (model.dtype = 'float32'); algorithm.importance_cap "
-            "= 2 bounds what it does",
+            "compare another engine, model.dtype = 'float32' and no model.matmul; "
+            "algorithm.importance_cap = 2 bounds what it does",
         )
     off = seen.index.mean("off_policy", Query(ranges={"iteration": _span(seen)}))
     if clipped > 0.2 or (off is not None and off > 0.25):

@@ -7,8 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +21,11 @@ from agent_r1.learner.optimizer import Optimizer
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.padded_rows import rows
 from agent_r1.learner.settings import LearnerSettings
+from agent_r1.learner.sums import Sums, by_step
 from agent_r1.model.policy import Policy
 from agent_r1.types import Estimates, Group, PerToken, StepKey, derive_seed
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -61,20 +63,6 @@ class Update:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass
-class _Sums:
-    """Sums over the micro-batches of one optimiser step."""
-
-    loss: float = 0.0
-    kl: float = 0.0
-    value_loss: float = 0.0
-    num_clipped: int = 0
-    num_counted: int = 0
-    logprob_error: float = 0.0
-    num_tokens: int = 0
-    ratios: dict[StepKey, PerToken] = field(default_factory=dict)
-
-
 class Learner:
     """Owns the optimiser, and the critic's value head if the algorithm has one.
 
@@ -107,6 +95,7 @@ class Learner:
         by_tree = functools.partial(packs, attention=settings.attention)
         self.cut: MicroBatcher = rows if policy.unpackable else by_tree
         self.micro_batch_tokens = micro_batch_tokens
+        self._notes: list[str] = []
         self.kl = algorithm.kl
         if self.kl and reference is None and not policy.has_adapter:
             raise ValueError(f"kl = {self.kl!r} needs a reference policy")
@@ -123,20 +112,26 @@ class Learner:
         known = Estimates()
         old = old or self.algorithm.importance_cap is not None
         if self.critic is not None or old:
-            with self._packed(self.policy):
-                for micro in self._micro_batches(groups, ends=self.critic is not None):
-                    found = micro.forward(self.policy, self.temperature)
-                    if old:
-                        known.old_logprobs |= _by_step(micro, found.logprobs)
-                    if self.critic is not None:
-                        known.values |= self._values_by_step(micro, found)
+            known = self._within_memory(functools.partial(self._estimate, groups, old=old))
         if self.kl is not None and self.kl.place == "reward":
-            known.reference_logprobs = self._refer(groups)
+            known.reference_logprobs = self._within_memory(functools.partial(self._refer, groups))
+        return known
+
+    def _estimate(self, groups: list[Group], *, old: bool) -> Estimates:
+        """Log-probabilities under the policy itself, and the critic's values."""
+        known = Estimates()
+        with self._packed(self.policy):
+            for micro in self._micro_batches(groups, ends=self.critic is not None):
+                found = micro.forward(self.policy, self.temperature)
+                if old:
+                    known.old_logprobs |= by_step(micro.keys, micro.lengths, found.logprobs)
+                if self.critic is not None:
+                    known.values |= self._values_by_step(micro, found)
         return known
 
     def _values_by_step(self, micro: MicroBatch, found: Forward) -> dict[StepKey, PerToken]:
         assert found.after is not None
-        before = _by_step(micro, self._values(found.before))
+        before = by_step(micro.keys, micro.lengths, self._values(found.before))
         after = self._values(found.after).tolist()
         return {
             key: (*values, last) for (key, values), last in zip(before.items(), after, strict=True)
@@ -157,7 +152,8 @@ class Learner:
             self._packed(policy),
         ):
             for micro in self._micro_batches(groups):
-                found |= _by_step(micro, micro.forward(policy, self.temperature).logprobs)
+                logprobs = micro.forward(policy, self.temperature).logprobs
+                found |= by_step(micro.keys, micro.lengths, logprobs)
         return found
 
     def _micro_batches(self, groups: list[Group], *, ends: bool = False) -> Iterator[MicroBatch]:
@@ -192,7 +188,8 @@ class Learner:
             result.explained_variance = explained_variance([*steps], known)
         num_batches = 0
         if self.kl is not None and self.kl.place == "loss":
-            known.reference_logprobs |= self._refer(groups)
+            refer = functools.partial(self._refer, groups)
+            known.reference_logprobs |= self._within_memory(refer)
         with self._mode():
             for epoch in range(self.settings.epochs if groups else 0):
                 parts = minibatches(groups, self.settings.minibatches, derive_seed(seed, epoch))
@@ -205,6 +202,7 @@ class Learner:
                     )
         if num_batches:
             result.clip_fraction /= num_batches
+        result.notes, self._notes = self._notes, []
         for name in ("loss", "grad_norm", "kl", "value_loss"):
             setattr(result, name, getattr(result, name) / max(1, result.num_steps))
         if self.kl is not None and self.kl.place == "reward":
@@ -237,53 +235,57 @@ class Learner:
         """
         if not any(batch.weights[key].weight for key in steps_of(groups)):
             return False  # no signal, or all of it masked
-        sums = self._accumulate(groups, batch, result, critic_only=critic_only)
+        accumulate = functools.partial(self._accumulate, groups, batch, critic_only=critic_only)
+        sums = self._within_memory(accumulate)
         if result.num_steps == 0:
-            result.logprob_error = max(result.logprob_error, sums.logprob_error)
-        result.clip_fraction += sums.num_clipped / sums.num_counted
+            result.logprob_error = max(result.logprob_error, sums.largest("logprob_error"))
+        result.clip_fraction += sums.total("clipped") / sums.total("counted")
         result.num_tokens += sums.num_tokens
-        result.ratios = sums.ratios | result.ratios  # of the first update that used a step
+        result.ratios = sums.ratios() | result.ratios  # of the first update that used a step
+        loss = sums.total("loss")
         norm = self.optimizer.clip_grad(self.settings.max_grad_norm)
-        if not (math.isfinite(sums.loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             culprit = self._culprit()
-            result.skipped.append(f"{where}: loss {sums.loss}, gradient norm {norm}{culprit}")
+            result.skipped.append(f"{where}: loss {loss}, gradient norm {norm}{culprit}")
             self.optimizer.zero_grad()
             return True
         self.optimizer.step(lr)
         self.optimizer.zero_grad()
         result.num_steps += 1
-        result.loss += sums.loss
+        result.loss += loss
         result.grad_norm += norm
-        result.kl += sums.kl
-        result.value_loss += sums.value_loss
+        result.kl += sums.total("kl")
+        result.value_loss += sums.total("value_loss")
         return True
 
-    def _accumulate(
-        self, groups: list[Group], batch: Batch, result: Update, *, critic_only: bool
-    ) -> _Sums:
-        """The gradient of a mini-batch; begun again with smaller micro-batches when the device's
-        memory runs out.
+    def _accumulate(self, groups: list[Group], batch: Batch, *, critic_only: bool) -> Sums:
+        """The gradient of a mini-batch."""
+        self.optimizer.zero_grad()
+        sums = Sums()
+        for micro in self._micro_batches(groups):
+            self._backward(micro, batch, sums, critic_only=critic_only)
+        return sums
+
+    def _within_memory(self, run: Callable[[], T]) -> T:
+        """What ``run`` gives; begun again with smaller micro-batches when the device's memory runs
+        out.
         """
         while True:
-            self.optimizer.zero_grad()
-            sums = _Sums()
             try:
-                for micro in self._micro_batches(groups):
-                    self._backward(micro, batch, sums, critic_only=critic_only)
-                return sums
+                return run()
             except torch.OutOfMemoryError:
                 if self.micro_batch_tokens < MIN_MICRO_BATCH:
                     raise
             # Outside the handler, whose traceback would keep the tensors alive.
             self.micro_batch_tokens //= 2
-            result.notes.append(
+            self._notes.append(
                 "the device's memory ran out; the iteration goes on with "
                 f"learner.micro_batch_tokens = {self.micro_batch_tokens}"
             )
             torch.cuda.empty_cache()
 
     def _backward(
-        self, micro: MicroBatch, batch: Batch, sums: _Sums, *, critic_only: bool = False
+        self, micro: MicroBatch, batch: Batch, sums: Sums, *, critic_only: bool = False
     ) -> None:
         """Adds the gradient of one micro-batch, and its share of what is reported."""
         actions = Actions.of(micro.keys, batch, self.policy.device)
@@ -299,15 +301,15 @@ class Learner:
             value_loss = self.algorithm.value_loss(
                 values, actions.old_values, actions.value_targets
             )
-            sums.value_loss += (actions.weights * value_loss.detach()).sum().item()
+            sums.add(value_loss=(actions.weights * value_loss).sum())
             loss = loss + value_loss
         total = (actions.weights * loss).sum()
         total.backward()
-        sums.loss += total.item()
+        sums.add(loss=total)
         sums.num_tokens += micro.num_tokens
         self._note(micro, actions, found.logprobs.detach(), sums)
 
-    def _policy_loss(self, found: Forward, actions: Actions, sums: _Sums) -> Tensor:
+    def _policy_loss(self, found: Forward, actions: Actions, sums: Sums) -> Tensor:
         """(A,): the algorithm's loss, importance weights, KL and entropy terms."""
         loss = self.algorithm.policy_loss(
             found.logprobs, actions.old_logprobs, actions.advantages, actions.sequences
@@ -320,23 +322,22 @@ class Learner:
             assert actions.reference_logprobs is not None
             estimate: Callable[[Tensor, Tensor], Tensor] = ESTIMATORS[self.kl.estimator]
             penalty = estimate(found.logprobs, actions.reference_logprobs)
-            sums.kl += (actions.weights * penalty.detach()).sum().item()
+            sums.add(kl=(actions.weights * penalty).sum())
             loss = loss + self.kl.coef * penalty
         if self.algorithm.entropy_coef:
             loss = loss - self.algorithm.entropy_coef * found.entropies
         return loss
 
-    def _note(self, micro: MicroBatch, actions: Actions, logprobs: Tensor, sums: _Sums) -> None:
+    def _note(self, micro: MicroBatch, actions: Actions, logprobs: Tensor, sums: Sums) -> None:
         """Records each token's ratio, and the figures that follow from ratios."""
         if actions.sampling_logprobs.numel():
-            error = (logprobs - actions.sampling_logprobs).abs().max().item()
-            sums.logprob_error = max(sums.logprob_error, error)
+            sums.add(logprob_error=(logprobs - actions.sampling_logprobs).abs().max())
         ratios = self.algorithm.ratio(logprobs, actions.old_logprobs, actions.sequences)
         low, high = self.algorithm.clip_bounds()
         counted = actions.weights > 0
-        sums.num_clipped += int((((ratios < low) | (ratios > high)) & counted).sum())
-        sums.num_counted += int(counted.sum())
-        sums.ratios |= _by_step(micro, ratios)
+        clipped = ((ratios < low) | (ratios > high)) & counted
+        sums.add(clipped=clipped.sum(), counted=counted.sum())
+        sums.add_ratios(micro, ratios)
 
     def state_dict(self) -> dict[str, Any]:
         """State that the next update depends on, besides the policy."""
@@ -388,10 +389,3 @@ def _mean_kl(sampled: dict[StepKey, PerToken], known: Estimates, kl: KLSettings)
         for logprob, reference in zip(logprobs, known.reference_logprobs[key], strict=True)
     ]
     return math.fsum(estimates) / max(1, len(estimates))
-
-
-def _by_step(micro: MicroBatch, per_token: Tensor) -> dict[StepKey, PerToken]:
-    """(A,) numbers of a micro-batch's action tokens, each step's own."""
-    rest = iter(per_token.tolist())
-    pairs = zip(micro.keys, micro.lengths, strict=True)
-    return {key: tuple(islice(rest, length)) for key, length in pairs}

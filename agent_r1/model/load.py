@@ -53,8 +53,8 @@ def load_policy(
             ignore_mismatched_sizes=True,  # reported below, by name
         )
     model: PreTrainedModel = loaded[0]
-    _must_be_whole(model, loaded[1], path)
     torch.nn.Module.to(model, device_of(settings))
+    _must_be_whole(model, loaded[1], path)
     folder = checkpoint if is_adapter else start_folder(settings.lora)
     if folder or (settings.lora and adapter):
         with warnings.catch_warnings():  # peft asks for what transformers renames

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from agent_r1.model.policy import Policy
+from agent_r1.model.products import are_rounded
 
 ROWS = 16
 """Rows that the layout is chosen for; others are nearly as fast."""
@@ -28,13 +29,14 @@ class SamplingWeights:
     """Takes the place of a policy's linear layers while it samples.
 
     The weights of the moment are copied: a policy that is trained on needs new ones. Where the
-    layout does not exist (on a GPU, for other PyTorch builds), for small models, and where the
-    copies would take more than ``most_bytes``, nothing is copied or changed.
+    layout does not exist (on a GPU, for other PyTorch builds), for small models, where products are
+    run in bfloat16, which the layout is not for, and where the copies would take more than
+    ``most_bytes``, nothing is copied or changed.
     """
 
     def __init__(self, policy: Policy, most_bytes: float = math.inf) -> None:
         self._layers: list[tuple[torch.nn.Module, Callable[[Tensor], Tensor]]] = []
-        if policy.device.type != "cpu" or not _layout_works():
+        if policy.device.type != "cpu" or are_rounded(policy.device) or not _layout_works():
             return
         size = sum(parameter.nbytes for parameter in policy.base.parameters())
         if not MIN_BYTES <= size <= most_bytes:

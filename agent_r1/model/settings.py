@@ -34,10 +34,14 @@ class ModelSettings(Section):
             (in the package), ``smollm2-135m`` (from the extra ``agent-r1[smollm2]``).
         device: Where it runs; ``auto`` takes the GPU if there is one.
         dtype: Type of weights and activations; trained weights have a float32 master in any case.
+        matmul: ``bf16`` has matrix products of float32 tensors run in bfloat16 and added up in
+            float32, on processors with matrix units for that (AMX). Sampling and training then
+            differ by rounding, for which the algorithm's ``importance_cap`` is 2 by default.
         lora: Train an adapter instead of all weights.
     """
 
     path: str = "hopworld-base"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    matmul: Literal["bf16"] | None = None
     lora: LoraSettings | None = None

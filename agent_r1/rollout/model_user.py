@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agent_r1.config.section import NamedSection
 from agent_r1.envs.user import UserEnv, flipped
@@ -37,6 +37,12 @@ class ModelUser:
         max_tokens: int = Field(48, ge=1)
         temperature: float = Field(0.7, ge=0)
         instruction: str = "Answer the assistant's question in one short sentence."
+
+        @model_validator(mode="after")
+        def _one_process(self) -> Self:
+            if self.model.matmul is not None:
+                raise ValueError("model.matmul: set the agent's, which holds for the whole process")
+            return self
 
     def __init__(self, settings: Any) -> None:
         self._settings = settings

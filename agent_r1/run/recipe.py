@@ -56,6 +56,10 @@ CreditSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(CREDITS.
 TrackerSection = Annotated[SerializeAsAny[NamedSection], BeforeValidator(TRACKERS.section)]
 
 
+IMPORTANCE_CAP = 2.0
+"""Where importance weights are on by default."""
+
+
 class TrainSettings(Section):
     """The loop.
 
@@ -235,7 +239,7 @@ def load_recipe(
     token = FOLDER.set(folder)
     try:
         notes = _apply(data, overrides or [])
-        return Recipe.model_validate(data), notes
+        return _with_importance_weights(Recipe.model_validate(data)), notes
     except ValidationError as error:
         wrong = [".".join(map(str, item["loc"])) for item in error.errors()]
         given = tuple(f"{_set_by(key, value)}." for key, value in overrides or [])
@@ -296,6 +300,18 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]]) -> list[str]:
             ]
         override(data, f"{section}.name" if renames else key, value)
     return notes
+
+
+def _with_importance_weights(recipe: Recipe) -> Recipe:
+    """Where sampling and training differ by rounding, importance weights are on by default."""
+    algorithm = recipe.algorithm
+    if recipe.model.matmul is None or "importance_cap" in algorithm.model_fields_set:
+        return recipe
+    unmasked = not all(getattr(algorithm, key, True) for key in ("loss_mask", "advantage_mask"))
+    if unmasked or getattr(algorithm, "importance_cap", 0.0) is not None:  # 0: it has no such key
+        return recipe
+    update = {"importance_cap": IMPORTANCE_CAP}
+    return recipe.model_copy(update={"algorithm": algorithm.model_copy(update=update)})
 
 
 def _set_by(key: str, value: Any) -> str:

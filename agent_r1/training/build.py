@@ -12,7 +12,9 @@ import torch
 from agent_r1.envs.lifecycle import make_env
 from agent_r1.envs.lifecycle import tasks_of as tasks_of_env
 from agent_r1.errors import ConfigError
+from agent_r1.model.load import device_of
 from agent_r1.model.policy import Policy
+from agent_r1.model.products import set_products
 from agent_r1.render import RENDERERS
 from agent_r1.rollout import ENGINES
 from agent_r1.rollout.episode import Rollout
@@ -66,7 +68,10 @@ def demonstrations_of(recipe: Recipe, rollout: Rollout) -> Demonstrations:
     return PastDemonstrations(open_runs(recipe), settings.require)
 
 
-def set_threads(recipe: Recipe) -> None:
-    """Fixes the number of CPU threads, which the last bits of matrix products depend on."""
+def set_up_process(recipe: Recipe) -> None:
+    """Fixes what holds for all of torch: the number of CPU threads, which the last bits of matrix
+    products depend on, and how those are computed.
+    """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    set_products(recipe.model, device_of(recipe.model))

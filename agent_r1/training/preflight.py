@@ -13,6 +13,7 @@ from agent_r1.learner.memory_plan import MemoryPlan, plan_memory
 from agent_r1.model.adapter import start_folder
 from agent_r1.model.load import check_sizes, device_of, load_config, load_tokenizer
 from agent_r1.model.policy import why_unpackable
+from agent_r1.model.products import are_of_use, must_be_of_use
 from agent_r1.render import RENDERERS, Renderer
 from agent_r1.run.recipe import Recipe
 from agent_r1.run.trackers import TRACKERS
@@ -35,6 +36,7 @@ def preflight(recipe: Recipe) -> None:
     for split in ("train", "validation", *(["test"] if recipe.evaluation.test_tasks else [])):
         tasks_of(recipe, split)
     config = load_config(recipe.model)
+    must_be_of_use(recipe.model, device_of(recipe.model))
     start_folder(recipe.model.lora)
     algorithm = ALGORITHMS.resolve(recipe.algorithm.name)
     if algorithm.demonstrated and getattr(recipe.algorithm, "source", GOLD) != GOLD:
@@ -112,6 +114,11 @@ def warnings_of(recipe: Recipe) -> Iterator[str]:
         yield (
             f"limits.tokens = {recipe.limits.tokens}: the model was made for {positions} "
             "positions; beyond them its output gets worse"
+        )
+    if recipe.model.matmul is not None and not are_of_use(device_of(recipe.model)):
+        yield (  # a run that was made elsewhere
+            f"model.matmul = {recipe.model.matmul!r} has no effect here, where there are no matrix "
+            "units for it: numbers are others than on a machine with them"
         )
     template = load_tokenizer(recipe.model).chat_template
     if recipe.renderer.name == "template" and "strftime_now" in str(template):

@@ -30,7 +30,7 @@ from agent_r1.training.build import (
     demonstrations_of,
     evaluator,
     make_rollout,
-    set_threads,
+    set_up_process,
     tasks_of,
 )
 from agent_r1.training.demonstrations import (
@@ -49,7 +49,7 @@ class Trainer:
     """One run, from its folder. A folder with a checkpoint is resumed, an empty one begun."""
 
     def __init__(self, recipe: Recipe, run: RunFolder) -> None:
-        set_threads(recipe)
+        set_up_process(recipe)
         torch.manual_seed(recipe.seed)  # our code does not draw from it; other code may
         self.recipe, self.run = recipe, run
         self.validation = tasks_of(recipe, "validation")[: recipe.evaluation.tasks]

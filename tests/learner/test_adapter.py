@@ -12,12 +12,14 @@ from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM
 import agent_r1
 from agent_r1.algorithms.grpo import GRPO
 from agent_r1.errors import ConfigError
-from agent_r1.learner.learner import Learner, _Sums
+from agent_r1.learner.credit_assignment import steps_of
+from agent_r1.learner.learner import Learner
 from agent_r1.learner.memory_plan import free_memory, plan_memory
 from agent_r1.learner.micro_batch import Actions
-from agent_r1.learner.packed_trees import packs
+from agent_r1.learner.packed_trees import Pack, packs
 from agent_r1.learner.padded_rows import rows
 from agent_r1.learner.settings import LearnerSettings
+from agent_r1.learner.sums import Sums
 from agent_r1.model.load import load_config, load_policy
 from agent_r1.model.policy import make_policy, why_unpackable
 from agent_r1.model.settings import LoraSettings, ModelSettings
@@ -171,7 +173,7 @@ def test_the_gradient_in_half_precision_is_summed_in_float32():
     batch = random_batch(groups, learner.algorithm)
     with policy.packed():
         for micro in packs(groups, max_tokens=40, device=CPU):
-            learner._backward(micro, batch, _Sums())
+            learner._backward(micro, batch, Sums())
     assert all(p.grad is None for p in learner.optimizer.parameters)
     assert {m.grad.dtype for m in learner.optimizer.masters} == {torch.float32}
     assert len(learner.optimizer.masters) == len(exact)
@@ -219,6 +221,52 @@ def test_memory_that_runs_out_restarts_the_accumulation_in_smaller_cuts():
         assert one[name] == pytest.approx(two[name], rel=1e-4)
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], atol=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("old_logprobs", {"importance_cap": 2.0}),
+        ("reference_logprobs", {"kl": {"place": "reward", "coef": 0.1}}),
+        ("reference_logprobs", {"kl": {"place": "loss", "coef": 0.1}}),
+    ],
+)
+def test_memory_that_runs_out_before_the_gradient_restarts_the_estimates(
+    name, options, monkeypatch
+):
+    groups, forward = random_groups(2, num_groups=4), Pack.forward
+    algorithm = GRPO(GRPO.Settings(**options))
+
+    def estimates():
+        policy, reference = make_family("llama"), make_family("llama")
+        learner = Learner(
+            policy,
+            algorithm,
+            LearnerSettings(),
+            temperature=1.0,
+            reference=reference,
+            micro_batch_tokens=1000,
+        )
+        known = random_estimates(groups)
+        known.add(learner.prepare(groups))
+        update = learner.update(groups, known, lr=1e-3, seed=0)
+        return getattr(known, name), update.notes, learner.micro_batch_tokens
+
+    expected, notes, _ = estimates()
+    assert not notes
+
+    def scarce(self, *arguments):
+        if self.num_tokens > 120:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(Pack, "forward", scarce)
+    found, notes, micro_batch_tokens = estimates()
+    assert any("memory ran out" in note for note in notes)
+    assert micro_batch_tokens < 1000
+    assert expected.keys() == found.keys() == steps_of(groups).keys()
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values, abs=1e-5)
 
 
 def test_nothing_is_left_of_a_gradient_that_memory_did_not_suffice_for():

@@ -14,12 +14,13 @@ from agent_r1.algorithms.grpo import GRPO
 from agent_r1.algorithms.gspo import GSPO
 from agent_r1.algorithms.ppo import PPO
 from agent_r1.learner.credit_assignment import assign_credit, loss_weights, steps_of
-from agent_r1.learner.learner import Learner, _Sums
+from agent_r1.learner.learner import Learner
 from agent_r1.learner.mask_ablation import Masked, Unmasked, masks_of
 from agent_r1.learner.micro_batch import Actions, Batch
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.padded_rows import rows
 from agent_r1.learner.settings import LearnerSettings
+from agent_r1.learner.sums import Sums
 from agent_r1.types import Estimates, StepKey, StopReason
 from tests.families import make_family, random_groups
 
@@ -85,7 +86,7 @@ def gradients(learner, groups, known, max_tokens):
     learner.optimizer.zero_grad()
     learner.micro_batch_tokens = max_tokens
     batch = Batch(steps_of(groups), known, loss_weights(groups, learner.algorithm))
-    sums = _Sums()
+    sums = Sums()
     with learner.policy.packed():
         for micro in learner._micro_batches(groups):
             learner._backward(micro, batch, sums)
@@ -116,7 +117,7 @@ def test_the_cut_into_micro_batches_changes_nothing(algorithm):
     whole, sums = gradients(learner, groups, known, 10**6)
     parts, sums_of_parts = gradients(learner, groups, known, 1)
     assert sums_of_parts.num_tokens > sums.num_tokens
-    assert sums_of_parts.loss == pytest.approx(sums.loss, abs=1e-5)
+    assert sums_of_parts.total("loss") == pytest.approx(sums.total("loss"), abs=1e-5)
     assert any(gradient.abs().max() > 0 for gradient in whole.values())
     for name, gradient in whole.items():
         assert (gradient - parts[name]).norm() <= 1e-4 * gradient.norm() + 1e-9, name

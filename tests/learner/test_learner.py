@@ -17,10 +17,11 @@ from agent_r1.learner.credit_assignment import (
     minibatches,
     steps_of,
 )
-from agent_r1.learner.learner import Learner, _Sums
+from agent_r1.learner.learner import Learner
 from agent_r1.learner.micro_batch import Batch
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.settings import LearnerSettings
+from agent_r1.learner.sums import Sums
 from agent_r1.rollout.episode import Limits, Rollout
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.tasks.hopworld.env import HopWorld
@@ -62,7 +63,7 @@ def accumulated(policy, groups, known, algorithm, *, max_tokens):
     batch = Batch(steps_of(groups), known, loss_weights(groups, algorithm))
     with policy.packed():
         for micro in packs(groups, max_tokens=max_tokens, device=policy.device):
-            learner._backward(micro, batch, _Sums())
+            learner._backward(micro, batch, Sums())
     return gradients(policy)
 
 

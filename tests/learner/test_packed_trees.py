@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from agent_r1.algorithms.grpo import GRPO
 from agent_r1.learner.credit_assignment import steps_of
-from agent_r1.learner.learner import Learner, _Sums
+from agent_r1.learner.learner import Learner
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.padded_rows import rows
 from agent_r1.learner.settings import LearnerSettings
+from agent_r1.learner.sums import Sums
 from agent_r1.model.logprobs import head_logprobs, token_logprobs
 from agent_r1.tree import build_tree
 from tests.families import FAMILIES, make_family, random_batch, random_groups
@@ -61,7 +62,7 @@ def gradients(policy, groups, cut, *, max_tokens=10**6, **options):
     learner = Learner(policy, GRPO_WITH_ENTROPY, LearnerSettings(**options), temperature=0.8)
     learner.cut = cut
     policy.model.zero_grad()
-    sums = _Sums()
+    sums = Sums()
     batch = random_batch(groups, GRPO_WITH_ENTROPY)
     context = policy.packed() if cut is packs else nullcontext()
     with context:

@@ -13,10 +13,11 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
 from agent_r1.algorithms.ppo import PPO
-from agent_r1.learner.learner import Learner, _Sums
+from agent_r1.learner.learner import Learner
 from agent_r1.learner.micro_batch import Actions
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.settings import LearnerSettings
+from agent_r1.learner.sums import Sums
 from agent_r1.model.flex_tree import FlexTree
 from agent_r1.model.policy import Policy
 from agent_r1.model.sampling_weights import SamplingWeights
@@ -61,7 +62,9 @@ def learn(policy, attention):
         with policy.packed():
             found = micro.forward(policy, 0.7)
         values = learner._values(found.before)
-        loss = learner._policy_loss(found, actions, _Sums())
+        sums = Sums()
+        loss = learner._policy_loss(found, actions, sums)
+        learner._note(micro, actions, found.logprobs, sums)  # asks for no number
         loss = loss + algorithm.value_loss(values, actions.old_values, actions.value_targets)
         assert loss.device.type == learner._values(found.after).device.type == "cuda"
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from agent_r1.algorithms.grpo import GRPO
-from agent_r1.learner.learner import Learner, _Sums
+from agent_r1.learner.learner import Learner
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.padded_rows import rows
 from agent_r1.learner.settings import LearnerSettings
+from agent_r1.learner.sums import Sums
 from agent_r1.model.logprobs import token_logprobs
 from agent_r1.rollout.engine import Sampling
 from agent_r1.rollout.native.engine import NativeEngine
@@ -32,7 +33,7 @@ def gradients(policy, cut, **options):
     algorithm = GRPO(GRPO.Settings(entropy_coef=0.1))
     learner = Learner(policy, algorithm, LearnerSettings(), temperature=0.8)
     policy.model.zero_grad()
-    groups, sums = random_groups(), _Sums()
+    groups, sums = random_groups(), Sums()
     batch = random_batch(groups, algorithm)
     with policy.packed() if cut is not rows else torch.enable_grad():
         for micro in cut(groups, device=GPU, **options):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ class _Slice:
     end: int
     index: Tensor
     """Place of each token's sequence in the block."""
+    place: Tensor
+    """Place of each token's key in its sequence."""
     length: Tensor
     """(R,) keys of each sequence of the block, the new one included."""
     base: Tensor
@@ -125,6 +128,9 @@ class ForwardPass:
                 len(self.token_ids),
                 torch.tensor([sequence.index for sequence, _ in pairs], device=self.device),
                 torch.tensor(
+                    [len(sequence.token_ids) for sequence, _ in pairs], device=self.device
+                ),
+                torch.tensor(
                     [len(sequence.token_ids) + 1 for sequence in block.sequences],
                     device=self.device,
                 ),
@@ -163,13 +169,14 @@ class ForwardPass:
         scale: float,
         window: int | None,
     ) -> Tensor:
-        out = torch.empty_like(query)
-        lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-        for piece in self._slices:
-            tokens = slice(piece.start, piece.end)
-            both = [x[0, :, tokens].transpose(0, 1) for x in (query, key, value)]
-            part, part_lse = self._sample(piece, layer, *both, scale=scale, window=window)
-            out[0, :, tokens], lse[0, :, tokens] = part.transpose(0, 1), part_lse.t()
+        sampled = self._sampled(layer, query, key, value, scale=scale, window=window)
+        if len(self._slices) == 1 and not self._runs:
+            ((_, out, lse),) = sampled
+        else:
+            out = torch.empty_like(query)
+            lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+            for tokens, part, part_lse in sampled:
+                out[:, :, tokens], lse[:, :, tokens] = part, part_lse
         if window not in self._parts:
             self._parts[window] = tree_parts(self._spans, window, self.device)
         attend_parts(query, key, value, self._parts[window], scale, out, lse)
@@ -183,6 +190,16 @@ class ForwardPass:
                 out[:, :, some], lse[:, :, some] = whole, whole_lse
         self._store(layer, key, value)
         return out
+
+    def _sampled(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Tokens of sampling sequences, what they get (1, H, B, D), and (1, H, B)."""
+        for piece in self._slices:
+            tokens = slice(piece.start, piece.end)
+            both = [x[0, :, tokens].transpose(0, 1) for x in (query, key, value)]
+            part, part_lse = self._sample(piece, layer, *both, **options)
+            yield tokens, part.transpose(0, 1)[None], part_lse.t()[None]
 
     def _sample(
         self,
@@ -201,9 +218,7 @@ class ForwardPass:
             piece.bias[window] = self._row_bias(piece, query, window)
         bias = piece.bias[window]
         num_rows, longest = bias.shape[0], bias.shape[-1]
-        place = piece.length[piece.index] - 1
-        kv[0][piece.index, :, place] = key
-        kv[1][piece.index, :, place] = value
+        kv[:, piece.index, :, piece.place] = torch.stack((key, value), 1)
         if not piece.whole:
             spread = query.new_zeros(num_rows, *query.shape[1:])
             spread[piece.index] = query
