@@ -21,17 +21,11 @@ from agent_r1.model.settings import ModelSettings
 from agent_r1.run.recipe import load_recipe
 from agent_r1.training.preflight import warnings_of
 from tests.families import make_family
+from tests.learner.test_adapter import RECIPE
 
 ROUNDED = {"matmul": "bf16"}
 CPU = torch.device("cpu")
-TINY = {
-    "env": "hopworld",
-    "threads": 2,
-    "credit": {"name": "trajectory", "weights": {"answered": 0.0}},
-    "limits": {"turns": 2, "tokens_per_turn": 64, "tokens": 400},
-    "train": {"iterations": 1, "tasks": 2, "attempts": 4},
-    "evaluation": {"every": 0},
-}
+TINY = RECIPE | {"train": {**RECIPE["train"], "iterations": 1}, "evaluation": {"every": 0}}
 
 
 @pytest.fixture
