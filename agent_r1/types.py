@@ -133,17 +133,30 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+class VersionSpan(NamedTuple):
+    """Tokens of one action that were sampled by the same weights.
+
+    Attributes:
+        version: Number of weight updates behind them.
+        start, end: Which tokens of the action, ``end`` not included.
+    """
+
+    version: int
+    start: int
+    end: int
+
+
 @dataclass(slots=True, frozen=True)
 class Action:
-    """The tokens of one model call, exactly as sampled. All tuples have the same length.
+    """The tokens of one model call, exactly as sampled; a number of each for each token.
 
     Attributes:
         token_ids: Sampled ids, the stop token included when one was sampled.
         logprobs: Log-probability (nats) of each id under the distribution it was drawn from,
-            temperature included; empty, like the entropies, for a demonstration (not
-            sampled).
-        entropies: Entropy (nats) of that distribution.
-        policy_version: Number of weight updates behind the policy that sampled it.
+            temperature included; empty for a demonstration (not sampled).
+        entropies: Entropy (nats) of that distribution; empty if the engine does not tell it.
+        versions: The weights that sampled it, span after span: several when new weights came while
+            it was sampled, e.g. ``(3, 0, 272), (4, 272, 1200)``; empty for a demonstration.
         stop: ``"stop"`` when a stop token or stop string was sampled, ``"length"`` when the token
             limit was reached, ``"memory"`` when the engine's memory was full.
     """
@@ -151,7 +164,7 @@ class Action:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     entropies: tuple[float, ...]
-    policy_version: int
+    versions: tuple[VersionSpan, ...]
     stop: Literal["stop", "length", "memory"]
 
 
@@ -224,6 +237,8 @@ class Estimates:
             of the state after the last.
         advantages: Advantages in the policy loss; set once credit is assigned.
         value_targets: Training targets of the critic.
+        entropies: Entropies (nats) at the first update that used the step, of those whose engine
+            does not tell them.
         ratios: Importance ratios, new policy over the one that the update starts from (for GSPO
             those of the sequence), at the first update that used the step.
     """
@@ -233,6 +248,7 @@ class Estimates:
     values: dict[StepKey, PerToken] = field(default_factory=dict)
     advantages: dict[StepKey, PerToken] = field(default_factory=dict)
     value_targets: dict[StepKey, PerToken] = field(default_factory=dict)
+    entropies: dict[StepKey, PerToken] = field(default_factory=dict)
     ratios: dict[StepKey, PerToken] = field(default_factory=dict)
 
     def tables(self) -> dict[str, dict[StepKey, PerToken]]:

@@ -123,7 +123,7 @@ def groups_of(episodes: Any) -> Any:
             advantage, steps = rng.uniform(-1, 1), []
             for index, (_, length) in enumerate(turns):
                 ids = tuple(rng.randrange(100, 40_000) for _ in range(length))
-                action = Action(ids, (-10.0,) * length, (1.0,) * length, 0, "stop")
+                action = Action(ids, (-10.0,) * length, (1.0,) * length, (), "stop")
                 observation = tuple(turns[index + 1][0]) if index + 1 < len(turns) else ()
                 steps.append(Step(action, Message("assistant", ""), observation_ids=observation))
             advantages.append(advantage)

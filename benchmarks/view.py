@@ -55,7 +55,7 @@ def a_run(folder: Path, episodes: int, *, tasks: int = 8, attempts: int = 8) -> 
         found = words(60)
         return Step(
             Action(
-                ids, tuple(-rng.random() for _ in ids), tuple(rng.random() for _ in ids), 0, "stop"
+                ids, tuple(-rng.random() for _ in ids), tuple(rng.random() for _ in ids), (), "stop"
             ),
             Message("assistant", words(20), call),
             () if last else (Message("tool", found),),

@@ -276,7 +276,7 @@ class Examples:
             ids += action
             weights += self.weigh(action)
             if index + 1 < len(turns):
-                sampled = Action(action, (), (), 0, "stop")
+                sampled = Action(action, (), (), (), "stop")
                 observation = self.renderer.observation([Message("tool", result)], sampled)
                 ids += observation
                 weights += [0.0] * len(observation)

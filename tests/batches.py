@@ -23,7 +23,7 @@ def make_step(num_tokens, num_observed, rewards, key, rng):
         tuple(rng.randrange(1, 40) for _ in range(num_tokens)),
         tuple(rng.uniform(-3, -0.1) for _ in range(num_tokens)),
         (0.3,) * num_tokens,
-        0,
+        (),
         "stop",
     )
     observed = tuple(rng.randrange(1, 40) for _ in range(num_observed))

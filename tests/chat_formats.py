@@ -217,7 +217,7 @@ def gemma3_rows(
 
 def sampled(ids: Sequence[int], stop: str = "stop") -> Action:
     zeros = (0.0,) * len(ids)
-    return Action(tuple(ids), zeros, zeros, 0, stop)
+    return Action(tuple(ids), zeros, zeros, (), stop)
 
 
 def turn_by_turn(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent_r1.render.calls import parse_hermes
-from agent_r1.rollout.engine import Sampling
+from agent_r1.rollout.engine import Sampling, Traits
 from agent_r1.types import Action, Message
 
 END = 0
@@ -41,9 +41,14 @@ class CharRenderer:
 class ScriptedEngine:
     """Says its lines one after another, the same to every session; the limit of tokens holds."""
 
+    traits = Traits()
+
     def __init__(self, *lines: str) -> None:
         self.lines = lines
         self.prefixes: list[list[int]] = []
+
+    async def start(self) -> None:
+        return None
 
     def session(self, number: int = 0) -> ScriptedSession:
         return ScriptedSession(self)
@@ -54,7 +59,13 @@ class ScriptedEngine:
     async def idle(self) -> None:
         return None
 
-    def load(self, version: int) -> None:
+    async def sync(self, weights: object, version: int) -> None:
+        return None
+
+    def advice(self, figures: object, seconds: float) -> tuple[str, ...]:
+        return ()
+
+    async def close(self) -> None:
         return None
 
 
@@ -79,4 +90,4 @@ def make_action(text: str, *, max_tokens: int = 10_000, logprob: float = -0.5) -
     ids = (*(ord(c) for c in text), END)
     cut = ids[:max_tokens]
     stop = "stop" if len(cut) == len(ids) else "length"
-    return Action(cut, (logprob,) * len(cut), (0.1,) * len(cut), 0, stop)
+    return Action(cut, (logprob,) * len(cut), (0.1,) * len(cut), (), stop)

@@ -107,7 +107,7 @@ def random_groups(seed: int = 0, *, num_groups: int = 2, rewrite: bool = True) -
                     action_ids,
                     tuple(rng.uniform(-5, -1) for _ in range(count)),
                     (1.0,) * count,
-                    0,
+                    (),
                     "stop",
                 )
                 observed = ids(1, 12)

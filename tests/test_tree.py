@@ -18,7 +18,7 @@ ACT, OBS, CTX = Kind.ACTION, Kind.OBSERVATION, Kind.CONTEXT
 
 
 def step(ids, observation=(), context=None):
-    action = Action(tuple(ids), (-1.0,) * len(ids), (0.0,) * len(ids), 0, "stop")
+    action = Action(tuple(ids), (-1.0,) * len(ids), (0.0,) * len(ids), (), "stop")
     return Step(
         action,
         Message("assistant", ""),

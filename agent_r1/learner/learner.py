@@ -44,7 +44,7 @@ class Update:
             any step.
         num_tokens: Tokens run forward and backward, padding not counted.
         num_steps: Optimiser steps made.
-        ratios: Importance ratios of each step that was trained on, see ``Estimates``.
+        ratios, entropies: Of each step that was trained on, see ``Estimates``.
         skipped: Why optimiser steps were skipped, one line each.
         notes: Messages to the user, e.g. that memory ran out and micro-batches were halved.
     """
@@ -59,6 +59,7 @@ class Update:
     num_tokens: int = 0
     num_steps: int = 0
     ratios: dict[StepKey, PerToken] = field(default_factory=dict)
+    entropies: dict[StepKey, PerToken] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -241,7 +242,9 @@ class Learner:
             result.logprob_error = max(result.logprob_error, sums.largest("logprob_error"))
         result.clip_fraction += sums.total("clipped") / sums.total("counted")
         result.num_tokens += sums.num_tokens
-        result.ratios = sums.ratios() | result.ratios  # of the first update that used a step
+        # Of the first update that used a step.
+        result.ratios = sums.table("ratios") | result.ratios
+        result.entropies = sums.table("entropies") | result.entropies
         loss = sums.total("loss")
         norm = self.optimizer.clip_grad(self.settings.max_grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -307,6 +310,9 @@ class Learner:
         total.backward()
         sums.add(loss=total)
         sums.num_tokens += micro.num_tokens
+        sampled = [batch.steps[key].action for key in micro.keys]
+        if any(action.logprobs and not action.entropies for action in sampled):
+            sums.add_rows(micro, entropies=found.entropies)  # which the engine does not tell
         self._note(micro, actions, found.logprobs.detach(), sums)
 
     def _policy_loss(self, found: Forward, actions: Actions, sums: Sums) -> Tensor:
@@ -337,7 +343,7 @@ class Learner:
         counted = actions.weights > 0
         clipped = ((ratios < low) | (ratios > high)) & counted
         sums.add(clipped=clipped.sum(), counted=counted.sum())
-        sums.add_ratios(micro, ratios)
+        sums.add_rows(micro, ratios=ratios)
 
     def state_dict(self) -> dict[str, Any]:
         """State that the next update depends on, besides the policy."""

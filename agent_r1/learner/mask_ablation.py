@@ -87,8 +87,8 @@ def _merged(step: Step) -> Step:
     merged = Action(
         action.token_ids + step.observation_ids,
         action.logprobs + zeros,
-        action.entropies + zeros,
-        action.policy_version,
+        action.entropies and action.entropies + zeros,
+        action.versions,
         action.stop,
     )
     return dataclasses.replace(step, action=merged, observation_ids=())

@@ -21,16 +21,17 @@ class Sums:
     def __init__(self) -> None:
         self.num_tokens = 0
         self._terms: defaultdict[str, list[Tensor]] = defaultdict(list)
-        self._ratios: list[tuple[Sequence[StepKey], Sequence[int], Tensor]] = []
+        self._tables: defaultdict[str, list[tuple[MicroBatch, Tensor]]] = defaultdict(list)
 
     def add(self, **terms: Tensor) -> None:
         """Numbers, by the names of their sums."""
         for name, term in terms.items():
             self._terms[name].append(term.detach())
 
-    def add_ratios(self, micro: MicroBatch, ratios: Tensor) -> None:
-        """(A,) importance ratios of a micro-batch's action tokens."""
-        self._ratios.append((micro.keys, micro.lengths, ratios))
+    def add_rows(self, micro: MicroBatch, **rows: Tensor) -> None:
+        """(A,) numbers of a micro-batch's action tokens, by the names of their tables."""
+        for name, row in rows.items():
+            self._tables[name].append((micro, row.detach()))
 
     def total(self, name: str) -> float:
         """A sum; 0 if there is nothing in it."""
@@ -43,11 +44,11 @@ class Sums:
         """The largest of its numbers, NaN left out; 0 if there are none."""
         return max([0.0, *self._numbers(name)])
 
-    def ratios(self) -> dict[StepKey, PerToken]:
-        """Importance ratios, each step's own."""
+    def table(self, name: str) -> dict[StepKey, PerToken]:
+        """A table's numbers, each step's own; empty if there are none."""
         found: dict[StepKey, PerToken] = {}
-        for keys, lengths, ratios in self._ratios:
-            found |= by_step(keys, lengths, ratios)
+        for micro, row in self._tables.get(name, ()):
+            found |= by_step(micro.keys, micro.lengths, row)
         return found
 
     def _numbers(self, name: str) -> list[float]:

@@ -251,7 +251,7 @@ class ChatTemplate(TurnRenderer):
             for action, answer in turns:
                 said = self.encode_message(action)
                 zeros = (0.0,) * len(said)
-                observed = self.observation([answer], Action(said, zeros, zeros, 0, "stop"))
+                observed = self.observation([answer], Action(said, zeros, zeros, (), "stop"))
                 ids += said + observed
                 conversation += [action, answer]
                 rows = _rows(conversation, [message.content for message in conversation])

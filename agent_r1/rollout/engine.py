@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from agent_r1.types import Action
+
+if TYPE_CHECKING:
+    from agent_r1.model.policy import Policy
+    from agent_r1.model.settings import ModelSettings
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,15 +49,51 @@ class Session(Protocol):
         ...
 
 
+@dataclass(slots=True, frozen=True)
+class Traits:
+    """What an engine promises.
+
+    Attributes:
+        exact: Its log-probabilities are the learner's but for the last bits: importance weights
+            are not needed.
+        entropies: Its actions tell entropies; those of others are filled in by the learner.
+    """
+
+    exact: bool = True
+    entropies: bool = True
+
+
 class Engine(Protocol):
-    """Tokens in, tokens and log-probabilities out."""
+    """Tokens in, tokens and log-probabilities out; made as ``Engine(settings, policy)``, where the
+    policy's weights are version 0.
+
+    The life of an engine: ``start``, then sessions, with ``sync`` before, between or during them,
+    then ``close``.
+    """
+
+    traits: ClassVar[Traits]
+
+    @classmethod
+    def must_serve(cls, settings: Any, model: ModelSettings) -> None:
+        """Raises ``ConfigError`` if the engine cannot run that model here; loads no weights."""
+        ...
+
+    async def start(self) -> None:
+        """Makes the engine ready for sessions; does nothing if it is.
+
+        Raises:
+            ConfigError: It cannot be, and why; e.g. a server has another model.
+        """
+        ...
 
     def session(self, number: int = 0) -> Session:
         """A new conversation; where order matters, sessions are served by ``number``."""
         ...
 
-    def load(self, version: int) -> None:
-        """Takes over the policy's present weights as that version; no session may be open."""
+    async def sync(self, weights: Policy, version: int) -> None:
+        """From its return on, tokens are sampled from these weights. Sessions may be open: an
+        action that is being sampled goes on, and tells which weights sampled which of its tokens.
+        """
         ...
 
     async def idle(self) -> None:
@@ -62,4 +102,16 @@ class Engine(Protocol):
 
     def report(self) -> dict[str, float]:
         """Figures since the last report, by name; those that end in ``_seconds`` are wall time."""
+        ...
+
+    def advice(self, figures: Mapping[str, float], seconds: float) -> Iterator[str]:
+        """What in a report concerns the user, and the cure, a line each.
+
+        Args:
+            figures: The report. seconds: Wall time of the rollout it is about.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Frees all that the engine holds; ``start`` makes it ready again."""
         ...

@@ -41,6 +41,7 @@ from agent_r1.types import (
     Trajectory,
     derive_seed,
 )
+from agent_r1.utils.scope import shared
 from agent_r1.utils.text import describe
 from agent_r1.utils.waiting import within
 
@@ -120,6 +121,8 @@ class Rollout:
                 proven=self.proven,
             )
 
+        shared(("engine", id(self.engine)), lambda: self.engine)  # closed with the run
+        await self.engine.start()
         trajectories = await Episodes(self.engine, play, len(plan)).run(self.concurrency)
         groups = [Group(task, [], number) for number, task in enumerate(tasks)]
         for (index, _), trajectory in zip(plan, trajectories, strict=True):

@@ -70,9 +70,9 @@ class _Script:
             ) from error
         if message is None:
             self.is_over = True
-            return Action((), (), (), 0, "memory")  # the loop stops without another step
+            return Action((), (), (), (), "memory")  # the loop stops without another step
         whole = len(ids) <= sampling.max_tokens
-        return Action(ids[: sampling.max_tokens], (), (), 0, "stop" if whole else "length")
+        return Action(ids[: sampling.max_tokens], (), (), (), "stop" if whole else "length")
 
     def close(self) -> None:
         return None

@@ -27,7 +27,7 @@ def render_history(
         message = rest.pop(0)
         own = _tokens_of(message, sampled) or renderer.encode_message(message)
         zeros = (0.0,) * len(own)
-        action = Action(own, zeros, zeros, 0, "stop")
+        action = Action(own, zeros, zeros, (), "stop")
         ids += [*own, *renderer.observation(_until_assistant(rest), action)]
     return ids
 

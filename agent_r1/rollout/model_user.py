@@ -54,6 +54,7 @@ class ModelUser:
         sampling = Sampling(
             settings.max_tokens, self._renderer.stop_token_ids, temperature=settings.temperature
         )
+        await self._engine.start()
         session = self._engine.session()
         try:
             action = await session.generate(

@@ -7,20 +7,22 @@ is prefilled anew, by the model's own forward pass and cache.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from agent_r1.config.section import NamedSection
-from agent_r1.rollout.engine import Sampling
+from agent_r1.rollout.engine import Sampling, Traits
 from agent_r1.rollout.model_thread import EngineThread
 from agent_r1.rollout.native.request import Request, Stop
 from agent_r1.types import Action
 
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
+    from agent_r1.model.settings import ModelSettings
 
 
 class PaddedSession:
@@ -48,6 +50,8 @@ class PaddedSession:
 class PaddedEngine:
     """See the module's docstring."""
 
+    traits: ClassVar = Traits()
+
     class Settings(NamedSection):
         name: str = "padded"
 
@@ -58,25 +62,40 @@ class PaddedEngine:
         self.open: set[PaddedSession] = set()
         self.waiting: dict[PaddedSession, Request] = {}
         self._task: asyncio.Task[None] | None = None
+        self._at_work: asyncio.Lock | None = None
         self._thread = EngineThread()
+
+    @classmethod
+    def must_serve(cls, settings: Settings, model: ModelSettings) -> None:
+        return None
+
+    async def start(self) -> None:
+        return None
 
     def session(self, number: int = 0) -> PaddedSession:
         session = PaddedSession(self, number)
         self.open.add(session)
         return session
 
-    def load(self, version: int) -> None:
-        assert not self.open, "weights changed while sessions were open"
-        self._version = version
+    async def sync(self, weights: Policy, version: int) -> None:
+        """Waits for the batch at work, which is sampled whole from the old weights."""
+        async with self._at_work or contextlib.nullcontext():
+            self._policy, self._version = weights, version
 
     def report(self) -> dict[str, float]:
         counters = dict(self._counters)
         self._counters = dict.fromkeys(counters, 0)
         return {name: float(value) for name, value in counters.items()}
 
+    def advice(self, figures: Mapping[str, float], seconds: float) -> Iterator[str]:
+        yield from ()
+
     async def idle(self) -> None:
         if self._task is not None:
             await asyncio.wait({self._task})
+
+    async def close(self) -> None:
+        await self.idle()
 
     def wake(self) -> None:
         if self._task is None and self.waiting and len(self.waiting) == len(self.open):
@@ -84,13 +103,15 @@ class PaddedEngine:
 
     async def _serve(self) -> None:
         """Runs batches as long as every open session waits."""
+        self._at_work = asyncio.Lock()
         try:
             await asyncio.sleep(0)  # what opens or closes now counts
             while self.waiting and len(self.waiting) == len(self.open):
-                await self._batch()
+                async with self._at_work:
+                    await self._batch()
                 await asyncio.sleep(0)
         finally:
-            self._task = None
+            self._task = self._at_work = None
 
     async def _batch(self) -> None:
         sessions = sorted(self.waiting, key=lambda session: session.number)

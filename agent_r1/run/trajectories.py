@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -19,6 +20,8 @@ _GROUP = TypeAdapter(Group)
 _PER_TOKEN: TypeAdapter[PerToken] = TypeAdapter(PerToken)
 MAX_GROUP_BYTES = 1 << 29
 """Most bytes of one group."""
+NO_GROUP = (LookupError, TypeError, AttributeError, RecursionError)
+"""What a line raises that holds something else."""
 
 
 def write_groups(path: Path, groups: list[Group], known: Estimates) -> None:
@@ -49,7 +52,7 @@ def read_groups(path: Path) -> Iterator[tuple[Group, Estimates]]:
             for number in itertools.count():
                 if not (line := file.readline(MAX_GROUP_BYTES)):
                     break
-                row = json.loads(line)
+                row = _as_today(json.loads(line))
                 group = _GROUP.validate_python(row)
                 group.number, known = number, Estimates()
                 for key, _ in group.steps():
@@ -58,5 +61,14 @@ def read_groups(path: Path) -> Iterator[tuple[Group, Estimates]]:
                         if step.get(name) is not None:
                             table[key] = _PER_TOKEN.validate_python(step[name])
                 yield group, known
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, *NO_GROUP) as error:
         raise ConfigError(f"{path} cannot be read: {error!r:.300}") from error
+
+
+def _as_today(row: dict[str, Any]) -> dict[str, Any]:
+    """A group's row as it is written now: each action had one version before."""
+    for trajectory in row["trajectories"]:
+        for step in trajectory["steps"]:
+            if (version := step["action"].pop("policy_version", None)) is not None:
+                step["action"]["versions"] = [(version, 0, len(step["action"]["token_ids"]))]
+    return row

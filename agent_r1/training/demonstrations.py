@@ -176,7 +176,7 @@ def _as_demonstration(trajectory: Trajectory) -> Trajectory:
     """A copy of messages and tokens, without the numbers of the policy that sampled them."""
     steps = [
         Step(
-            Action(step.action.token_ids, (), (), step.action.policy_version, step.action.stop),
+            Action(step.action.token_ids, (), (), (), step.action.stop),
             step.message,
             step.observation,
             step.observation_ids,

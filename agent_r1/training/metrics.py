@@ -48,8 +48,9 @@ def figures_of(
     episodes = [trajectory for group in groups for trajectory in group.trajectories]
     steps = [step for episode in episodes for step in episode.steps]
     entropies = [entropy for step in steps for entropy in step.action.entropies]
+    entropies = entropies or [x for row in update.entropies.values() for x in row]
     total = score(episodes)
-    imitated = bool(steps) and not entropies
+    imitated = bool(steps) and not any(step.action.logprobs for step in steps)
     scored = [episode for episode in episodes if episode.outcome is not None]
     sampled = sum(episode.num_action_tokens for episode in episodes)
     figures: dict[str, Any] = {

@@ -12,9 +12,9 @@ from agent_r1.errors import ConfigError, ExpiredError
 from agent_r1.learner.memory_plan import MemoryPlan, plan_memory
 from agent_r1.model.adapter import start_folder
 from agent_r1.model.load import check_sizes, device_of, load_config, load_tokenizer
-from agent_r1.model.policy import why_unpackable
 from agent_r1.model.products import are_of_use, must_be_of_use
 from agent_r1.render import RENDERERS, Renderer
+from agent_r1.rollout import ENGINES
 from agent_r1.run.recipe import Recipe
 from agent_r1.run.trackers import TRACKERS
 from agent_r1.tasks import ENVS
@@ -41,11 +41,7 @@ def preflight(recipe: Recipe) -> None:
     algorithm = ALGORITHMS.resolve(recipe.algorithm.name)
     if algorithm.demonstrated and getattr(recipe.algorithm, "source", GOLD) != GOLD:
         PastDemonstrations(open_runs(recipe), getattr(recipe.algorithm, "require", {}))
-    if recipe.engine.name == "native" and (reason := why_unpackable(config)):
-        raise ConfigError(
-            f"engine = 'native' cannot run {recipe.model.path!r}: {reason}; "
-            "engine = 'padded' can, more slowly"
-        )
+    ENGINES.resolve(recipe.engine.name).must_serve(recipe.engine, recipe.model)
     if recipe.learner.attention == "flex" and device_of(recipe.model).type == "cpu":
         raise ConfigError(
             "learner.attention = 'flex': FlexAttention has no backward pass on a CPU; take 'parts'"

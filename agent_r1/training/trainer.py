@@ -83,7 +83,7 @@ class Trainer:
         self.state = State()
         if last:
             self.state = self.checkpoints.restore(self.policy, self.learner)
-            self.rollout.engine.load(self.state.iteration)
+            run_async(self._sync())
             if self.state.micro_batch_tokens:
                 self.learner.micro_batch_tokens = self.state.micro_batch_tokens
             every = recipe.checkpoint.every
@@ -141,13 +141,14 @@ class Trainer:
             lr = recipe.learner.rate(iteration, recipe.train.iterations)
             critic_only = iteration <= self.algorithm.critic_warmup
             update = self.learner.update(batch, known, lr=lr, seed=seed, critic_only=critic_only)
-            self.rollout.engine.load(iteration)
+        with clock("sync"):
+            state.iteration = iteration
+            run_async(self._sync())
         with clock("other"):
-            known.ratios = update.ratios
+            known.ratios, known.entropies = update.ratios, update.entropies
             used = trained_on(batch, known, self.algorithm)
             known = self.masks.own(groups, known)
             self.run.write_trajectories(iteration, groups, known)
-        state.iteration = iteration
         state.micro_batch_tokens = self.learner.micro_batch_tokens
         state.train_seconds += clock.total
         for note in update.notes:
@@ -163,7 +164,8 @@ class Trainer:
         row = {"iteration": iteration, **figures_of(groups, used, update, shaped, lr, clock)}
         engine = self.rollout.engine.report()
         row["engine"] = engine
-        self._advise(iteration, engine, clock)
+        for line in self.rollout.engine.advice(engine, clock.seconds["rollout"]):
+            LOG.warning(f"iteration {iteration}: {line}")
         has_signal = bool(informative(used, known, self.algorithm))
         self._advise_on(row, groups, used, has_signal=has_signal)
         total, spent = recipe.train.iterations, self._spent
@@ -181,6 +183,10 @@ class Trainer:
         due = iteration % recipe.checkpoint.every == 0 or is_last
         if due or (state.best is not None and state.best_iteration != best):
             self._save()
+
+    async def _sync(self) -> None:
+        """Gives the engine the present weights."""
+        await self.rollout.engine.sync(self.policy, self.state.iteration)
 
     def _record(self, row: dict[str, Any], groups: Sequence[Group] = ()) -> None:
         self.run.append_metrics(row)
@@ -236,25 +242,6 @@ class Trainer:
             for attempt, row in zip(group, self.algorithm.rewards(group, self.credit), strict=True)
         ]
         return sum(totals) / len(totals) if totals else None
-
-    def _advise(self, iteration: int, engine: dict[str, float], clock: Clock) -> None:
-        """Warns of engine figures that concern the user."""
-        if engine.get("late"):
-            LOG.warning(
-                f"iteration {iteration}: tools took longer than engine.patience "
-                f"{engine['late']:g} times; another run will not repeat this one bit for bit"
-            )
-        if engine.get("wait_seconds", 0.0) > max(5.0, 0.3 * clock.seconds["rollout"]):
-            LOG.warning(
-                f"iteration {iteration}: the engine waited {engine['wait_seconds']:.0f} s for "
-                "tools; engine.patience = 0 goes on without the slow ones"
-            )
-        if engine.get("dropped"):
-            LOG.warning(
-                f"iteration {iteration}: memory ran short, {engine['dropped']:g} tokens were "
-                "computed again, so that another run may not repeat this one bit for bit; a larger "
-                "engine.cache_gib or a smaller train.concurrency helps"
-            )
 
     def _advise_on(
         self, row: dict[str, Any], groups: list[Group], used: list[Group], *, has_signal: bool

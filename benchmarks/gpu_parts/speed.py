@@ -201,12 +201,14 @@ async def _passes(
         for session, ids, action in zip(sessions, prompts, said, strict=True):
             path = [*ids, *action.token_ids, FIRST]
             asked.append(asyncio.create_task(_ask(session, path, MOST)))
-        await until(lambda: engine.counters.passes >= WARM_UP)
+        begun = engine.counters.passes
+        await until(lambda: engine.counters.passes - begun >= WARM_UP)
         engine.report()
+        begun = engine.counters.passes
         with around:
             start = time.perf_counter()
             end = start + min(max(left(), 1.0), 8.0)
-            await until(lambda: engine.counters.passes >= passes or time.perf_counter() > end)
+            await until(lambda: engine.counters.passes - begun >= passes or time.perf_counter() > end)
     finally:
         for task in asked:
             task.cancel()

@@ -68,7 +68,7 @@ def real(tmp_path_factory):
 def a_step(said="look", *, events=(), rewards=None, call=True, result="found it"):
     calls = (ToolCall("search", {"query": said}),) if call else ()
     return Step(
-        Action((5, 6), (-0.5, -0.25), (0.7, 0.1), 0, "stop"),
+        Action((5, 6), (-0.5, -0.25), (0.7, 0.1), (), "stop"),
         Message("assistant", said, calls),
         (Message("tool", f"shown: {result}"),) if call else (),
         (7, 8, 9) if call else (),
@@ -296,7 +296,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_finding_is_found_alone(tmp_path, name):
-    steps = [dataclasses.replace(a_step(), action=Action((5,), (-0.5,), (0.7,), 0, "stop"))]
+    steps = [dataclasses.replace(a_step(), action=Action((5,), (-0.5,), (0.7,), (), "stop"))]
     run = make_run(
         tmp_path / "run", {1: [of(a_trajectory(0, steps))]}, rows=rows_of(12, **CASES[name])
     )

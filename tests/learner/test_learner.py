@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import dataclasses
 import functools
 import math
 
@@ -219,3 +220,19 @@ def test_learning_rate_schedules():
     assert cosine.rate(1, 10) == pytest.approx(1.0)
     assert cosine.rate(6, 10) == pytest.approx(0.5)
     assert LearnerSettings(lr=0.3).rate(7, 10) == 0.3
+
+
+def test_entropies_that_the_engine_does_not_tell_are_filled_in(policy, groups, known):
+    learner = Learner(policy, GRPO(GRPO.Settings()), LearnerSettings(), temperature=1.0)
+    assert learner.update(groups[:2], known, lr=0.0, seed=1).entropies == {}
+    told = {key: step.action.entropies for key, step in steps_of(groups[:2]).items()}
+    for group in groups:
+        for trajectory in group.trajectories:
+            trajectory.steps = [
+                dataclasses.replace(s, action=dataclasses.replace(s.action, entropies=()))
+                for s in trajectory.steps
+            ]
+    found = learner.update(groups[:2], known, lr=0.0, seed=1).entropies
+    assert found.keys() == told.keys()
+    for key, row in found.items():
+        assert row == pytest.approx(told[key], abs=1e-3)

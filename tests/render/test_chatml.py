@@ -26,7 +26,7 @@ CONTROL = [
 
 def sampled(ids, stop="stop"):
     zeros = (0.0,) * len(ids)
-    return Action(tuple(ids), zeros, zeros, 0, stop)
+    return Action(tuple(ids), zeros, zeros, (), stop)
 
 
 def template_ids(tokenizer, messages, tools=None):

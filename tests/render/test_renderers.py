@@ -85,7 +85,7 @@ def test_llama3_text_cannot_become_a_control_token(llama3):
 def test_llama3_reads_calls(llama3, text, calls):
     renderer = Llama3(Llama3.Settings(), llama3)
     ids = renderer.encode_action(text)
-    message = renderer.parse(Action(ids, (0.0,) * len(ids), (0.0,) * len(ids), 0, "stop"))
+    message = renderer.parse(Action(ids, (0.0,) * len(ids), (0.0,) * len(ids), (), "stop"))
     assert list(message.tool_calls) == calls
     assert bool(message.content) != bool(calls)
 
@@ -102,7 +102,7 @@ def test_llama3_says_why_a_call_is_malformed(llama3, text, reason):
     renderer = Llama3(Llama3.Settings(), llama3)
     ids = renderer.encode_action(text)
     (call,) = renderer.parse(
-        Action(ids, (0.0,) * len(ids), (0.0,) * len(ids), 0, "stop")
+        Action(ids, (0.0,) * len(ids), (0.0,) * len(ids), (), "stop")
     ).tool_calls
     assert isinstance(call, MalformedCall)
     assert reason in call.reason
@@ -123,9 +123,9 @@ def test_the_fallback_finds_chatml_by_itself(tokenizer, renderer):
             ids = turn_by_turn(derived, messages, tools)
             assert ids == turn_by_turn(renderer, messages, tools)
     ids = renderer.encode_message(CALL)
-    action = Action(ids, (0.0,) * len(ids), (0.0,) * len(ids), 0, "stop")
+    action = Action(ids, (0.0,) * len(ids), (0.0,) * len(ids), (), "stop")
     assert derived.parse(action) == renderer.parse(action)
-    cut = Action(ids[:-1], (0.0,) * (len(ids) - 1), (0.0,) * (len(ids) - 1), 0, "length")
+    cut = Action(ids[:-1], (0.0,) * (len(ids) - 1), (0.0,) * (len(ids) - 1), (), "length")
     answer = [Message("tool", "x")]
     assert derived.observation(answer, cut) == renderer.observation(answer, cut)
 

@@ -78,7 +78,7 @@ def test_a_run_leaves_what_it_says(uninterrupted):
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
     assert [("validation" in row) for row in rows] == [True, False, True, False, True]
     assert rows[1]["figures"]["logprob_error"] < 1e-4
-    assert set(rows[1]["seconds"]) == {"rollout", "credit", "learner", "other", "total"}
+    assert set(rows[1]["seconds"]) == {"rollout", "credit", "learner", "sync", "other", "total"}
     assert rows[1]["env_seconds"]["p50"] <= rows[1]["env_seconds"]["p99"]
     last = uninterrupted / "checkpoints" / "last"
     assert os.readlink(last) == "000004"

@@ -208,7 +208,7 @@ def send(tmp_path, sections, iterations=2):
         row = {"iteration": iteration, "figures": {"reward": 0.5}}
         run.append_metrics(row)
         outcome = agent_r1.Outcome(1.0, True)
-        steps = [agent_r1.Step(agent_r1.Action((1,), (-0.1,), (0.1,), 0, "stop"), SAID)]
+        steps = [agent_r1.Step(agent_r1.Action((1,), (-0.1,), (0.1,), (), "stop"), SAID)]
         episode = agent_r1.Trajectory("t", "", 0, (), (1,), steps, DONE, outcome)
         senders.log(row, [agent_r1.Group(agent_r1.Task("t", "q"), [episode])] if iteration else ())
     senders.close()

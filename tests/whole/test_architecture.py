@@ -29,7 +29,7 @@ def test_the_example_in_the_docs(tokenizer, renderer):
 
     def sampled(words):
         ids = tuple(tokenizer.encode(words, add_special_tokens=False))
-        return Action(ids, (-0.1,) * len(ids), (0.5,) * len(ids), 0, "stop")
+        return Action(ids, (-0.1,) * len(ids), (0.5,) * len(ids), (), "stop")
 
     prompt = renderer.prompt([Message("user", "2 + 2?")], [])
     assert re.search(r"\s+".join(map(str, prompt)), text)

@@ -123,7 +123,7 @@ export interface Step {
   events: string[];
   state: string | null;
   stop: string;
-  policy_version: number;
+  versions: [version: number, start: number, end: number][];
   rewritten: boolean;
   generate_seconds: number;
   env_seconds: number;

@@ -128,7 +128,7 @@ def episode_data(
                 "events": step.events,
                 "state": step.state_key,
                 "stop": step.action.stop,
-                "policy_version": step.action.policy_version,
+                "versions": step.action.versions,
                 "rewritten": step.context_ids is not None,
                 "generate_seconds": step.generate_seconds,
                 "env_seconds": step.env_seconds,

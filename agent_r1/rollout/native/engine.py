@@ -9,21 +9,24 @@ again, so batches do not depend on timing and a run repeats bit for bit; the wai
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import functools
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from agent_r1.config.section import NamedSection
 from agent_r1.errors import ConfigError
-from agent_r1.rollout.engine import Sampling
+from agent_r1.rollout.engine import Sampling, Traits
 from agent_r1.types import Action
 
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
     from agent_r1.model.sampling_weights import SamplingWeights
+    from agent_r1.model.settings import ModelSettings
     from agent_r1.rollout.native.scheduler import Scheduler
 
 from agent_r1.rollout.model_thread import EngineThread
@@ -48,11 +51,13 @@ class NativeSession:
             self._engine.withdraw(self)
 
     def close(self) -> None:
-        self._engine.close(self)
+        self._engine.release(self)
 
 
 class NativeEngine:
     """See the module's docstring."""
+
+    traits: ClassVar = Traits()
 
     class Settings(NamedSection):
         """The keys of ``[engine]``.
@@ -81,27 +86,45 @@ class NativeEngine:
         self._version = 0
         self._task: asyncio.Task[None] | None = None
         self._changed: asyncio.Event | None = None
+        self._at_work: asyncio.Lock | None = None
         self._scheduler: Scheduler | None = None
         self._weights: SamplingWeights | None = None
         self.open: set[NativeSession] = set()
         self.requests: dict[NativeSession, Request] = {}
         self._late: set[NativeSession] = set()
         self._closed: list[NativeSession] = []
-        self.counters = Counters()
+        self.counters, self._reported = Counters(), Counters()
         self._thread = EngineThread()
+
+    @classmethod
+    def must_serve(cls, settings: Settings, model: ModelSettings) -> None:
+        from agent_r1.model.load import load_config
+        from agent_r1.model.policy import why_unpackable
+
+        if reason := why_unpackable(load_config(model)):
+            raise ConfigError(
+                f"engine = 'native' cannot run {model.path!r}: {reason}; "
+                "engine = 'padded' can, more slowly"
+            )
+
+    async def start(self) -> None:
+        return None
 
     def session(self, number: int = 0) -> NativeSession:
         session = NativeSession(self, number)
         self.open.add(session)
         return session
 
-    def load(self, version: int) -> None:
-        """The model object is shared, so the weights are already new; the cache of the old weights
-        is dropped.
+    async def sync(self, weights: Policy, version: int) -> None:
+        """The model object may be the one that was trained: its weights must not change while a
+        pass runs. All that was computed with the old ones is computed again.
         """
-        assert not self.open, "weights changed while sessions were open"
-        self._version = version
-        self._scheduler = self._weights = None
+        async with self._at_work or contextlib.nullcontext():
+            for request in self.requests.values():
+                request.outdated(self._version)
+            self._policy, self._version = weights, version
+            self._scheduler = self._weights = None
+            self._closed.clear()
 
     async def idle(self) -> None:
         if self._task is not None:
@@ -111,8 +134,29 @@ class NativeEngine:
             self._weights = None
 
     def report(self) -> dict[str, float]:
-        counters, self.counters = self.counters, Counters()
-        return dict(vars(counters))
+        before, self._reported = self._reported, dataclasses.replace(self.counters)
+        return {name: now - vars(before)[name] for name, now in vars(self._reported).items()}
+
+    def advice(self, figures: Mapping[str, float], seconds: float) -> Iterator[str]:
+        if late := figures["late"]:
+            yield (
+                f"tools took longer than engine.patience {late:g} times; another run will not "
+                "repeat this one bit for bit"
+            )
+        if (waited := figures["wait_seconds"]) > max(5.0, 0.3 * seconds):
+            yield (
+                f"the engine waited {waited:.0f} s for tools; engine.patience = 0 goes on without "
+                "the slow ones"
+            )
+        if dropped := figures["dropped"]:
+            yield (
+                f"memory ran short, {dropped:g} tokens were computed again, so that another run "
+                "may not repeat this one bit for bit; a larger engine.cache_gib or a smaller "
+                "train.concurrency helps"
+            )
+
+    async def close(self) -> None:
+        await self.idle()
 
     # Called by sessions ------------------------------------------------------------------------
 
@@ -120,7 +164,7 @@ class NativeEngine:
         self.requests[session] = request
         self._late.discard(session)
         if self._task is None:
-            self._changed = asyncio.Event()
+            self._changed, self._at_work = asyncio.Event(), asyncio.Lock()
             self._task = asyncio.get_running_loop().create_task(self._serve())
         self._wake()
 
@@ -128,7 +172,7 @@ class NativeEngine:
         self.requests.pop(session, None)
         self._wake()
 
-    def close(self, session: NativeSession) -> None:
+    def release(self, session: NativeSession) -> None:
         if session in self.open:
             self.open.remove(session)
             self._late.discard(session)
@@ -155,12 +199,14 @@ class NativeEngine:
 
     async def _serve(self) -> None:
         """Runs passes as long as a session waits for tokens."""
+        assert self._at_work is not None
         try:
             while self.requests:
                 await self._join()
                 if not self.requests:
                     break
-                await self._pass()
+                async with self._at_work:
+                    await self._pass()
                 await asyncio.sleep(0)
         except Exception as error:
             self._scheduler = None  # its state is unknown now
@@ -168,7 +214,7 @@ class NativeEngine:
                 if not request.future.done():
                     request.future.set_exception(error)
         finally:
-            self._task = None
+            self._task = self._at_work = None
 
     async def _join(self) -> None:
         """Waits, at most ``patience``, for sessions that are neither sampling nor asking."""

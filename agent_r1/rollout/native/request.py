@@ -4,34 +4,50 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from agent_r1.rollout.engine import Sampling
-from agent_r1.types import Action
-
-if TYPE_CHECKING:
-    pass
-
+from agent_r1.types import Action, VersionSpan
 
 Stop = Literal["stop", "length", "memory"]
 
 
 @dataclass(eq=False)
 class Request:
-    """One call of ``generate`` and what has been sampled for it so far."""
+    """One call of ``generate`` and what has been sampled for it so far.
+
+    Attributes:
+        context: Tokens to compute before the next one is sampled: the call's prefix and, after a
+            change of weights, what was sampled before it.
+        limit: Most tokens to sample: ``sampling.max_tokens``, or fewer where memory is short.
+        room: KV-cache tokens reserved for the session.
+        uniforms: Random numbers, one for each token of the action.
+        inherited: How many of the sampled tokens are in ``context``.
+        spans: Spans of tokens whose weights have been replaced since.
+    """
 
     context: list[int]
     sampling: Sampling
     seed: int
     future: asyncio.Future[Action]
     limit: int = 0
-    """Most tokens to sample: ``sampling.max_tokens``, or fewer where memory is short."""
     room: int = 0
-    """KV-cache tokens reserved for this session."""
     uniforms: list[float] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
+    inherited: int = 0
+    spans: list[VersionSpan] = field(default_factory=list)
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether its context is computed."""
+        return len(self.token_ids) > self.inherited
+
+    @property
+    def left(self) -> int:
+        """Most tokens that may follow the context."""
+        return self.limit - self.inherited
 
     def note(self, token_id: int, logprob: float, entropy: float) -> None:
         """Records one more sampled token."""
@@ -39,15 +55,34 @@ class Request:
         self.logprobs.append(logprob)
         self.entropies.append(entropy)
 
+    def outdated(self, version: int) -> None:
+        """The weights of ``version`` are replaced: the rest is sampled by others, which must
+        compute all that stands before it.
+        """
+        self._end_span(version)
+        self.context += self.token_ids[self.inherited :]
+        self.inherited = len(self.token_ids)
+
     def action(self, stop: Stop, version: int) -> Action:
+        """What was sampled, the last of it by ``version``."""
+        self._end_span(version)
         return Action(
-            tuple(self.token_ids), tuple(self.logprobs), tuple(self.entropies), version, stop
+            tuple(self.token_ids),
+            tuple(self.logprobs),
+            tuple(self.entropies),
+            tuple(self.spans),
+            stop,
         )
+
+    def _end_span(self, version: int) -> None:
+        start, end = self.spans[-1].end if self.spans else 0, len(self.token_ids)
+        if end > start:
+            self.spans.append(VersionSpan(version, start, end))
 
 
 @dataclass
 class Counters:
-    """The engine's work since its last report.
+    """The engine's work since it was made.
 
     Attributes:
         passes: Passes of the model.

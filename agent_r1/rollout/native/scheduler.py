@@ -75,7 +75,7 @@ class Scheduler:
         done, and why.
         """
         sessions = sorted(requests, key=lambda session: session.number)
-        running = [s for s in sessions if requests[s].token_ids]
+        running = [s for s in sessions if requests[s].is_sampling]
         entering, done = self._admit(sessions, requests) if self._may_enter(running) else ([], {})
         served = [*running, *entering]
         at_work = set(served)
@@ -111,7 +111,7 @@ class Scheduler:
         counters: Counters,
     ) -> None:
         """Runs new tokens and the last ones of those who are sampling, and draws the next ones."""
-        running = [s for s in served if requests[s].token_ids]
+        running = [s for s in served if requests[s].is_sampling]
         sampling = [(self._sequences[s], requests[s].token_ids[-1]) for s in running]
         cache, device = self.cache, self._policy.device
         lay = SlotPass if isinstance(cache, SlotCache) else ForwardPass
@@ -139,7 +139,7 @@ class Scheduler:
         sample. For room, unused prefixes are evicted, then sequences of sessions that wait
         for tools.
         """
-        active = {s for s in sessions if requests[s].token_ids}
+        active = {s for s in sessions if requests[s].is_sampling}
         asking = [s for s in sessions if s not in active]
         known = self._sequences.keys() | self._dropped
         asking.sort(key=lambda s: (s not in known, s.number))
@@ -165,8 +165,9 @@ class Scheduler:
                 self.cache.prune(self._budget)
                 alone = block_size(self._budget + 1) // 2  # the largest block within the budget
                 alone = min(alone, self._budget)
-                request.limit = min(request.limit, alone - len(request.context))
-                if request.limit <= 0:
+                possible = request.inherited + alone - len(request.context)
+                request.limit = min(request.limit, possible)
+                if request.left <= 0:
                     done[session] = "memory"
                     continue
             rng = np.random.default_rng(request.seed)
@@ -219,7 +220,7 @@ class Scheduler:
         sequence = self._cut_back(session, request.context)
         prefix = sequence.prefix if sequence else self.cache.match_or_split(request.context[:-1])
         own = len(request.context) - (prefix.end if prefix else 0)
-        request.room = block_size(own + request.limit)
+        request.room = block_size(own + request.left)
         if sequence is not None:
             request.room = max(request.room, sequence.capacity)
         return sequence, prefix
@@ -254,9 +255,9 @@ class Scheduler:
             runs += self._share(entries, prefix, 0, prefix.end if prefix else 0, keep=True)
         for session in entering:
             request, sequence = requests[session], self._sequences[session]
-            own = len(request.context) - sequence.base + request.limit
-            self.cache.place(sequence, own - request.limit, most=own)
-            request.room = max(block_size(own), sequence.capacity)
+            own = len(request.context) - sequence.base
+            self.cache.place(sequence, own, most=own + request.left)
+            request.room = max(block_size(own + request.left), sequence.capacity)
         return runs
 
     def _cut_back(self, session: Session, context: Sequence[int]) -> CachedSequence | None:
