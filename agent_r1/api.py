@@ -216,18 +216,27 @@ def _train(recipe: Recipe, run: RunFolder) -> Result:
     trainer = Trainer(recipe, run)
     run.keep(recipe)
     state = trainer.train()
+    run_async(trainer.rollout.engine.close())  # its servers' GPUs are needed by the tests
     result = Result(run, recipe, run.metrics())
     if recipe.evaluation.test_tasks:
         LOG.info(
             f"testing before and after on {recipe.evaluation.test_tasks} fresh tasks, sampled and "
             "greedy (evaluation.test_tasks = 0 leaves it out)"
         )
-        result.before = Agent(recipe).test()
-        result.after = Agent(recipe, model_folder(run.path, BEST)).test()
+        result.before = _tested(Agent(recipe))
+        result.after = _tested(Agent(recipe, model_folder(run.path, BEST)))
         result.report = write_result(
             run, result.before, result.after, train_seconds=state.train_seconds
         )
     return result
+
+
+def _tested(agent: Agent) -> dict[str, Evaluation]:
+    """An agent's test, after which its engine is closed."""
+    try:
+        return agent.test()
+    finally:
+        run_async(agent.rollout.engine.close())
 
 
 class Agent:

@@ -21,7 +21,15 @@ myst_heading_anchors = 3
 SECTIONS = {
     "Begin": ["install", "first_tool", "concepts", "reading_a_run", "not_learning"],
     "Environments": ["environments/own", "environments/README", "environments/*"],
-    "How to": ["algorithms", "models", "memory_and_speed", "language", "comparisons", "trackers"],
+    "How to": [
+        "algorithms",
+        "models",
+        "memory_and_speed",
+        "engines",
+        "language",
+        "comparisons",
+        "trackers",
+    ],
     "From elsewhere": ["coming_from"],
     "Reference": ["reference", "keys", "metrics", "runs", "architecture"],
     "Results": ["results/README", "results/*/*"],

@@ -47,7 +47,7 @@ class ScriptedEngine:
         self.lines = lines
         self.prefixes: list[list[int]] = []
 
-    async def start(self) -> None:
+    async def start(self, longest: int | None = None) -> None:
         return None
 
     def session(self, number: int = 0) -> ScriptedSession:
@@ -70,6 +70,8 @@ class ScriptedEngine:
 
 
 class ScriptedSession:
+    outage = None
+
     def __init__(self, engine: ScriptedEngine) -> None:
         self._engine = engine
         self._turn = 0

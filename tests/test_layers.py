@@ -46,6 +46,7 @@ WITH_TORCH = (
     "rollout.native.scheduler",
     "rollout.native.slot_cache",
     "rollout.native.slot_pass",
+    "rollout.remote.serve",
     "rollout.sampling",
     "training.build",
     "training.metrics",

@@ -13,14 +13,15 @@ from agent_r1.envs.check_env import check_env
 from agent_r1.envs.lifecycle import make_env, schemas_of
 from agent_r1.errors import ConfigError
 from agent_r1.model.adapter import start_folder
-from agent_r1.model.load import load_tokenizer
+from agent_r1.model.load import load_policy, load_tokenizer
 from agent_r1.render import RENDERERS
+from agent_r1.rollout import ENGINES
 from agent_r1.rollout.episode import Limits
 from agent_r1.rollout.gold_episode import play_gold
 from agent_r1.run.recipe import Recipe
 from agent_r1.tasks import ENVS
 from agent_r1.training.advice import must_fit
-from agent_r1.training.build import tasks_of
+from agent_r1.training.build import make_rollout, tasks_of
 from agent_r1.training.preflight import memory_of, warnings_of
 from agent_r1.types import Kind, StopReason, Task, Trajectory
 from agent_r1.utils.scope import held_up, run_async, scope
@@ -109,11 +110,32 @@ def dry_run(
         )
     _warn(report, recipe)
     report.notes += _tried(recipe)
+    report.notes += _engine_proven(recipe)
     report.warnings += [*warnings_of(recipe), *held_up()]
     plan = memory_of(recipe)
     episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)
     report.memory = plan.figures(episodes=episodes, tokens=recipe.limits.tokens)
     return report
+
+
+def _engine_proven(recipe: Recipe) -> list[str]:
+    """Starts an engine whose log-probabilities could be others than the learner's, and has it prove
+    that they are not. Needs the model's weights.
+    """
+    engine_class = ENGINES.resolve(recipe.engine.name)
+    engine_class.must_serve(recipe.engine, recipe.model)
+    if engine_class.traits.exact:
+        return []
+    engine = make_rollout(recipe, load_policy(recipe.model), concurrency=1).engine
+
+    async def prove() -> None:
+        try:
+            await engine.start(recipe.limits.tokens)
+        finally:
+            await engine.close()
+
+    run_async(prove())
+    return [f"engine {recipe.engine.name!r} samples what the learner computes"]
 
 
 def _tried(recipe: Recipe) -> Iterator[str]:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from agent_r1.cli.beginning import run_completion, run_keys, run_new
+from agent_r1.cli.engines import run_install, run_serve
 from agent_r1.cli.evaluation import run_bench, run_eval, run_export
 from agent_r1.cli.inspection import run_check, run_explain, run_index
 from agent_r1.cli.training import run_train
@@ -47,6 +48,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
             action="store_true",
             help="run the code that a run names which was not made here",
         )
+    _add_engines(commands)
     helpers = _add_help(commands)
     commands.choices["completion"].set_defaults(parser=parser)
     for command in (*makers, check, _add_index(commands), *readers, *helpers):
@@ -201,6 +203,28 @@ def _add_viewing(commands: _Commands) -> list[argparse.ArgumentParser]:
     diagnose.add_argument("run", metavar="RUN", help="a run folder")
     diagnose.set_defaults(run_command=run_diagnose)
     return [episodes, diagnose]
+
+
+def _add_engines(commands: _Commands) -> None:
+    """The commands for engines that are servers."""
+    engine = commands.add_parser(
+        "engine", help="engines that are servers: install one, be one", allow_abbrev=False
+    )
+    which = engine.add_subparsers(dest="what", required=True, metavar="WHAT")
+    install = which.add_parser(
+        "install", help="make the environment of a server (minutes)", allow_abbrev=False
+    )
+    install.add_argument("engine", choices=("vllm", "sglang"))
+    install.add_argument("--cpu", action="store_true", help="the build for CPUs, also beside a GPU")
+    install.set_defaults(run_command=run_install, json=False)
+    serve = which.add_parser(
+        "serve", help="the native engine as a server that speaks as vLLM does", allow_abbrev=False
+    )
+    serve.add_argument("model", metavar="MODEL", help="as model.path of a recipe")
+    serve.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000")
+    serve.set_defaults(run_command=run_serve, json=False)
 
 
 def _add_help(commands: _Commands) -> list[argparse.ArgumentParser]:

@@ -14,6 +14,8 @@ ENGINES: Registry[Engine] = Registry(
     {
         "native": "agent_r1.rollout.native.engine:NativeEngine",
         "padded": "agent_r1.rollout.padded:PaddedEngine",
+        "vllm": "agent_r1.rollout.remote.vllm:VLLMEngine",
+        "sglang": "agent_r1.rollout.remote.sglang:SGLangEngine",
     },
     default="native",
 )

@@ -36,7 +36,15 @@ class Sampling:
 
 
 class Session(Protocol):
-    """One episode's conversation with an engine, which may keep its cache from turn to turn."""
+    """One episode's conversation with an engine, which may keep its cache from turn to turn.
+
+    Attributes:
+        outage: Why the engine itself fails to give the action that is waited for; an episode whose
+            time is over meanwhile does not count. ``None`` if it works, however slowly.
+    """
+
+    @property
+    def outage(self) -> str | None: ...
 
     async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
         """Samples the continuation of ``prefix`` (all token ids so far), with randomness from
@@ -78,8 +86,11 @@ class Engine(Protocol):
         """Raises ``ConfigError`` if the engine cannot run that model here; loads no weights."""
         ...
 
-    async def start(self) -> None:
+    async def start(self, longest: int | None = None) -> None:
         """Makes the engine ready for sessions; does nothing if it is.
+
+        Args:
+            longest: Longest context that sessions will have, in tokens; the model's by default.
 
         Raises:
             ConfigError: It cannot be, and why; e.g. a server has another model.

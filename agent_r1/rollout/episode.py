@@ -122,7 +122,7 @@ class Rollout:
             )
 
         shared(("engine", id(self.engine)), lambda: self.engine)  # closed with the run
-        await self.engine.start()
+        await self.engine.start(self.limits.tokens)
         trajectories = await Episodes(self.engine, play, len(plan)).run(self.concurrency)
         groups = [Group(task, [], number) for number, task in enumerate(tasks)]
         for (index, _), trajectory in zip(plan, trajectories, strict=True):
@@ -220,7 +220,9 @@ class _Play:
                     action = await self.session.generate(
                         path, turn_sampling, derive_seed(sampling_seed, turn)
                     )
-            except TimeoutError:
+            except TimeoutError as error:
+                if (why := self.session.outage) is not None:
+                    raise _FaultError(f"engine: {why}") from error
                 return StopReason.MAX_TIME
             if action.stop == "memory" and not action.token_ids:
                 return StopReason.MAX_MEMORY

@@ -48,6 +48,8 @@ async def play_gold(
 class _Script:
     """A session that answers with the environment's gold actions."""
 
+    outage = None
+
     def __init__(self, make_env: Callable[[], Env], renderer: Renderer, task: Task) -> None:
         self._make_env, self._renderer, self._task = make_env, renderer, task
         self._actions: AsyncIterator[Message] | None = None

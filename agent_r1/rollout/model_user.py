@@ -14,7 +14,7 @@ from agent_r1.render import RENDERERS, Renderer
 from agent_r1.rollout import ENGINES
 from agent_r1.rollout.engine import Engine, Sampling
 from agent_r1.types import Message, derive_seed
-from agent_r1.utils.scope import kept
+from agent_r1.utils.scope import kept, shared
 
 
 class ModelUser:
@@ -54,6 +54,7 @@ class ModelUser:
         sampling = Sampling(
             settings.max_tokens, self._renderer.stop_token_ids, temperature=settings.temperature
         )
+        shared(("engine", id(self._engine)), lambda: self._engine)  # closed with the run
         await self._engine.start()
         session = self._engine.session()
         try:

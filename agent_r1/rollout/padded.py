@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class PaddedSession:
     """One episode's place in the engine."""
 
+    outage = None
+
     def __init__(self, engine: PaddedEngine, number: int) -> None:
         self._engine = engine
         self.number = number
@@ -69,7 +71,7 @@ class PaddedEngine:
     def must_serve(cls, settings: Settings, model: ModelSettings) -> None:
         return None
 
-    async def start(self) -> None:
+    async def start(self, longest: int | None = None) -> None:
         return None
 
     def session(self, number: int = 0) -> PaddedSession:

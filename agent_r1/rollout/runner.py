@@ -83,6 +83,10 @@ class _Released:
         self._session = session
         self._then: Callable[[], None] | None = then
 
+    @property
+    def outage(self) -> str | None:
+        return self._session.outage
+
     async def generate(self, prefix: Sequence[int], sampling: Sampling, seed: int) -> Action:
         return await self._session.generate(prefix, sampling, seed)
 

@@ -305,7 +305,8 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]]) -> list[str]:
 def _with_importance_weights(recipe: Recipe) -> Recipe:
     """Where sampling and training differ by rounding, importance weights are on by default."""
     algorithm = recipe.algorithm
-    if recipe.model.matmul is None or "importance_cap" in algorithm.model_fields_set:
+    exact = recipe.model.matmul is None and ENGINES.resolve(recipe.engine.name).traits.exact
+    if exact or "importance_cap" in algorithm.model_fields_set:
         return recipe
     unmasked = not all(getattr(algorithm, key, True) for key in ("loss_mask", "advantage_mask"))
     if unmasked or getattr(algorithm, "importance_cap", 0.0) is not None:  # 0: it has no such key

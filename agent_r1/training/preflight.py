@@ -42,6 +42,11 @@ def preflight(recipe: Recipe) -> None:
     if algorithm.demonstrated and getattr(recipe.algorithm, "source", GOLD) != GOLD:
         PastDemonstrations(open_runs(recipe), getattr(recipe.algorithm, "require", {}))
     ENGINES.resolve(recipe.engine.name).must_serve(recipe.engine, recipe.model)
+    if (timeout := getattr(recipe.engine, "timeout", 0.0)) >= recipe.limits.seconds:
+        raise ConfigError(
+            f"engine.timeout = {timeout:g}: an episode would end before (limits.seconds = "
+            f"{recipe.limits.seconds:g}), and a server that hangs would not be noticed"
+        )
     if recipe.learner.attention == "flex" and device_of(recipe.model).type == "cpu":
         raise ConfigError(
             "learner.attention = 'flex': FlexAttention has no backward pass on a CPU; take 'parts'"

@@ -283,12 +283,23 @@ class Trainer:
             temperature=recipe.train.temperature,
             seed=derive_seed(recipe.seed, "validation"),
         )
-        figure = self._choosing(evaluation)
+        figure = self._choosing(evaluation) if self._is_present(evaluation) else None
         if figure is not None and (state.best is None or figure >= state.best):
             state.best, state.best_iteration = figure, state.iteration
         figures = evaluation.figures()
         LOG.info(validation_line(state.iteration, recipe.train.iterations, figures))
         return figures
+
+    def _is_present(self, evaluation: Evaluation) -> bool:
+        """Whether the present weights were evaluated; an engine may not have been given them."""
+        steps = (s for g in evaluation.groups for t in g.trajectories for s in t.steps)
+        versions = {span.version for step in steps for span in step.action.versions}
+        if old := versions - {self.state.iteration}:
+            LOG.warning(
+                f"iteration {self.state.iteration}: the engine had the weights of iteration "
+                f"{min(old)} in this validation, so it chooses no best checkpoint"
+            )
+        return not old
 
     def _choosing(self, evaluation: Evaluation) -> float | None:
         """The figure that decides which checkpoint is best; ``None`` where this validation

@@ -208,7 +208,9 @@ async def _passes(
         with around:
             start = time.perf_counter()
             end = start + min(max(left(), 1.0), 8.0)
-            await until(lambda: engine.counters.passes - begun >= passes or time.perf_counter() > end)
+            await until(
+                lambda: engine.counters.passes - begun >= passes or time.perf_counter() > end
+            )
     finally:
         for task in asked:
             task.cancel()

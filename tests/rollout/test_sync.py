@@ -1,4 +1,4 @@
-"""New weights while actions are being sampled: every token under the weights that its span names."""
+"""New weights while actions are sampled: every token under the weights that its span names."""
 
 import asyncio
 

@@ -38,6 +38,8 @@ SHARE_OF_FREE = 0.5
 class NativeSession:
     """One episode's place in the engine."""
 
+    outage = None
+
     def __init__(self, engine: NativeEngine, number: int) -> None:
         self._engine = engine
         self.number = number
@@ -87,6 +89,7 @@ class NativeEngine:
         self._task: asyncio.Task[None] | None = None
         self._changed: asyncio.Event | None = None
         self._at_work: asyncio.Lock | None = None
+        self._is_paused = False
         self._scheduler: Scheduler | None = None
         self._weights: SamplingWeights | None = None
         self.open: set[NativeSession] = set()
@@ -107,7 +110,7 @@ class NativeEngine:
                 "engine = 'padded' can, more slowly"
             )
 
-    async def start(self) -> None:
+    async def start(self, longest: int | None = None) -> None:
         return None
 
     def session(self, number: int = 0) -> NativeSession:
@@ -132,6 +135,17 @@ class NativeEngine:
         if not self.open:
             self._forget()
             self._weights = None
+
+    async def pause(self) -> None:
+        """No pass runs from its return until ``resume``; who asks for tokens waits."""
+        self._is_paused = True
+        async with self._at_work or contextlib.nullcontext():
+            pass
+
+    def resume(self) -> None:
+        """Ends a pause."""
+        self._is_paused = False
+        self._wake()
 
     def report(self) -> dict[str, float]:
         before, self._reported = self._reported, dataclasses.replace(self.counters)
@@ -205,6 +219,8 @@ class NativeEngine:
                 await self._join()
                 if not self.requests:
                     break
+                if self._is_paused:
+                    continue
                 async with self._at_work:
                     await self._pass()
                 await asyncio.sleep(0)
@@ -219,6 +235,9 @@ class NativeEngine:
     async def _join(self) -> None:
         """Waits, at most ``patience``, for sessions that are neither sampling nor asking."""
         assert self._changed is not None
+        while self._is_paused:
+            self._changed.clear()
+            await self._changed.wait()
         start = time.perf_counter()
         while absent := self.open - self.requests.keys() - self._late:
             self._changed.clear()

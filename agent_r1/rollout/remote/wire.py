@@ -1,0 +1,98 @@
+"""What is said to a server and what it answers: each kind of server has a dialect of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent_r1.rollout.engine import Sampling
+
+NOT_LOADED = (
+    "it cannot load the run's weights: does it see the folder at the same path (engine.folder), "
+    "and is its model that of the run (its option --model)?"
+)
+
+
+class ServerFaultError(Exception):
+    """A server failed and may do better when asked again.
+
+    Attributes:
+        is_gone: Nobody answers there, or somebody else.
+        is_busy: It works, and has too much to do; ``wait``: seconds that it asks to wait.
+    """
+
+    def __init__(
+        self, message: str, *, is_gone: bool = False, is_busy: bool = False, wait: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.is_gone, self.is_busy, self.wait = is_gone, is_busy, wait
+
+
+class RefusedError(Exception):
+    """A server refuses a request, and would refuse it again."""
+
+
+@dataclass(slots=True, frozen=True)
+class Answer:
+    """What a server sampled.
+
+    Attributes:
+        token_ids, logprobs: Of the same length.
+        spans: ``(version, start, end)``, the version as the server calls it.
+        stop: Why it ended, in the server's words; ``memory``: there was no room for more.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    spans: tuple[tuple[str, int, int], ...]
+    stop: str
+
+
+@dataclass(slots=True, frozen=True)
+class Facts:
+    """What a server says about itself; ``None`` where it says nothing.
+
+    Attributes:
+        longest: Longest context, in tokens.
+        dtype: Of its weights, e.g. ``float32``.
+    """
+
+    longest: int | None = None
+    dtype: str | None = None
+
+
+class Caller(Protocol):
+    """The HTTP side of one server."""
+
+    async def get(self, path: str, *, seconds: float) -> Any:
+        """The answer's JSON, ``None`` if it is empty; raises as ``post``."""
+        ...
+
+    async def post(self, path: str, body: Any = None, *, seconds: float, session: str = "") -> Any:
+        """Raises ``ServerFaultError`` or ``RefusedError``."""
+        ...
+
+
+class Wire(Protocol):
+    """The dialect of one kind of server. ``cures`` names its options by what they set right:
+    ``logprobs``, ``truncation``, ``dtype``, ``longest``, ``model``, ``sampling``, ``seed``,
+    ``version``.
+    """
+
+    cures: Mapping[str, str]
+
+    async def generate(
+        self, caller: Caller, prefix: Sequence[int], sampling: Sampling, seed: int, *, session: str
+    ) -> Answer: ...
+
+    async def load(self, caller: Caller, folder: Path, version: str) -> None:
+        """Replaces the weights by those of a model folder, also under running requests; all that
+        was computed with the old ones is forgotten.
+        """
+        ...
+
+    async def facts(self, caller: Caller) -> Facts: ...
+
+    async def must_be_healthy(self, caller: Caller) -> None: ...
