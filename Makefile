@@ -3,7 +3,7 @@
 #   make test         lint, types, tests
 # And beside them:
 #   make install      the package alone, in .venv
-#   make test-integrations   what needs more, which it installs: transformers 4, a browser, npm, pipx
+#   make test-integrations   what needs more, which it installs: vLLM, transformers 4, a browser, npm, pipx
 #   make docs         the website with the reference, in build/html; a warning is an error
 #   make torture      kills, power cuts and inputs that nobody means well; HOURS=8 goes on for so long
 #   make bench        this package beside TRL, three times in turn, into benchmarks/results/peers.json; an hour or two
@@ -42,6 +42,7 @@ pytest: $(VENV)/installed-dev
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-integrations: $(VENV)/installed-dev $(VENV)-transformers4/installed $(VENV)/installed-integrations
+	$(BIN)/agent-r1 engine install vllm --cpu
 	AGENT_R1_TRANSFORMERS4=$(CURDIR)/$(VENV)-transformers4/bin/python $(BIN)/pytest -m integration
 
 torture: $(VENV)/installed-dev

@@ -13,7 +13,7 @@ import torch
 
 from agent_r1.learner.learner import Update
 from agent_r1.training.evaluate import score
-from agent_r1.types import Group
+from agent_r1.types import Estimates, Group
 
 
 class Clock:
@@ -36,6 +36,7 @@ class Clock:
 def figures_of(
     groups: list[Group],
     used: list[Group],
+    known: Estimates,
     update: Update,
     shaped: float | None,
     lr: float,
@@ -67,6 +68,7 @@ def figures_of(
         "resampled": sum(episode.discarded for episode in episodes),
         "groups_used": len(used),
         "groups_without_signal": len(groups) - len(used),
+        **_of_importance(groups, known),
         **_of_update(update),
         "lr": lr,
     }
@@ -88,6 +90,28 @@ def figures_of(
             "trained": update.num_tokens / clock.seconds["learner"],
         },
         "memory_gib": _memory(),
+    }
+
+
+def _of_importance(groups: list[Group], known: Estimates) -> dict[str, Any]:
+    """How far the policy that sampled is from the one that the update starts from, as the learner
+    computes both; nothing where that was not computed (without ``importance_cap``).
+
+    The effective sample size is Kish's, (sum w)^2 / (n sum w^2), as a share of the n tokens.
+    """
+    steps = {key: step for group in groups for key, step in group.steps()}
+    weights = [
+        math.exp(min(ours - theirs, 20.0))
+        for key, step in steps.items()
+        if key in known.old_logprobs and step.action.logprobs
+        for ours, theirs in zip(known.old_logprobs[key], step.action.logprobs, strict=True)
+    ]
+    if not weights:
+        return {}
+    squares = math.fsum(weight * weight for weight in weights)
+    return {
+        "importance/outside": _mean([not 0.9 <= weight <= 1.1 for weight in weights]),
+        "importance/effective": math.fsum(weights) ** 2 / (len(weights) * squares),
     }
 
 

@@ -161,7 +161,7 @@ class Trainer:
                 f"iteration {iteration}: {len(faults)} episodes excluded, the first: {faults[0]}"
             )
         shaped = self._shaped(groups, known)
-        row = {"iteration": iteration, **figures_of(groups, used, update, shaped, lr, clock)}
+        row = {"iteration": iteration, **figures_of(groups, used, known, update, shaped, lr, clock)}
         engine = self.rollout.engine.report()
         row["engine"] = engine
         for line in self.rollout.engine.advice(engine, clock.seconds["rollout"]):

@@ -203,10 +203,12 @@ async def _passes(
             asked.append(asyncio.create_task(_ask(session, path, MOST)))
         begun = engine.counters.passes
         await until(lambda: engine.counters.passes - begun >= WARM_UP)
+        await engine.pause()  # so that no pass is counted that began before
         engine.report()
         begun = engine.counters.passes
         with around:
             start = time.perf_counter()
+            engine.resume()
             end = start + min(max(left(), 1.0), 8.0)
             await until(
                 lambda: engine.counters.passes - begun >= passes or time.perf_counter() > end

@@ -12,21 +12,18 @@ import asyncio
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, field_validator
-
-from agent_r1.config.section import NamedSection
 from agent_r1.errors import ConfigError, RunError
 from agent_r1.rollout.engine import Sampling, Traits
 from agent_r1.rollout.remote.install import Packages, installed
+from agent_r1.rollout.remote.settings import RemoteSettings
 from agent_r1.rollout.remote.wire import Answer, RefusedError, ServerFaultError, Wire
 from agent_r1.types import Action, VersionSpan
 from agent_r1.utils.text import describe
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from agent_r1.model.policy import Policy
     from agent_r1.model.settings import ModelSettings
     from agent_r1.rollout.remote.fleet import Fleet
@@ -34,47 +31,13 @@ if TYPE_CHECKING:
     from agent_r1.rollout.remote.weights import WeightFolders
 
 MAX_FAILED_SYNCS = 3
-"""After so many in a row the run ends."""
+"""After so many versions in a row that could not be written the run ends."""
 CONTEXT = 128
 """Shortest context of a server of the run's own: the proof needs so much."""
 REPEAT_SECONDS = 0.2
 """Before a request is repeated."""
 MAX_REPEATS = 8
 """After so many faults with one action the run ends: it is the action that is at fault."""
-
-
-class RemoteSettings(NamedSection):
-    """The keys of ``[engine]`` of every server.
-
-    Attributes:
-        urls: Addresses of running servers, e.g. ``["http://gpu-2:8000"]``; by default the run
-            starts its own.
-        gpus: For servers of the run's own, one each: the numbers of its GPUs as in
-            ``CUDA_VISIBLE_DEVICES``, e.g. ``["1", "2,3"]``; by default one server on what there is.
-        options: More options of their command line, e.g. ``["--tensor-parallel-size", "2"]``.
-        python: The Python that has the server's package; by default that of ``agent-r1 engine
-            install``.
-        folder: Where weights and logs are written, for servers on other machines to be read at the
-            same path; by default a temporary folder.
-        outage: Seconds without any server that works, after which the run ends.
-        timeout: Seconds without an answer to one request after which its server counts as hung;
-            less than ``limits.seconds``, more than the longest action takes.
-    """
-
-    urls: tuple[str, ...] = ()
-    gpus: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    python: str | None = None
-    folder: str | None = None
-    outage: float = Field(600.0, gt=0)
-    timeout: float = Field(120.0, gt=0)
-
-    @field_validator("urls")
-    @classmethod
-    def _whole(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        if odd := [url for url in urls if not url.startswith(("http://", "https://"))]:
-            raise ValueError(f"{odd[0]!r}: write it as 'http://HOST:PORT'")
-        return urls
 
 
 @dataclass
@@ -114,19 +77,24 @@ class RemoteSession:
 
 class RemoteEngine:
     """See the module's docstring. A kind of server is a subclass with a ``wire``, the ``packages``
-    that it is installed from, ``command``, ``environment`` and ``Settings``.
+    that it is installed from, ``memory_option``, ``command``, ``environment`` and ``Settings``.
     """
 
     traits: ClassVar = Traits(exact=False, entropies=False)
     wire: ClassVar[Wire]
     packages: ClassVar[Packages]
+    memory_option: ClassVar[str]
+    """Option of its command line for the share of a GPU that it takes."""
+    takes_adapters: ClassVar = False
+    """Whether it samples with an adapter, of which it gets a new one each version."""
 
     def __init__(self, settings: Any, policy: Policy) -> None:
         self.settings: RemoteSettings = settings
         self.policy, self._version = policy, 0
         self.longest: int | None = None
         self._counters = Counters()
-        self._failed_syncs = self._repairs_reported = 0
+        self._unwritten: set[int] = set()
+        self._repairs_reported = 0
         self._why_failed = ""
         self._started: asyncio.Task[tuple[Fleet, WeightFolders]] | None = None
 
@@ -144,13 +112,26 @@ class RemoteEngine:
 
     @classmethod
     def must_serve(cls, settings: Any, model: ModelSettings) -> None:
-        if model.lora is not None:
+        if model.lora is not None and not cls.takes_adapters:
             raise ConfigError(
                 f"engine {settings.name!r} gets whole models, not adapters: leave out [model.lora],"
-                " or take engine = 'native'"
+                " or take engine = 'vllm' or 'native'"
             )
-        if not settings.urls:
-            cls._python(settings)
+        if settings.urls:
+            return
+        cls._python(settings)
+        from agent_r1.model.load import device_of  # brings torch
+
+        if (
+            device_of(model).type == "cuda"
+            and not settings.gpus
+            and cls.memory_option not in " ".join(settings.options)
+        ):
+            raise ConfigError(
+                f"engine {settings.name!r} would take most of the GPU that the learner is on: give "
+                'it another (engine.gpus = ["1"]), or a share of this one '
+                f'(engine.options = ["{cls.memory_option}", "0.4"])'
+            )
 
     @classmethod
     def _python(cls, settings: RemoteSettings) -> str:
@@ -197,16 +178,16 @@ class RemoteEngine:
         try:
             await folders.write(weights, version)
         except OSError as error:
-            self._failed_syncs += 1
+            self._unwritten.add(version)
             self._counters.failed_syncs += 1
             self._why_failed = describe(error)
-            if self._failed_syncs >= MAX_FAILED_SYNCS:
+            if len(self._unwritten) >= MAX_FAILED_SYNCS:
                 raise RunError(
                     f"new weights could not be written for the engine {MAX_FAILED_SYNCS} times "
                     f"in a row: {describe(error)} (engine.folder names another place)"
                 ) from error
             return
-        self._failed_syncs = 0
+        self._unwritten.clear()
         await fleet.update()
         folders.forget_old(fleet.in_use)
 
@@ -381,7 +362,7 @@ class RemoteEngine:
         settings, port = self.settings, free_port()
         command = self.command(
             self._python(settings),
-            folders.path(folders.present),
+            model_folder(self.policy, folders.path(folders.present)),
             port=port,
             longest=self.longest,
             like=self.policy,
@@ -392,3 +373,8 @@ class RemoteEngine:
         log = folders.folder / f"server-{number + 1}.log"
         process = OwnProcess([*command, *settings.options], environment, log)
         return f"http://127.0.0.1:{port}", process
+
+
+def model_folder(policy: Policy, written: Path) -> Path:
+    """The model that a server starts with: what was ``written``, or the one below an adapter."""
+    return Path(policy.base.config._name_or_path) if policy.has_adapter else written

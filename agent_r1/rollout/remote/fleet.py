@@ -13,6 +13,7 @@ from agent_r1.rollout.remote.server import OwnProcess, Server
 from agent_r1.rollout.remote.weights import WeightFolders
 from agent_r1.rollout.remote.wire import RefusedError, ServerFaultError, Wire
 from agent_r1.utils.log import LOG
+from agent_r1.utils.text import describe
 
 MAX_FAULTS = 3
 """Wrong or lost answers in a row after which a server counts as broken."""
@@ -159,6 +160,7 @@ class Fleet:
                     await server.process.end()
                 server.url, server.process = self._launch(self.servers.index(server))
             await self._answers(server, 0.0 if self._has_own and not anew else self._outage)
+            server.adapters.clear()
             given = -1
             while given != self._weights.present:  # new ones may have come meanwhile
                 given = self._weights.present
@@ -187,5 +189,7 @@ class Fleet:
         version = server.reading = self._weights.present
         try:
             await self._wire.load(server, self._weights.path(version), self._weights.name(version))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ServerFaultError(f"an answer that is none: {describe(error)}") from error
         finally:
             server.reading = None

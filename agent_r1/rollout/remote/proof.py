@@ -38,7 +38,11 @@ async def must_be_right(engine: RemoteEngine, server: Server, folders: WeightFol
             f"engine {engine.settings.name!r}, server {server.url}: {what}; {option}"
         )
 
-    facts = await wire.facts(server)
+    try:
+        facts = await wire.facts(server)
+    except (LookupError, TypeError, AttributeError) as error:
+        what = f"what it says of itself is not understood ({describe(error)})"
+        raise wrong(what, f"look at {cures['version']}") from error
     ours = str(policy.base.dtype).removeprefix("torch.")
     if facts.longest is not None and engine.longest and facts.longest < engine.longest:
         raise wrong(

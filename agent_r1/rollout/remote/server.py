@@ -50,6 +50,7 @@ class Server:
         self.url, self._client, self._limit = url.rstrip("/"), client, limit
         self.is_ready, self.load, self.faults, self.age = False, 0, 0, 0
         self.reading: int | None = None
+        self.adapters: list[str] = []
         self.lock = asyncio.Lock()  # one change of weights at a time
         self.process: OwnProcess | None = None
 
@@ -71,7 +72,7 @@ class Server:
                     method, self.url + path, content=content, headers=headers
                 )
             if answer.status_code < 300:
-                return answer.json() if answer.content else None
+                return _content(answer)
         except TimeoutError as error:
             raise ServerFaultError(f"no answer within {seconds:g} s", is_gone=True) from error
         except httpx.ConnectError as error:
@@ -90,6 +91,16 @@ class Server:
         if self.process is None or (code := self.process.poll()) is None:
             return None
         return f"the server ended with code {code}:\n{self.process.tail()}"
+
+
+def _content(answer: httpx.Response) -> Any:
+    """JSON where it is some; some routes answer with a sentence."""
+    try:
+        return answer.json()
+    except ValueError:
+        if "json" in answer.headers.get("content-type", ""):
+            raise
+        return answer.text
 
 
 class OwnProcess:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.remote.engine import RemoteEngine, RemoteSettings
+from agent_r1.rollout.remote.engine import RemoteEngine
 from agent_r1.rollout.remote.install import Packages
+from agent_r1.rollout.remote.settings import RemoteSettings
 from agent_r1.rollout.remote.wire import NOT_LOADED, Answer, Caller, Facts, ServerFaultError, Wire
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class SGLangEngine(RemoteEngine):
         name: str = "sglang"
 
     wire: ClassVar[Wire] = SGLangWire()
+    memory_option = "--mem-fraction-static"
     packages = Packages("sglang", gpu=("sglang[all]==0.5.23",))
 
     @classmethod

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.remote.engine import RemoteEngine, RemoteSettings
+from agent_r1.rollout.remote.engine import RemoteEngine
 from agent_r1.rollout.remote.install import Packages
+from agent_r1.rollout.remote.settings import RemoteSettings
 from agent_r1.rollout.remote.wire import (
     NOT_LOADED,
     Answer,
@@ -31,6 +32,9 @@ CONTROL_SECONDS = 60.0
 LOAD_SECONDS = 900.0
 NAME = "policy"
 """The model's name on the server."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What it takes as a largest rank of adapters."""
+ADAPTERS = "--enable-lora and the environment variable VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
 
 
 class VLLMWire:
@@ -64,13 +68,21 @@ class VLLMWire:
             "ignore_eos": True,  # only what we name ends an action
             "logprobs": 0,  # of the sampled token alone
         }
-        body = {"model": NAME, "token_ids": list(prefix), "sampling_params": parameters}
-        said = await caller.post(
-            "/inference/v1/generate", body, seconds=float("inf"), session=session
-        )
+        name = caller.adapters[-1] if caller.adapters else NAME
+        body = {"model": name, "token_ids": list(prefix), "sampling_params": parameters}
+        try:
+            said = await caller.post(
+                "/inference/v1/generate", body, seconds=float("inf"), session=session
+            )
+        except RefusedError as error:
+            if caller.adapters and "status 404" in str(error):  # one that was started again
+                raise ServerFaultError(f"it has lost its adapter: {error}", is_gone=True) from error
+            raise
         choice = said["choices"][0]
         token_ids = tuple(choice["token_ids"])
         spans = choice.get("weight_versions")
+        if caller.adapters:  # these are of the model below it, which stays; an adapter samples on
+            spans = [{"version": name, "start": 0, "end": len(token_ids)}]
         if spans is None:
             raise ServerFaultError("it does not tell which weights sampled a token")
         return Answer(
@@ -81,6 +93,9 @@ class VLLMWire:
         )
 
     async def load(self, caller: Caller, folder: Path, version: str) -> None:
+        if (folder / "adapter_config.json").exists():
+            return await self._load_adapter(caller, folder, version)
+
         async def say(path: str, body: Any = None, seconds: float = CONTROL_SECONDS) -> None:
             await caller.post(path, body, seconds=seconds)
 
@@ -99,6 +114,20 @@ class VLLMWire:
         await say("/update_weight_version", {"new_version": version})
         await say("/resume")
 
+    async def _load_adapter(self, caller: Caller, folder: Path, version: str) -> None:
+        """Under a name of its own, since what is cached under an old one would be used again."""
+        new = {"lora_name": version, "lora_path": str(folder), "load_inplace": True}
+        try:  # in place, if it has this version already
+            await caller.post("/v1/load_lora_adapter", new, seconds=LOAD_SECONDS)
+        except RefusedError as error:
+            raise RefusedError(f"{error}; start it with {ADAPTERS}") from error
+        caller.adapters.append(version)
+        for old in caller.adapters[:-2]:  # the last but one may be asked for just now
+            await caller.post(
+                "/v1/unload_lora_adapter", {"lora_name": old}, seconds=CONTROL_SECONDS
+            )
+            caller.adapters.remove(old)
+
     async def facts(self, caller: Caller) -> Facts:
         said = await caller.get("/server_info?config_format=json", seconds=CONTROL_SECONDS)
         model = said["vllm_config"]["model_config"]
@@ -115,6 +144,8 @@ class VLLMEngine(RemoteEngine):
         name: str = "vllm"
 
     wire: ClassVar[Wire] = VLLMWire()
+    memory_option = "--gpu-memory-utilization"
+    takes_adapters = True
     packages = Packages(
         "vllm",
         gpu=("vllm==0.33.0",),
@@ -130,6 +161,10 @@ class VLLMEngine(RemoteEngine):
         package that the build for CPUs calls otherwise.
         """
         more = [] if longest is None else ["--max-model-len", str(longest)]
+        if like.has_adapter:
+            config: Any = like.model.peft_config["default"]
+            rank = next((rank for rank in RANKS if rank >= config.r), config.r)
+            more += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "2"]
         if like.device.type == "cpu":
             more.append("--enforce-eager")  # compiling takes minutes there and gains little
         dtype = str(like.base.dtype).removeprefix("torch.")
@@ -144,5 +179,10 @@ class VLLMEngine(RemoteEngine):
     @classmethod
     def environment(cls) -> dict[str, str]:
         known: dict[str, Any] = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "4"}
-        forced = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        forced = {
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
         return {**known, **os.environ, **forced}

@@ -64,7 +64,13 @@ class Facts:
 
 
 class Caller(Protocol):
-    """The HTTP side of one server."""
+    """The HTTP side of one server.
+
+    Attributes:
+        adapters: Names of the adapters that it was given, the newest last; that one samples.
+    """
+
+    adapters: list[str]
 
     async def get(self, path: str, *, seconds: float) -> Any:
         """The answer's JSON, ``None`` if it is empty; raises as ``post``."""
@@ -89,7 +95,7 @@ class Wire(Protocol):
 
     async def load(self, caller: Caller, folder: Path, version: str) -> None:
         """Replaces the weights by those of a model folder, also under running requests; all that
-        was computed with the old ones is forgotten.
+        was computed with the old ones is forgotten. An adapter's folder is one adapter more.
         """
         ...
 

@@ -1,6 +1,7 @@
 """The engine ``vllm`` against `agent-r1 engine serve`: two real processes and a real model."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -11,11 +12,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 import agent_r1
 from agent_r1.cli import main
+from agent_r1.model import load
+from agent_r1.model.settings import ModelSettings
 from agent_r1.rollout.engine import Sampling
 from agent_r1.rollout.remote.vllm import VLLMEngine
+from agent_r1.rollout.remote.weights import WeightFolders
 from agent_r1.run.trajectories import read_groups
 from agent_r1.types import VersionSpan
 from tests.rollout.remote.policies import changed, check, played, sampled_across
@@ -95,6 +100,8 @@ def test_a_run_of_its_own_is_as_with_the_native_engine(served, tmp_path, monkeyp
     for iteration, row in enumerate(rows[1:]):
         assert row["figures"]["logprob_error"] < 1e-4
         assert row["figures"]["entropy"] > 0.0
+        assert row["figures"]["importance/outside"] == 0.0
+        assert row["figures"]["importance/effective"] > 0.999
         assert row["engine"]["requests"] > 16 and row["engine"]["repeated"] == 0
         file = run / "trajectories" / f"{iteration + 1:06d}.jsonl.gz"
         steps = [s for group, _ in read_groups(file) for _, s in group.steps()]
@@ -103,6 +110,34 @@ def test_a_run_of_its_own_is_as_with_the_native_engine(served, tmp_path, monkeyp
     assert [path.name for path in tmp_path.glob("agent-r1-engine-*")] == []
     # A run goes on with any server: it gets the run's weights, whatever it had.
     assert main(["train", "--resume", "r", "--train.iterations", "3"]) == 0
+
+
+def test_weights_that_could_not_be_written_choose_no_best_checkpoint(
+    served, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    write = WeightFolders.write
+
+    async def full(folders, policy, version):
+        if version == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await write(folders, policy, version)
+
+    monkeypatch.setattr(WeightFolders, "write", full)
+    overrides = {
+        "train": {"tasks": 2, "attempts": 2, "iterations": 2},
+        "evaluation": {"tasks": 2, "every": 1, "test_tasks": 0},
+        "engine": {"name": "vllm", "urls": [served]},
+    }
+    result = agent_r1.train("hopworld", run="r", overrides=overrides)
+    first, second = result.metrics[1:]
+    assert first["engine"]["failed_syncs"] >= 1
+    assert "the engine had the weights of iteration 0 in this validation" in caplog.text
+    assert "No space left on device" in caplog.text
+    file = tmp_path / "r/trajectories/000002.jsonl.gz"
+    steps = [step for group, _ in read_groups(file) for _, step in group.steps()]
+    assert {span.version for s in steps for span in s.action.versions} == {0}
+    assert second["figures"]["updates"] + second["figures"]["updates_skipped"] >= 0
 
 
 def test_check_starts_the_engine_and_proves_it(served, tmp_path, monkeypatch, capsys):
@@ -195,6 +230,18 @@ def test_what_must_be_there_is_asked_for_before_a_model_is_loaded(monkeypatch, t
     monkeypatch.chdir(tmp_path)
     with pytest.raises(agent_r1.ConfigError, match="agent-r1 engine install vllm"):
         agent_r1.train("hopworld", run="r", overrides={"engine.name": "vllm"})
-    urls = {"engine.name": "vllm", "engine.urls": ["http://127.0.0.1:1"], "model.lora": {}}
+    urls = {"engine.name": "sglang", "engine.urls": ["http://127.0.0.1:1"], "model.lora": {}}
     with pytest.raises(agent_r1.ConfigError, match=r"leave out \[model\.lora\]"):
         agent_r1.train("hopworld", run="r", overrides=urls)
+    slow = {"engine.name": "vllm", "engine.urls": ["http://127.0.0.1:1"], "engine.timeout": 300.0}
+    with pytest.raises(agent_r1.ConfigError, match=r"limits\.seconds = 300"):
+        agent_r1.train("hopworld", run="r", overrides=slow)
+
+
+def test_a_server_beside_the_learner_must_be_told_its_share_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(load, "device_of", lambda model: torch.device("cuda"))
+    alone = VLLMEngine.Settings(python=sys.executable)
+    with pytest.raises(agent_r1.ConfigError, match="--gpu-memory-utilization"):
+        VLLMEngine.must_serve(alone, ModelSettings())
+    for more in ({"gpus": ("1",)}, {"options": ("--gpu-memory-utilization=0.4",)}):
+        VLLMEngine.must_serve(alone.model_copy(update=more), ModelSettings())
