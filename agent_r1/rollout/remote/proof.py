@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from agent_r1.errors import ConfigError
 from agent_r1.rollout.engine import Sampling
 from agent_r1.rollout.model_thread import EngineThread
-from agent_r1.rollout.remote.wire import Answer, RefusedError
+from agent_r1.rollout.remote.wire import Answer, Facts, RefusedError
 from agent_r1.utils.log import LOG
 from agent_r1.utils.text import describe
 
@@ -44,16 +44,7 @@ async def must_be_right(engine: RemoteEngine, server: Server, folders: WeightFol
         what = f"what it says of itself is not understood ({describe(error)})"
         raise wrong(what, f"look at {cures['version']}") from error
     ours = str(policy.base.dtype).removeprefix("torch.")
-    if facts.longest is not None and engine.longest and facts.longest < engine.longest:
-        raise wrong(
-            f"contexts of at most {facts.longest} tokens, limits.tokens is {engine.longest}",
-            f"start it with {cures['longest']} {engine.longest}",
-        )
-    if facts.dtype is not None and facts.dtype != ours:
-        raise wrong(
-            f"its weights are {facts.dtype}, the policy's {ours}",
-            f"start it with {cures['dtype']} {ours}, or set model.dtype",
-        )
+    _declared(facts, engine.longest, ours, cures, wrong)
     size = policy.base.config.get_text_config().vocab_size
     prompt = [(7 * i + 3) % size for i in range(1, 40)]
     sampling = Sampling(NUM_TOKENS, (), temperature=TEMPERATURE)
@@ -91,6 +82,26 @@ async def must_be_right(engine: RemoteEngine, server: Server, folders: WeightFol
         f"engine {engine.settings.name!r}: log-probabilities of {NUM_TOKENS} tokens by "
         f"{server.url} and by the learner differ by {_mean(learner[0], first):.1e} on average"
     )
+
+
+def _declared(
+    facts: Facts,
+    longest: int | None,
+    dtype: str,
+    cures: Mapping[str, str],
+    wrong: Callable[[str, str], ConfigError],
+) -> None:
+    """Raises if what the server says of itself does not fit."""
+    if facts.longest is not None and longest and facts.longest < longest:
+        raise wrong(
+            f"contexts of at most {facts.longest} tokens, limits.tokens is {longest}",
+            f"start it with {cures['longest']} {longest}",
+        )
+    if facts.dtype is not None and facts.dtype != dtype:
+        raise wrong(
+            f"its weights are {facts.dtype}, the policy's {dtype}",
+            f"start it with {cures['dtype']} {dtype}, or set model.dtype",
+        )
 
 
 def _compare(
