@@ -57,9 +57,11 @@ _HOME = {
     "ToolEnv": "agent_r1.envs.tool_env",
     "ToolFailureError": "agent_r1.errors",
     "ToolResult": "agent_r1.tools.base",
+    "Traits": "agent_r1.rollout.engine",
     "Trajectory": "agent_r1.types",
     "Transition": "agent_r1.envs.base",
     "UserEnv": "agent_r1.envs.user",
+    "VersionSpan": "agent_r1.types",
     "advantage": "agent_r1.algorithms.base",
     "check_env": "agent_r1.envs.check_env",
     "export": "agent_r1.api",
@@ -114,9 +116,11 @@ __all__ = [
     "ToolEnv",
     "ToolFailureError",
     "ToolResult",
+    "Traits",
     "Trajectory",
     "Transition",
     "UserEnv",
+    "VersionSpan",
     "advantage",
     "check_env",
     "export",
@@ -148,7 +152,7 @@ if TYPE_CHECKING:
         ToolFailureError,
     )
     from agent_r1.render import Renderer
-    from agent_r1.rollout.engine import Engine, Sampling, Session
+    from agent_r1.rollout.engine import Engine, Sampling, Session, Traits
     from agent_r1.run.recipe import Recipe, load_recipe
     from agent_r1.search import Passage, Searcher, open_search
     from agent_r1.tools.base import Tool, ToolResult
@@ -169,6 +173,7 @@ if TYPE_CHECKING:
         Task,
         ToolCall,
         Trajectory,
+        VersionSpan,
     )
     from agent_r1.utils.scope import scope, shared
 
