@@ -174,7 +174,7 @@ class Fleet:
         start, is_told = time.monotonic(), False
         while True:
             try:
-                return await self._wire.must_be_healthy(server)
+                return await server.must_be_healthy()
             except ServerFaultError as error:
                 waited = time.monotonic() - start
                 if (ended := server.ended()) or waited > seconds:

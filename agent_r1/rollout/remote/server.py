@@ -60,6 +60,10 @@ class Server:
     async def post(self, path: str, body: Any = None, *, seconds: float, session: str = "") -> Any:
         return await self._ask("POST", path, body, seconds, {"x-session-id": session})
 
+    async def must_be_healthy(self) -> None:
+        """Raises as ``get`` if the server does not say that it is; all kinds have this route."""
+        await self.get("/health", seconds=10.0)
+
     async def _ask(
         self, method: str, path: str, body: Any, seconds: float, headers: dict[str, str]
     ) -> Any:

@@ -16,13 +16,19 @@ from agent_r1.rollout.engine import Sampling
 from agent_r1.rollout.remote.engine import RemoteEngine
 from agent_r1.rollout.remote.install import Packages
 from agent_r1.rollout.remote.settings import RemoteSettings
-from agent_r1.rollout.remote.wire import NOT_LOADED, Answer, Caller, Facts, ServerFaultError, Wire
+from agent_r1.rollout.remote.wire import (
+    CONTROL_SECONDS,
+    LOAD_SECONDS,
+    NOT_LOADED,
+    Answer,
+    Caller,
+    Facts,
+    ServerFaultError,
+    Wire,
+)
 
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
-
-CONTROL_SECONDS = 60.0
-LOAD_SECONDS = 900.0
 
 
 class SGLangWire:
@@ -88,9 +94,6 @@ class SGLangWire:
         said = await caller.get("/get_server_info", seconds=CONTROL_SECONDS)
         dtype = said.get("dtype")
         return Facts(said.get("context_length"), None if dtype == "auto" else dtype)
-
-    async def must_be_healthy(self, caller: Caller) -> None:
-        await caller.get("/health", seconds=10.0)
 
 
 class SGLangEngine(RemoteEngine):

@@ -16,6 +16,8 @@ from agent_r1.rollout.remote.engine import RemoteEngine
 from agent_r1.rollout.remote.install import Packages
 from agent_r1.rollout.remote.settings import RemoteSettings
 from agent_r1.rollout.remote.wire import (
+    CONTROL_SECONDS,
+    LOAD_SECONDS,
     NOT_LOADED,
     Answer,
     Caller,
@@ -28,8 +30,6 @@ from agent_r1.rollout.remote.wire import (
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
 
-CONTROL_SECONDS = 60.0
-LOAD_SECONDS = 900.0
 NAME = "policy"
 """The model's name on the server."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -132,9 +132,6 @@ class VLLMWire:
         said = await caller.get("/server_info?config_format=json", seconds=CONTROL_SECONDS)
         model = said["vllm_config"]["model_config"]
         return Facts(model.get("max_model_len"), str(model.get("dtype")).removeprefix("torch."))
-
-    async def must_be_healthy(self, caller: Caller) -> None:
-        await caller.get("/health", seconds=10.0)
 
 
 class VLLMEngine(RemoteEngine):

@@ -9,6 +9,10 @@ from typing import Any, Protocol
 
 from agent_r1.rollout.engine import Sampling
 
+CONTROL_SECONDS = 60.0
+"""Time limit of a request that samples nothing."""
+LOAD_SECONDS = 900.0
+"""Time limit of reading weights."""
 NOT_LOADED = (
     "it cannot load the run's weights: does it see the folder at the same path (engine.folder), "
     "and is its model that of the run (its option --model)?"
@@ -73,7 +77,7 @@ class Caller(Protocol):
     adapters: list[str]
 
     async def get(self, path: str, *, seconds: float) -> Any:
-        """The answer's JSON, ``None`` if it is empty; raises as ``post``."""
+        """The answer's JSON, or its text if it is none; raises as ``post``."""
         ...
 
     async def post(self, path: str, body: Any = None, *, seconds: float, session: str = "") -> Any:
@@ -100,5 +104,3 @@ class Wire(Protocol):
         ...
 
     async def facts(self, caller: Caller) -> Facts: ...
-
-    async def must_be_healthy(self, caller: Caller) -> None: ...
