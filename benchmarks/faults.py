@@ -26,8 +26,9 @@ from agent_r1.envs.lifecycle import make_env
 from agent_r1.model.load import load_policy
 from agent_r1.model.settings import ModelSettings
 from agent_r1.render.chatml import ChatML
-from agent_r1.rollout.episode import Limits, Rollout
+from agent_r1.rollout.episode import Limits
 from agent_r1.rollout.native.engine import NativeEngine
+from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.tasks.hopworld.world import search_facts
 from agent_r1.tree import build_tree

@@ -59,6 +59,12 @@ class ScriptedEngine:
     async def idle(self) -> None:
         return None
 
+    async def pause(self) -> None:
+        return None
+
+    def resume(self) -> None:
+        return None
+
     async def sync(self, weights: object, version: int) -> None:
         return None
 

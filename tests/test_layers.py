@@ -28,6 +28,7 @@ WITH_TORCH = (
     "learner.optimizer",
     "learner.packed_trees",
     "learner.padded_rows",
+    "learner.importance",
     "learner.sums",
     "model.adapter",
     "model.attention_kernels",

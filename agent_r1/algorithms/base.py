@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from agent_r1.algorithms.advantages import ZERO_STD
 from agent_r1.algorithms.credit import Attempt, Credit
@@ -22,6 +22,21 @@ from agent_r1.types import Estimates, Group, Trajectory
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def _unless_off(value: Any) -> Any:
+    return None if value == "off" else value
+
+
+def _rising(band: tuple[float, float]) -> tuple[float, float]:
+    if not band[0] < 1 < band[1]:
+        raise ValueError("two ratios, one below and one above 1, e.g. [0.5, 2]")
+    return band
+
+
+Band = Annotated[
+    tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]], AfterValidator(_rising)
+]
 
 
 class Algorithm:
@@ -51,6 +66,8 @@ class Algorithm:
     kl: KLSettings | None = None
     entropy_coef: float = 0.0
     importance_cap: float | None = None
+    corrects: bool = False
+    """Whether tokens are weighed by ``importance``."""
     loss_mask: bool = True
     advantage_mask: bool = True
     refills: int = 0
@@ -127,6 +144,14 @@ class Algorithm:
         """Ratios outside are reported as clipped."""
         return 1.0, 1.0
 
+    def importance(
+        self, old_logprobs: Tensor, sampling_logprobs: Tensor, sequences: Tensor
+    ) -> Tensor:
+        """(T,): what each token's loss weighs since it was sampled by another policy than the one
+        that the update starts from. T are the action tokens of the whole batch.
+        """
+        return old_logprobs.new_ones(old_logprobs.shape)
+
     def policy_loss(
         self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, sequences: Tensor
     ) -> Tensor:
@@ -170,7 +195,11 @@ class PolicyGradient(Algorithm):
             importance_cap: Upper bound of a token's weight, the ratio of the policy that the update
                 starts from to the policy that sampled the token: for inexact engines and
                 rollouts of an older policy. Costs a forward pass. None by default, 2 with
-                ``model.matmul``.
+                ``model.matmul``, an inexact engine or ``train.staleness``; ``"off"``: never.
+            importance_band: In place of the cap: tokens whose ratio is outside weigh nothing
+                (IcePop, e.g. [0.5, 2]).
+            sequence_band: Trajectories whose geometric mean of ratios is outside weigh nothing,
+                e.g. [0.99, 1.01]; alone, or with one of the two above.
             loss_mask: False puts the environment's tokens in the loss as if sampled: for ablations.
         """
 
@@ -181,7 +210,9 @@ class PolicyGradient(Algorithm):
         kl: KLSettings | None = None
         entropy_coef: float = Field(0.0, ge=0)
         truncated: Literal["keep", "mask"] = "keep"
-        importance_cap: float | None = Field(None, gt=0)
+        importance_cap: Annotated[float | None, BeforeValidator(_unless_off)] = Field(None, gt=0)
+        importance_band: Band | None = None
+        sequence_band: Band | None = None
         loss_mask: bool = True
 
         @model_validator(mode="before")
@@ -196,8 +227,12 @@ class PolicyGradient(Algorithm):
         def _fixed(self) -> Self:
             if (self.aggregation == "fixed") != (self.fixed_length is not None):
                 raise ValueError("aggregation = 'fixed' and fixed_length go together")
-            if not self.loss_mask and self.importance_cap is not None:
-                raise ValueError("importance_cap has no effect with loss_mask = false")
+            corrections = ("importance_cap", "importance_band", "sequence_band")
+            for key in corrections:
+                if not self.loss_mask and getattr(self, key) is not None:
+                    raise ValueError(f"{key} has no effect with loss_mask = false")
+            if self.importance_band is not None and self.importance_cap is not None:
+                raise ValueError("importance_band takes the place of importance_cap: leave out one")
             return self
 
     settings: Settings
@@ -206,6 +241,8 @@ class PolicyGradient(Algorithm):
         super().__init__(settings)
         self.kl, self.entropy_coef = settings.kl, settings.entropy_coef
         self.importance_cap, self.loss_mask = settings.importance_cap, settings.loss_mask
+        bands = settings.importance_band, settings.sequence_band
+        self.corrects = self.importance_cap is not None or any(bands)
 
     def masks(self, trajectory: Trajectory) -> bool:
         """Whether a trajectory is compared with, but left out of the loss."""
@@ -235,6 +272,21 @@ class PolicyGradient(Algorithm):
         from agent_r1.algorithms.losses import importance_ratio
 
         return importance_ratio(logprobs, old_logprobs)
+
+    def importance(
+        self, old_logprobs: Tensor, sampling_logprobs: Tensor, sequences: Tensor
+    ) -> Tensor:
+        from agent_r1.algorithms import losses
+
+        pair = old_logprobs, sampling_logprobs
+        found = super().importance(*pair, sequences)
+        if (cap := self.settings.importance_cap) is not None:
+            found = losses.truncated_importance(*pair, cap=cap)
+        if (band := self.settings.importance_band) is not None:
+            found = losses.importance_in_band(*pair, low=band[0], high=band[1])
+        if (band := self.settings.sequence_band) is not None:
+            found = found * losses.sequences_in_band(*pair, sequences, low=band[0], high=band[1])
+        return found
 
     def clip_bounds(self) -> tuple[float, float]:
         return 1.0 - self.settings.clip_low, 1.0 + self.settings.clip_high

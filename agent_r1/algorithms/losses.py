@@ -93,3 +93,24 @@ def truncated_importance(old_logprobs: Tensor, sampling_logprobs: Tensor, *, cap
     off-policy training").
     """
     return importance_ratio(old_logprobs, sampling_logprobs).clamp(max=cap)
+
+
+def importance_in_band(
+    old_logprobs: Tensor, sampling_logprobs: Tensor, *, low: float, high: float
+) -> Tensor:
+    """``r = pi_old / pi_sampling`` where ``low <= r <= high``, else 0: a token that the two
+    policies see too differently is left out (IcePop: Ring-1T, arXiv 2510.18855).
+    """
+    ratio = importance_ratio(old_logprobs, sampling_logprobs)
+    return torch.where((ratio >= low) & (ratio <= high), ratio, 0.0)
+
+
+def sequences_in_band(
+    old_logprobs: Tensor, sampling_logprobs: Tensor, sequences: Tensor, *, low: float, high: float
+) -> Tensor:
+    """1 for the tokens of sequences with ``low <= s <= high``, else 0; ``s`` is the geometric mean
+    of the sequence's ratios, which does not grow with its length: ``sequence_ratio`` of the policy
+    that the update starts from over the one that sampled.
+    """
+    ratio = sequence_ratio(old_logprobs, sampling_logprobs, sequences)
+    return ((ratio >= low) & (ratio <= high)).to(old_logprobs.dtype)

@@ -60,8 +60,9 @@ class PPO(PolicyGradient):
         def _masks(self) -> Self:
             if self.advantage_mask and not self.loss_mask:
                 raise ValueError("loss_mask = false needs advantage_mask = false as well")
-            if not self.advantage_mask and self.importance_cap is not None:
-                raise ValueError("importance_cap has no effect with advantage_mask = false")
+            for key in ("importance_cap", "importance_band", "sequence_band"):
+                if not self.advantage_mask and getattr(self, key) is not None:
+                    raise ValueError(f"{key} has no effect with advantage_mask = false")
             return self
 
     settings: Settings

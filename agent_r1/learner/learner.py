@@ -14,8 +14,8 @@ from torch import Tensor
 
 from agent_r1.algorithms.base import Algorithm
 from agent_r1.algorithms.kl import ESTIMATORS, KLSettings
-from agent_r1.algorithms.losses import truncated_importance
 from agent_r1.learner.credit_assignment import loss_weights, minibatches, steps_of, trained_on
+from agent_r1.learner.importance import importance_of
 from agent_r1.learner.micro_batch import Actions, Batch, Forward, MicroBatch, MicroBatcher
 from agent_r1.learner.optimizer import Optimizer
 from agent_r1.learner.packed_trees import packs
@@ -45,6 +45,8 @@ class Update:
         num_tokens: Tokens run forward and backward, padding not counted.
         num_steps: Optimiser steps made.
         ratios, entropies: Of each step that was trained on, see ``Estimates``.
+        importance: What each token's loss weighed for the policy that sampled it; empty if all
+            weigh alike.
         skipped: Why optimiser steps were skipped, one line each.
         notes: Messages to the user, e.g. that memory ran out and micro-batches were halved.
     """
@@ -60,6 +62,7 @@ class Update:
     num_steps: int = 0
     ratios: dict[StepKey, PerToken] = field(default_factory=dict)
     entropies: dict[StepKey, PerToken] = field(default_factory=dict)
+    importance: dict[StepKey, PerToken] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -111,7 +114,7 @@ class Learner:
         importance cap those of the policy itself. Costs nothing where none is needed.
         """
         known = Estimates()
-        old = old or self.algorithm.importance_cap is not None
+        old = old or self.algorithm.corrects
         if self.critic is not None or old:
             known = self._within_memory(functools.partial(self._estimate, groups, old=old))
         if self.kl is not None and self.kl.place == "reward":
@@ -187,7 +190,8 @@ class Learner:
         result = Update()
         if self.critic is not None:
             result.explained_variance = explained_variance([*steps], known)
-        num_batches = 0
+        num_batches, importance = 0, importance_of(steps, known, self.algorithm)
+        result.importance = importance
         if self.kl is not None and self.kl.place == "loss":
             refer = functools.partial(self._refer, groups)
             known.reference_logprobs |= self._within_memory(refer)
@@ -196,7 +200,7 @@ class Learner:
                 parts = minibatches(groups, self.settings.minibatches, derive_seed(seed, epoch))
                 for index, part in enumerate(parts):
                     where = f"epoch {epoch + 1}, mini-batch {index + 1}"
-                    batch = Batch(steps, known, loss_weights(part, self.algorithm))
+                    batch = Batch(steps, known, loss_weights(part, self.algorithm), importance)
                     run = trained_on(part, known, self.algorithm)
                     num_batches += self._step(
                         run, batch, result, lr=lr, critic_only=critic_only, where=where
@@ -320,10 +324,8 @@ class Learner:
         loss = self.algorithm.policy_loss(
             found.logprobs, actions.old_logprobs, actions.advantages, actions.sequences
         )
-        if (cap := self.algorithm.importance_cap) is not None:
-            loss = loss * truncated_importance(
-                actions.old_logprobs, actions.sampling_logprobs, cap=cap
-            )
+        if actions.importance is not None:
+            loss = loss * actions.importance
         if self.kl is not None and self.kl.place == "loss":
             assert actions.reference_logprobs is not None
             estimate: Callable[[Tensor, Tensor], Tensor] = ESTIMATORS[self.kl.estimator]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -26,6 +26,7 @@ class Actions:
         old_values, value_targets: (A,), or ``None`` without a critic.
         weights: (A,), what each token weighs in the loss of the whole mini-batch.
         sequences: (A,), the number of each token's trajectory.
+        importance: (A,), see ``Algorithm.importance``, or ``None`` where all weigh alike.
     """
 
     sampling_logprobs: Tensor
@@ -36,6 +37,7 @@ class Actions:
     value_targets: Tensor | None
     weights: Tensor
     sequences: Tensor
+    importance: Tensor | None = None
 
     @classmethod
     def of(cls, keys: Sequence[StepKey], batch: Batch, device: torch.device) -> Actions:
@@ -64,18 +66,20 @@ class Actions:
             value_targets=of_table(known.value_targets),
             weights=torch.tensor(weights, dtype=torch.float32, device=device),
             sequences=torch.tensor(numbers, dtype=torch.long, device=device),
+            importance=of_table(batch.importance),
         )
 
 
 @dataclass(slots=True, frozen=True)
 class Batch:
-    """The steps of a mini-batch: the sampled data, the estimates, and the weights of their tokens
-    in its loss.
+    """The steps of a mini-batch: the sampled data, the estimates, the weights of their tokens in
+    its loss, and those of importance, if any.
     """
 
     steps: Mapping[StepKey, Step]
     known: Estimates
     weights: LossWeights
+    importance: Mapping[StepKey, PerToken] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)

@@ -64,19 +64,20 @@ class Traits:
     Attributes:
         exact: Its log-probabilities are the learner's but for the last bits: importance weights
             are not needed.
-        entropies: Its actions tell entropies; those of others are filled in by the learner.
+        rests: It samples with the very model that is trained, and so not while the learner is at
+            work; others go on meanwhile.
     """
 
     exact: bool = True
-    entropies: bool = True
+    rests: bool = True
 
 
 class Engine(Protocol):
     """Tokens in, tokens and log-probabilities out; made as ``Engine(settings, policy)``, where the
     policy's weights are version 0.
 
-    The life of an engine: ``start``, then sessions, with ``sync`` before, between or during them,
-    then ``close``.
+    The life of an engine: ``start``, then sessions, with ``pause`` and ``sync`` before, between or
+    during them, then ``close``.
     """
 
     traits: ClassVar[Traits]
@@ -101,6 +102,17 @@ class Engine(Protocol):
         """A new conversation; where order matters, sessions are served by ``number``."""
         ...
 
+    async def pause(self) -> None:
+        """The learner is about to work with the policy, and perhaps to change its weights: until
+        ``resume`` the engine makes no use of it and, if it rests, holds no memory for it. Who asks
+        for tokens waits, or goes on with the weights that the engine has.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Ends a pause, after ``sync`` if the weights have changed; without one it does nothing."""
+        ...
+
     async def sync(self, weights: Policy, version: int) -> None:
         """From its return on, tokens are sampled from these weights. Sessions may be open: an
         action that is being sampled goes on, and tells which weights sampled which of its tokens.
@@ -108,7 +120,7 @@ class Engine(Protocol):
         ...
 
     async def idle(self) -> None:
-        """Waits, once all sessions are closed, until the model is at work no more."""
+        """Waits until the model is at work no more; does nothing while sessions are open."""
         ...
 
     def report(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import functools
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,11 +27,10 @@ from agent_r1.envs.lifecycle import (
 )
 from agent_r1.errors import ConfigError, ExpiredError, ToolFailureError
 from agent_r1.render import Renderer
-from agent_r1.rollout.engine import Engine, Sampling, Session
+from agent_r1.rollout.engine import Sampling, Session
 from agent_r1.rollout.history import render_history
-from agent_r1.rollout.runner import Episodes
 from agent_r1.types import (
-    Group,
+    Action,
     Message,
     Outcome,
     Step,
@@ -41,7 +40,6 @@ from agent_r1.types import (
     Trajectory,
     derive_seed,
 )
-from agent_r1.utils.scope import shared
 from agent_r1.utils.text import describe
 from agent_r1.utils.waiting import within
 
@@ -70,66 +68,6 @@ class Limits(Section):
     stop_strings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """Everything that the episodes of a run have in common."""
-
-    make_env: Callable[[], Env]
-    engine: Engine
-    renderer: Renderer
-    limits: Limits
-    concurrency: int = 256
-    """Episodes at once, not counting those that are only being scored."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """Sampling filters; for evaluation only."""
-    proven: bool = False
-    """Whether an episode has been started before; a ``ConfigError`` is then the fault of a single
-    episode, not of the recipe.
-    """
-
-    async def run(
-        self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
-    ) -> list[Group]:
-        """All attempts at all tasks, one group per task. Sampling is keyed by (seed, task, attempt,
-        turn).
-        """
-        plan = [(index, attempt) for index in range(len(tasks)) for attempt in range(attempts)]
-        sampling = Sampling(
-            self.limits.tokens_per_turn,
-            self.renderer.stop_token_ids,
-            self.limits.stop_strings,
-            temperature,
-            self.top_p,
-            self.top_k,
-        )
-
-        def play(number: int, again: int, session: Session) -> Coroutine[None, None, Trajectory]:
-            index, attempt = plan[number]
-            key = (seed, index, tasks[index].id, attempt, *([again] if again else []))
-            return run_episode(
-                self.make_env,
-                session,
-                self.renderer,
-                tasks[index],
-                attempt=attempt,
-                limits=self.limits,
-                sampling=sampling,
-                # All attempts meet the same instance; a task drawn twice is sampled anew.
-                env_seed=derive_seed(seed, tasks[index].id),
-                sampling_seed=derive_seed(*key),
-                proven=self.proven,
-            )
-
-        shared(("engine", id(self.engine)), lambda: self.engine)  # closed with the run
-        await self.engine.start(self.limits.tokens)
-        trajectories = await Episodes(self.engine, play, len(plan)).run(self.concurrency)
-        groups = [Group(task, [], number) for number, task in enumerate(tasks)]
-        for (index, _), trajectory in zip(plan, trajectories, strict=True):
-            groups[index].trajectories.append(trajectory)
-        return groups
-
-
 class _FaultError(Exception):
     """The environment or its scorer failed; ``resample``: the episode should be played again."""
 
@@ -156,8 +94,10 @@ async def run_episode(
     env_seed: int,
     sampling_seed: int,
     proven: bool = False,
+    paused: Callable[[], float] = lambda: 0.0,
 ) -> Trajectory:
-    """Plays one episode to its end. ``sampling`` is shortened where less room is left.
+    """Plays one episode to its end. ``sampling`` is shortened where less room is left; seconds
+    that the engine has been ``paused`` for the learner do not count.
 
     An environment that fails gives a trajectory with ``stop`` FAULT, not an exception. Raised are
     errors of the engine, and a ``ConfigError``, which would fail every episode, unless ``proven``
@@ -169,7 +109,8 @@ async def run_episode(
     try:
         with _faults("environment"):
             env = make_env()
-        play = _Play(trajectory, env, session, renderer, limits, start + limits.seconds)
+        clock = functools.partial(_seconds_of, paused)
+        play = _Play(trajectory, env, session, renderer, limits, clock, clock() + limits.seconds)
         trajectory.stop = await play.run(task, sampling, env_seed, sampling_seed)
         session.close()  # others need not wait for the scorer
         trajectory.outcome = await _outcome(env, limits.seconds)
@@ -200,6 +141,7 @@ class _Play:
     session: Session
     renderer: Renderer
     limits: Limits
+    clock: Callable[[], float]
     deadline: float
 
     async def run(
@@ -216,10 +158,8 @@ class _Play:
             turn_sampling = dataclasses.replace(sampling, max_tokens=room)
             clock = time.perf_counter()
             try:
-                async with asyncio.timeout(max(self._remaining(), 0.0)):
-                    action = await self.session.generate(
-                        path, turn_sampling, derive_seed(sampling_seed, turn)
-                    )
+                seed = derive_seed(sampling_seed, turn)
+                action = await self._action(path, turn_sampling, seed)
             except TimeoutError as error:
                 if (why := self.session.outage) is not None:
                     raise _FaultError(f"engine: {why}") from error
@@ -277,8 +217,19 @@ class _Play:
         self._note(observation_ids=ids)
         return path + list(ids)
 
+    async def _action(self, path: Sequence[int], sampling: Sampling, seed: int) -> Action:
+        """Samples an action; a ``TimeoutError`` if the episode's time is over before."""
+        while True:
+            limit = asyncio.timeout(max(self._remaining(), 0.0))
+            try:
+                async with limit:
+                    return await self.session.generate(path, sampling, seed)
+            except TimeoutError:
+                if not limit.expired() or self._remaining() <= 0:
+                    raise  # else the engine was paused meanwhile: the same again
+
     def _remaining(self) -> float:
-        return self.deadline - time.perf_counter()
+        return self.deadline - self.clock()
 
     async def _reset(self, task: Task, seed: int) -> tuple[int, ...]:
         """Starts the task; returns the prompt's tokens."""
@@ -325,6 +276,11 @@ class _Play:
                 events=tuple(transition.events),
             )
         return transition
+
+
+def _seconds_of(paused: Callable[[], float]) -> float:
+    """The time of an episode, which stands still while the engine is ``paused``."""
+    return time.perf_counter() - paused()
 
 
 def _ending(transition: Transition, message: Message) -> StopReason:

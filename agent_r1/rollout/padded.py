@@ -65,6 +65,7 @@ class PaddedEngine:
         self.waiting: dict[PaddedSession, Request] = {}
         self._task: asyncio.Task[None] | None = None
         self._at_work: asyncio.Lock | None = None
+        self._is_paused = False
         self._thread = EngineThread()
 
     @classmethod
@@ -84,6 +85,15 @@ class PaddedEngine:
         async with self._at_work or contextlib.nullcontext():
             self._policy, self._version = weights, version
 
+    async def pause(self) -> None:
+        self._is_paused = True
+        async with self._at_work or contextlib.nullcontext():
+            pass
+
+    def resume(self) -> None:
+        self._is_paused = False
+        self.wake()
+
     def report(self) -> dict[str, float]:
         counters = dict(self._counters)
         self._counters = dict.fromkeys(counters, 0)
@@ -93,14 +103,14 @@ class PaddedEngine:
         yield from ()
 
     async def idle(self) -> None:
-        if self._task is not None:
+        if self._task is not None and not self.open:
             await asyncio.wait({self._task})
 
     async def close(self) -> None:
         await self.idle()
 
     def wake(self) -> None:
-        if self._task is None and self.waiting and len(self.waiting) == len(self.open):
+        if self._task is None and self._can_begin():
             self._task = asyncio.get_running_loop().create_task(self._serve())
 
     async def _serve(self) -> None:
@@ -108,12 +118,15 @@ class PaddedEngine:
         self._at_work = asyncio.Lock()
         try:
             await asyncio.sleep(0)  # what opens or closes now counts
-            while self.waiting and len(self.waiting) == len(self.open):
+            while self._can_begin():
                 async with self._at_work:
                     await self._batch()
                 await asyncio.sleep(0)
         finally:
             self._task = self._at_work = None
+
+    def _can_begin(self) -> bool:
+        return bool(self.waiting) and len(self.waiting) == len(self.open) and not self._is_paused
 
     async def _batch(self) -> None:
         sessions = sorted(self.waiting, key=lambda session: session.number)

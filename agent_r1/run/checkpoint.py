@@ -1,7 +1,8 @@
 """Checkpoints: everything that the next iteration depends on, written whole or not at all.
 
 ``checkpoints/000010`` is a plain Hugging Face model folder with ``trainer.pt`` (optimiser, value
-head, RNG), ``state.json`` and ``checksums.json`` beside the weights. Which one is the last and
+head, RNG), ``state.json`` and ``checksums.json`` beside the weights; with ``train.staleness`` also
+groups that wait to be trained on, ``waiting.jsonl.gz``. Which one is the last and
 which the best is read from the folders themselves; the links ``checkpoints/last`` and
 ``checkpoints/best`` are for people, and a file system or a copy without them loses nothing.
 """
@@ -12,14 +13,17 @@ import contextlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from agent_r1.errors import ConfigError, RunError
+from agent_r1.run.trajectories import read_groups, write_groups
+from agent_r1.types import Estimates, Group
 from agent_r1.utils.durable import make_folder, seal, sync_folder, why_damaged
-from agent_r1.utils.run_files import BEST, CHECKPOINTS, LAST, LINKS, STATE, TRAINER
+from agent_r1.utils.run_files import BEST, CHECKPOINTS, LAST, LINKS, STATE, TRAINER, WAITING
 from agent_r1.utils.text import describe
 
 if TYPE_CHECKING:
@@ -41,6 +45,8 @@ class State:
         micro_batch_tokens: Chosen by the memory free at the first start, and kept: memory free
             when a run is resumed must not change its last bits.
         metrics: CRC-32 of the rows of metrics that the run had written by then.
+        finished, pending: Positions of groups that were drawn and not trained on yet: those of
+            ``waiting.jsonl.gz``, in its order, and those that were being played.
     """
 
     iteration: int = 0
@@ -50,6 +56,8 @@ class State:
     train_seconds: float = 0.0
     micro_batch_tokens: int = 0
     metrics: int = 0
+    finished: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
 
 
 class Checkpoints:
@@ -72,9 +80,21 @@ class Checkpoints:
                 break
             self.damaged[path] = reason
 
-    def save(self, state: State, policy: Policy, learner: Learner) -> None:
+    def save(
+        self,
+        state: State,
+        policy: Policy,
+        learner: Learner,
+        waiting: Mapping[int, Group | None] | None = None,
+    ) -> None:
         """Writes under a temporary name, syncs to disk, renames, moves the links, then deletes
         checkpoints that are no longer kept.
+
+        Args:
+            state: Its fields on groups are set here.
+            policy, learner: What is written.
+            waiting: Groups that are not trained on yet, by position; ``None`` for those that are
+                being played.
         """
         import torch
 
@@ -82,10 +102,14 @@ class Checkpoints:
         partial = self.folder / f".{final.name}.partial"
         _remove(partial)
         make_folder(partial)
+        finished = {n: group for n, group in (waiting or {}).items() if group is not None}
+        state.finished, state.pending = [*finished], [n for n in waiting or () if n not in finished]
         extra = {"learner": learner.state_dict(), "rng": torch.get_rng_state()}
         try:
             policy.save(partial)
             torch.save(extra, partial / TRAINER)
+            if finished:
+                write_groups(partial / WAITING, [*finished.values()], Estimates())
             (partial / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n")
             seal(partial)
         except Exception as error:  # a full disk fails any writer; tokenizers raise just Exception
@@ -122,6 +146,15 @@ class Checkpoints:
                 f"{self.last}: the files are intact, but do not match this recipe, or this version "
                 f"of agent-r1 or PyTorch: {error!s:.200}"
             ) from error
+
+    def waiting(self, state: State) -> dict[int, Group | None]:
+        """The groups that were not trained on yet at the last checkpoint, as ``save`` got them."""
+        assert self.last is not None, "there is a checkpoint"
+        found: dict[int, Group | None] = dict.fromkeys(state.pending)
+        if state.finished:
+            groups = [group for group, _ in read_groups(self.last / WAITING)]
+            found |= zip(state.finished, groups, strict=True)
+        return found
 
     def put_aside(self, folder: Path) -> None:
         """Moves damaged checkpoints out of the way; nothing is deleted."""

@@ -70,6 +70,9 @@ class TrainSettings(Section):
         temperature: Sampling temperature of training and sampled evaluation.
         concurrency: Episodes at once.
         seconds: Stop after this much training time, evaluations not counted; none by default.
+        staleness: How many updates sampling may be ahead: with 0 an iteration's episodes begin
+            after the update before and end before the next. More keeps engine and learner at work
+            together; such a run does not repeat bit for bit.
     """
 
     iterations: int = Field(100, ge=1)
@@ -78,6 +81,7 @@ class TrainSettings(Section):
     temperature: float = Field(1.0, ge=1e-3, le=1e3)
     concurrency: int = Field(64, ge=1)
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    staleness: int = Field(0, ge=0, le=64)
 
 
 class EvaluationSettings(Section):
@@ -207,6 +211,11 @@ class Recipe(Section):
             yield "model.lora.targets has no effect with model.lora.start: the adapter has its own"
         unsampled = not evaluation.every and not evaluation.test_tasks
         demonstrated = ALGORITHMS.resolve(algorithm.name).demonstrated
+        if demonstrated and train.staleness:
+            yield (
+                f"train.staleness = {train.staleness} has no effect on {algorithm.name!r}, which "
+                "learns from demonstrations"
+            )
         if demonstrated and unsampled and train.temperature != 1.0:
             yield (
                 f"train.temperature = {train.temperature:g} has no effect on {algorithm.name!r}: "
@@ -303,11 +312,15 @@ def _apply(data: dict[str, Any], overrides: list[tuple[str, Any]]) -> list[str]:
 
 
 def _with_importance_weights(recipe: Recipe) -> Recipe:
-    """Where sampling and training differ by rounding, importance weights are on by default."""
+    """Where the policy that samples is not quite the one that is trained, by rounding or by its
+    age, importance weights are on by default.
+    """
     algorithm = recipe.algorithm
     exact = recipe.model.matmul is None and ENGINES.resolve(recipe.engine.name).traits.exact
-    if exact or "importance_cap" in algorithm.model_fields_set:
+    if (exact and not recipe.train.staleness) or "importance_cap" in algorithm.model_fields_set:
         return recipe
+    if getattr(algorithm, "importance_band", None) or getattr(algorithm, "sequence_band", None):
+        return recipe  # another correction was chosen
     unmasked = not all(getattr(algorithm, key, True) for key in ("loss_mask", "advantage_mask"))
     if unmasked or getattr(algorithm, "importance_cap", 0.0) is not None:  # 0: it has no such key
         return recipe

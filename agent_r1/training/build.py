@@ -17,7 +17,7 @@ from agent_r1.model.policy import Policy
 from agent_r1.model.products import set_products
 from agent_r1.render import RENDERERS
 from agent_r1.rollout import ENGINES
-from agent_r1.rollout.episode import Rollout
+from agent_r1.rollout.rollout import Rollout
 from agent_r1.run.recipe import Recipe
 from agent_r1.tasks import ENVS
 from agent_r1.training.demonstrations import (

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 from agent_r1.envs.tool_env import ToolEnv
 from agent_r1.errors import ConfigError
-from agent_r1.rollout.episode import Rollout
 from agent_r1.rollout.gold_episode import play_gold
+from agent_r1.rollout.rollout import Rollout
 from agent_r1.run.folder import RunFolder
 from agent_r1.run.recipe import Recipe
+from agent_r1.training.collector import Draw
 from agent_r1.types import Action, Group, Step, Task, Trajectory, derive_seed
 
 GOLD = "gold"
@@ -31,12 +32,8 @@ class Demonstrations(Protocol):
         """Tasks to draw from."""
         ...
 
-    async def run(
-        self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
-    ) -> list[Group]:
-        """As ``Rollout.run``; a group is empty where there is no demonstration of its task. The
-        temperature is ignored.
-        """
+    async def groups(self, draws: Sequence[Draw], *, attempts: int) -> list[Group]:
+        """At most so many demonstrations of each; a group is empty where there is none."""
         ...
 
 
@@ -50,17 +47,16 @@ class GoldDemonstrations:
         self._rollout, self._require = rollout, require
         self._num_bad = 0
 
-    async def run(
-        self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
-    ) -> list[Group]:
+    async def groups(self, draws: Sequence[Draw], *, attempts: int) -> list[Group]:
         groups = []
-        for number, task in enumerate(tasks):
-            trajectory, too_few = await self._play(task, seed)
+        for draw in draws:
+            task = draw.task
+            trajectory, too_few = await self._play(task, draw.seed)
             flaw = "gold() ends before the episode does" if too_few else _flaw(trajectory)
             flaw = flaw or _shortfall(trajectory, self._require)
             # A fault stays, so that it is counted; nobody learns from it.
             kept = flaw is None or trajectory.outcome is None
-            groups.append(Group(task, [trajectory] if kept else [], number))
+            groups.append(Group(task, [trajectory] if kept else []))
             self._num_bad = self._num_bad + 1 if flaw else 0
             if self._num_bad == MAX_BAD:
                 raise ConfigError(
@@ -105,15 +101,13 @@ class PastDemonstrations:
                 f"and reaches what algorithm.require asks for ({dict(require)})"
             )
 
-    async def run(
-        self, tasks: Sequence[Task], *, attempts: int, temperature: float, seed: int
-    ) -> list[Group]:
+    async def groups(self, draws: Sequence[Draw], *, attempts: int) -> list[Group]:
         groups = []
-        for index, task in enumerate(tasks):
-            known = self._of[task.id]
-            first = derive_seed(seed, index, task.id) % len(known)
+        for draw in draws:
+            known = self._of[draw.task.id]
+            first = derive_seed(draw.seed, draw.index, draw.task.id) % len(known)
             chosen = (known[first:] + known[:first])[:attempts]
-            groups.append(Group(task, [_as_demonstration(t) for t in chosen], index))
+            groups.append(Group(draw.task, [_as_demonstration(t) for t in chosen]))
         return groups
 
 

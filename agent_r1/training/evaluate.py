@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from agent_r1.errors import RunError
-from agent_r1.rollout.episode import Rollout
+from agent_r1.rollout.rollout import Rollout
 from agent_r1.types import Group, Task, Trajectory
 from agent_r1.utils.scope import run_async
 

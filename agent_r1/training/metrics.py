@@ -41,6 +41,7 @@ def figures_of(
     shaped: float | None,
     lr: float,
     clock: Clock,
+    sampling_seconds: float,
 ) -> dict[str, Any]:
     """The metrics of one iteration. Figures that depend on the machine's speed are kept
     apart, and so are the outcome and ``shaped``, the reward that was learned from. Means are over
@@ -53,7 +54,7 @@ def figures_of(
     total = score(episodes)
     imitated = bool(steps) and not any(step.action.logprobs for step in steps)
     scored = [episode for episode in episodes if episode.outcome is not None]
-    sampled = sum(episode.num_action_tokens for episode in episodes)
+    sampled_tokens = sum(episode.num_action_tokens for episode in episodes)
     figures: dict[str, Any] = {
         # Demonstrations succeed because they were chosen so.
         "success": None if imitated else total.success,
@@ -69,6 +70,7 @@ def figures_of(
         "groups_used": len(used),
         "groups_without_signal": len(groups) - len(used),
         **_of_importance(groups, known),
+        **_of_masks(update),
         **_of_update(update),
         "lr": lr,
     }
@@ -86,10 +88,28 @@ def figures_of(
         "seconds": {**clock.seconds, "total": clock.total},
         "env_seconds": _percentiles([step.env_seconds for step in steps]),
         "tokens_per_second": {
-            "generated": sampled / clock.seconds["rollout"],
+            "generated": sampled_tokens / sampling_seconds,
             "trained": update.num_tokens / clock.seconds["learner"],
         },
         "memory_gib": _memory(),
+    }
+
+
+def ages_of(groups: list[Group], iteration: int) -> dict[str, float]:
+    """How many updates older than the policy that is trained the one was that sampled: the mean
+    over tokens, the largest, and the share of tokens of each age.
+    """
+    counts: dict[int, int] = {}
+    for step in (s for group in groups for t in group.trajectories for s in t.steps):
+        for version, start, end in step.action.versions:
+            age = iteration - 1 - version
+            counts[age] = counts.get(age, 0) + end - start
+    if not (total := sum(counts.values())):
+        return {}
+    return {
+        "age/mean": sum(age * count for age, count in counts.items()) / total,
+        "age/max": max(counts),
+        **{f"age/{age}": counts[age] / total for age in sorted(counts)},
     }
 
 
@@ -113,6 +133,12 @@ def _of_importance(groups: list[Group], known: Estimates) -> dict[str, Any]:
         "importance/outside": _mean([not 0.9 <= weight <= 1.1 for weight in weights]),
         "importance/effective": math.fsum(weights) ** 2 / (len(weights) * squares),
     }
+
+
+def _of_masks(update: Update) -> dict[str, Any]:
+    """The share of tokens that weigh nothing by their importance."""
+    weights = [weight for row in update.importance.values() for weight in row]
+    return {"importance/masked": _mean([weight == 0 for weight in weights])} if weights else {}
 
 
 def _of_update(update: Update) -> dict[str, Any]:

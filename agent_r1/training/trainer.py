@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,7 +18,6 @@ from agent_r1.learner.learner import Learner
 from agent_r1.learner.mask_ablation import masks_of
 from agent_r1.model.load import load_policy
 from agent_r1.model.policy import Policy
-from agent_r1.rollout.episode import Rollout
 from agent_r1.run.checkpoint import Checkpoints, State
 from agent_r1.run.console import iteration_line, validation_line
 from agent_r1.run.folder import RunFolder
@@ -33,16 +31,17 @@ from agent_r1.training.build import (
     set_up_process,
     tasks_of,
 )
-from agent_r1.training.demonstrations import (
-    Demonstrations,
-)
+from agent_r1.training.collector import Collector, Draws
+from agent_r1.training.demonstrations import Demonstrations
 from agent_r1.training.evaluate import Evaluation, evaluate, must_be_scored
-from agent_r1.training.metrics import Clock, figures_of
+from agent_r1.training.metrics import Clock, ages_of, figures_of
 from agent_r1.training.preflight import memory_of, try_env, warnings_of
-from agent_r1.types import Estimates, Group, Task, derive_seed
+from agent_r1.types import Estimates, Group, derive_seed
 from agent_r1.utils.log import LOG
 from agent_r1.utils.run_files import CHECKPOINTS
-from agent_r1.utils.scope import held_up, run_async
+from agent_r1.utils.scope import beside, held_up, run_async
+
+T = TypeVar("T")
 
 
 class Trainer:
@@ -64,12 +63,14 @@ class Trainer:
         rollout = make_rollout(recipe, self.policy, concurrency=recipe.train.concurrency)
         self.rollout = dataclasses.replace(rollout, proven=True)
         self.validator = evaluator(self.rollout, recipe)
-        self.tasks = tasks_of(recipe, "train")
+        tasks = tasks_of(recipe, "train")
         self._has_tools = run_async(try_env(recipe, self.rollout.renderer))
-        self.source: Rollout | Demonstrations = self.rollout
+        self.demonstrations: Demonstrations | None = None
         if self.algorithm.demonstrated:
-            self.source = demonstrations_of(recipe, self.rollout)
-            self.tasks = self.source.tasks
+            self.demonstrations = demonstrations_of(recipe, self.rollout)
+            tasks = self.demonstrations.tasks
+        self.draws = Draws(tasks, recipe.train, recipe.seed)
+        self.collector = Collector(self.rollout, self.draws, recipe.train)
         # Demonstrations are not sampled: they are to become likely at temperature 1.
         temperature = 1.0 if self.algorithm.demonstrated else recipe.train.temperature
         self.learner = Learner(
@@ -83,6 +84,8 @@ class Trainer:
         self.state = State()
         if last:
             self.state = self.checkpoints.restore(self.policy, self.learner)
+            self.draws.cursor = self.state.cursor
+            self.collector.restore(self.checkpoints.waiting(self.state))
             run_async(self._sync())
             if self.state.micro_batch_tokens:
                 self.learner.micro_batch_tokens = self.state.micro_batch_tokens
@@ -107,6 +110,7 @@ class Trainer:
             while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
                 self._iterate()
         finally:
+            run_async(self.collector.close())
             self.senders.close()
         rows = [row["figures"] for row in self.run.metrics() if "figures" in row]
         tried = sum(row["updates"] + row["updates_skipped"] for row in rows)
@@ -133,14 +137,17 @@ class Trainer:
         seed = derive_seed(recipe.seed, "iteration", iteration)
         clock = Clock()
         self.rollout.engine.report()  # drops what a validation added
-        groups, seen, known = self._collect(seed, clock)
+        sampled_before = self.collector.seconds_sampled
+        groups, seen, known = self._collect(clock)
         batch = batch_of(seen, known, self.algorithm)
         if episodes := [t for g in groups for t in g.trajectories]:  # demonstrations may be missing
             must_be_scored(episodes, f"iteration {iteration}")
         with clock("learner"):
             lr = recipe.learner.rate(iteration, recipe.train.iterations)
             critic_only = iteration <= self.algorithm.critic_warmup
-            update = self.learner.update(batch, known, lr=lr, seed=seed, critic_only=critic_only)
+            update = self._beside(
+                lambda: self.learner.update(batch, known, lr=lr, seed=seed, critic_only=critic_only)
+            )
         with clock("sync"):
             state.iteration = iteration
             run_async(self._sync())
@@ -148,7 +155,8 @@ class Trainer:
             known.ratios, known.entropies = update.ratios, update.entropies
             used = trained_on(batch, known, self.algorithm)
             known = self.masks.own(groups, known)
-            self.run.write_trajectories(iteration, groups, known)
+            self._beside(lambda: self.run.write_trajectories(iteration, groups, known))
+        sampling = self.collector.seconds_sampled - sampled_before
         state.micro_batch_tokens = self.learner.micro_batch_tokens
         state.train_seconds += clock.total
         for note in update.notes:
@@ -161,10 +169,16 @@ class Trainer:
                 f"iteration {iteration}: {len(faults)} episodes excluded, the first: {faults[0]}"
             )
         shaped = self._shaped(groups, known)
-        row = {"iteration": iteration, **figures_of(groups, used, known, update, shaped, lr, clock)}
+        sampled = clock.total if recipe.train.staleness else clock.seconds["rollout"]
+        found = figures_of(groups, used, known, update, shaped, lr, clock, sampled)
+        row = {"iteration": iteration, **found}
+        if self.demonstrations is None:
+            row["seconds"]["engine_idle"] = max(0.0, clock.total - sampling)
+        if recipe.train.staleness:
+            row["figures"] |= ages_of(groups, iteration)
         engine = self.rollout.engine.report()
         row["engine"] = engine
-        for line in self.rollout.engine.advice(engine, clock.seconds["rollout"]):
+        for line in self.rollout.engine.advice(engine, sampled):
             LOG.warning(f"iteration {iteration}: {line}")
         has_signal = bool(informative(used, known, self.algorithm))
         self._advise_on(row, groups, used, has_signal=has_signal)
@@ -185,8 +199,9 @@ class Trainer:
             self._save()
 
     async def _sync(self) -> None:
-        """Gives the engine the present weights."""
+        """Gives the engine the present weights, with which it goes on."""
         await self.rollout.engine.sync(self.policy, self.state.iteration)
+        self.rollout.engine.resume()
 
     def _record(self, row: dict[str, Any], groups: Sequence[Group] = ()) -> None:
         self.run.append_metrics(row)
@@ -194,9 +209,24 @@ class Trainer:
 
     def _save(self) -> None:
         self.state.metrics = self.run.metrics_sum(self.state.iteration)
-        self.checkpoints.save(self.state, self.policy, self.learner)
+        self.state.cursor, waiting = self.draws.cursor, self.collector.waiting()
+        save = functools.partial(self.checkpoints.save, waiting=waiting)
+        self._beside(lambda: save(self.state, self.policy, self.learner))
 
-    def _collect(self, seed: int, clock: Clock) -> tuple[list[Group], list[Group], Estimates]:
+    def _beside(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives; with staleness, episodes go on meanwhile."""
+        return beside(work) if self.recipe.train.staleness else work()
+
+    async def _take(self, count: int) -> list[Group]:
+        """Groups to learn from."""
+        train = self.recipe.train
+        if self.demonstrations is not None:
+            draws = [self.draws.next() for _ in range(count)]
+            return await self.demonstrations.groups(draws, attempts=train.attempts)
+        left = train.iterations - self.state.iteration
+        return await self.collector.take(count, iterations_left=left)
+
+    def _collect(self, clock: Clock) -> tuple[list[Group], list[Group], Estimates]:
         """All groups of an iteration; the learner's view of them; and the estimates of their steps.
         Credit is assigned; groups without a signal are replaced by fresh ones, at most ``refills``
         times.
@@ -206,20 +236,13 @@ class Trainer:
         seen: list[Group] = []
         known = Estimates()
         missing = train.tasks
-        for refill in range(1 + self.algorithm.refills):
+        for _ in range(1 + self.algorithm.refills):
             with clock("rollout"):
-                fresh = run_async(
-                    self.source.run(
-                        self._draw(missing),
-                        attempts=train.attempts,
-                        temperature=train.temperature,
-                        seed=derive_seed(seed, "refill", refill) if refill else seed,
-                    )
-                )
+                fresh = run_async(self._take(missing))
             with clock("credit"):
                 for number, group in enumerate(fresh, len(groups)):
                     group.number = number
-                view, found = self.masks.credited(fresh, self.learner, self.algorithm, self.credit)
+                view, found = self._beside(functools.partial(self._credited, fresh))
                 groups += fresh
                 seen += view
                 known.add(found)
@@ -232,6 +255,9 @@ class Trainer:
                 "were good enough"
             )
         return groups, seen, known
+
+    def _credited(self, groups: list[Group]) -> tuple[list[Group], Estimates]:
+        return self.masks.credited(groups, self.learner, self.algorithm, self.credit)
 
     def _shaped(self, groups: list[Group], known: Estimates) -> float | None:
         """The mean reward of episodes as the algorithm and the credit compute it."""
@@ -314,16 +340,6 @@ class Trainer:
             )
         return known.get(metric)
 
-    def _draw(self, count: int) -> list[Task]:
-        """The next training tasks: every epoch is a new permutation of all of them."""
-        drawn = []
-        for position in range(self.state.cursor, self.state.cursor + count):
-            epoch, index = divmod(position, len(self.tasks))
-            order = _permutation(len(self.tasks), derive_seed(self.recipe.seed, "epoch", epoch))
-            drawn.append(self.tasks[order[index]])
-        self.state.cursor += count
-        return drawn
-
     def _reference(self) -> Policy | None:
         """The initial policy, frozen, if a KL term needs a copy."""
         lora = self.recipe.model.lora
@@ -335,10 +351,3 @@ class Trainer:
     def _out_of_time(self) -> bool:
         limit = self.recipe.train.seconds
         return limit is not None and self.state.train_seconds >= limit
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(length: int, seed: int) -> list[int]:
-    order = list(range(length))
-    random.Random(seed).shuffle(order)
-    return order

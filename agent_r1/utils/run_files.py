@@ -18,6 +18,7 @@ TRACKERS = "trackers"
 # In a checkpoint, beside the model:
 STATE = "state.json"
 TRAINER = "trainer.pt"
+WAITING = "waiting.jsonl.gz"
 BEST, LAST = "best", "last"
 LINKS = (BEST, LAST)
 

@@ -97,6 +97,35 @@ class Scope:
         finally:
             self._at_work.release()
 
+    def beside(self, call: Callable[[], T]) -> T:
+        """What ``call`` gives, which runs here, while the loop goes on in another thread with what
+        earlier ``run`` left open.
+        """
+        ready, ends = threading.Event(), list[Callable[[], None]]()
+
+        async def until_told() -> None:
+            told, loop = asyncio.Event(), asyncio.get_running_loop()
+            ends.append(lambda: cast(None, loop.call_soon_threadsafe(told.set)))
+            ready.set()
+            await told.wait()
+
+        def target() -> None:
+            try:
+                self.run(until_told())
+            finally:
+                ready.set()
+
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(target,), name="agent-r1 loop")
+        thread.start()
+        try:
+            return call()
+        finally:
+            ready.wait()
+            for end in ends:
+                end()
+            thread.join()
+
     def _loop_runner(self) -> asyncio.Runner:
         if self._runner is None:
             self._runner = asyncio.Runner()
@@ -183,6 +212,12 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
             return here.run(work)
 
     return _anywhere(run)
+
+
+def beside(call: Callable[[], T]) -> T:
+    """What ``call`` gives; tasks that are open in the current scope's loop go on meanwhile."""
+    here = current_scope()
+    return call() if here is None else here.beside(call)
 
 
 def _anywhere(call: Callable[[], T]) -> T:

@@ -15,11 +15,14 @@ from agent_r1.algorithms.advantages import gae, group_relative, leave_one_out, w
 from agent_r1.algorithms.base import Algorithm, advantage
 from agent_r1.algorithms.credit import attempts_of
 from agent_r1.algorithms.dapo import overlong_punishment
+from agent_r1.algorithms.grpo import GRPO
 from agent_r1.algorithms.kl import k1, k2, k3
 from agent_r1.algorithms.losses import (
     cispo_loss,
     clipped_policy_loss,
+    importance_in_band,
     sequence_ratio,
+    sequences_in_band,
     truncated_importance,
     value_loss,
 )
@@ -766,3 +769,51 @@ def test_every_algorithm_names_its_source(name):
     module = __import__(type(algorithm(name)).__module__, fromlist=["x"])
     assert "arXiv" in module.__doc__
     assert type(algorithm(name)).__doc__
+
+
+def test_importance_in_a_band_leaves_out_what_is_far():
+    """By hand: ratios e^-1 = .37, e^0 = 1, e^.5 = 1.65, e^1 = 2.72."""
+    old, sampled = torch.tensor([-2.0, -1.0, -0.5, -1.0]), torch.tensor([-1.0, -1.0, -1.0, -2.0])
+    found = importance_in_band(old, sampled, low=0.5, high=2.0)
+    assert found.tolist() == pytest.approx([0.0, 1.0, math.exp(0.5), 0.0])
+
+
+def test_a_sequence_is_left_out_by_the_geometric_mean_of_its_ratios():
+    """Mean log ratios: (.02 - .02) / 2 = 0 and (.03 + 0) / 2 = .015, more than ln 1.01."""
+    old = torch.tensor([-0.98, -1.0, -1.02, -0.97])
+    sampled, sequences = torch.full((4,), -1.0), torch.tensor([0, 1, 0, 1])
+    found = sequences_in_band(old, sampled, sequences, low=0.99, high=1.01)
+    assert found.tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, [1.0, 1.0, 1.0, 1.0]),
+        ({"importance_cap": 2.0}, [math.exp(-1), 1.0, math.exp(0.5), 2.0]),
+        ({"importance_cap": "off"}, [1.0, 1.0, 1.0, 1.0]),
+        ({"importance_band": [0.5, 2.0]}, [0.0, 1.0, math.exp(0.5), 0.0]),
+        ({"sequence_band": [0.5, 2.0]}, [1.0, 1.0, 0.0, 0.0]),
+        ({"sequence_band": [0.5, 2.0], "importance_cap": 1.5}, [math.exp(-1), 1.0, 0.0, 0.0]),
+    ],
+)
+def test_the_keys_of_a_recipe_choose_the_correction(keys, expected):
+    """Sequence 0 has the mean log ratio -.5, sequence 1 .75: e^.75 = 2.12."""
+    algorithm = GRPO(GRPO.Settings(**keys))
+    assert algorithm.corrects == (bool(keys) and keys != {"importance_cap": "off"})
+    old, sampled = torch.tensor([-2.0, -1.0, -0.5, -1.0]), torch.tensor([-1.0, -1.0, -1.0, -2.0])
+    found = algorithm.importance(old, sampled, torch.tensor([0, 0, 1, 1]))
+    assert found.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"importance_band": [1.5, 2.0]}, "below and one above 1"),
+        ({"importance_band": [0.5, 2.0], "importance_cap": 2.0}, "leave out one"),
+        ({"sequence_band": [0.9, 1.1], "loss_mask": False}, "no effect"),
+    ],
+)
+def test_corrections_that_make_no_sense_are_refused(keys, reason):
+    with pytest.raises(ValueError, match=reason):
+        GRPO.Settings(**keys)

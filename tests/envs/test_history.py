@@ -16,8 +16,9 @@ from agent_r1.learner.learner import Learner
 from agent_r1.learner.settings import LearnerSettings
 from agent_r1.model.logprobs import token_logprobs
 from agent_r1.rollout.engine import Sampling, Session
-from agent_r1.rollout.episode import Limits, Rollout
+from agent_r1.rollout.episode import Limits
 from agent_r1.rollout.native.engine import NativeEngine
+from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.tree import build_tree
 from agent_r1.types import Estimates, Kind, Message, Outcome, StopReason, Task

@@ -14,10 +14,11 @@ from agent_r1.errors import ConfigError
 from agent_r1.model import sampling_weights
 from agent_r1.model.logprobs import token_logprobs
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.episode import Limits, Rollout
+from agent_r1.rollout.episode import Limits
 from agent_r1.rollout.native import engine
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.rollout.padded import PaddedEngine
+from agent_r1.rollout.rollout import Rollout
 from agent_r1.rollout.sampling import draw, truncated
 from agent_r1.tasks.hopworld.env import HopWorld
 from tests.families import FAMILIES, VOCABULARY, make_family

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from agent_r1 import Outcome, Task, ToolEnv, Transition, tool
-from agent_r1.rollout.episode import Limits, Rollout
+from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.rollout import Rollout
 from agent_r1.tree import build_tree
 from agent_r1.types import Kind, Message, StopReason
 from tests.fakes import END, CharRenderer, ScriptedEngine

@@ -78,7 +78,8 @@ def test_a_run_leaves_what_it_says(uninterrupted):
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
     assert [("validation" in row) for row in rows] == [True, False, True, False, True]
     assert rows[1]["figures"]["logprob_error"] < 1e-4
-    assert set(rows[1]["seconds"]) == {"rollout", "credit", "learner", "sync", "other", "total"}
+    parts = {"rollout", "credit", "learner", "sync", "other", "total"}
+    assert set(rows[1]["seconds"]) == {*parts, "engine_idle"}
     assert rows[1]["env_seconds"]["p50"] <= rows[1]["env_seconds"]["p99"]
     last = uninterrupted / "checkpoints" / "last"
     assert os.readlink(last) == "000004"
@@ -134,6 +135,47 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, wait_for
     resumed = start("train", "--resume", run)
     assert resumed.wait() == 0, resumed.printed
     assert numbers(run) == numbers(uninterrupted)
+
+
+def test_a_run_that_samples_ahead_goes_on_where_it_was_killed(tmp_path, uninterrupted):
+    """With staleness: the same tasks in the same order, none lost, none twice; ages and idle times
+    are told; no staleness repeats what was so before there was any (``uninterrupted``).
+    """
+    run = tmp_path / "ahead"
+    ahead = [*ARGUMENTS, "--train.staleness", "2", "--evaluation.every", "0"]
+    process = start("train", "hopworld", "--run", run, *ahead)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints/000002").exists():
+        assert process.poll() is None, process.printed
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = json.loads((run / "checkpoints/000002/state.json").read_text())
+    assert state["cursor"] == 12 and len(state["finished"]) + len(state["pending"]) == 6
+    waiting = run / "checkpoints/000002/waiting.jsonl.gz"
+    assert waiting.exists() == bool(state["finished"])
+    resumed = start("train", "--resume", run)
+    assert resumed.wait() == 0, resumed.printed
+
+    def drawn(folder):
+        folder = RunFolder(folder)
+        iterations = folder.trajectory_iterations()
+        return sorted(group.task.id for i in iterations for group in folder.trajectories(i))
+
+    assert drawn(run) == drawn(uninterrupted)
+    recipe = json.loads((run / "recipe.json").read_text())
+    assert recipe["algorithm"]["importance_cap"] == 2.0
+    rows = RunFolder(run).metrics()[1:]
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        figures = row["figures"]
+        assert 0 <= figures["age/mean"] <= figures["age/max"] <= 3
+        shares = [v for k, v in figures.items() if k.startswith("age/") and k[4:].isdigit()]
+        assert sum(shares) == pytest.approx(1)
+        assert 0 < figures["importance/effective"] <= 1
+        assert 0 <= row["seconds"]["engine_idle"] <= row["seconds"]["total"]
+    assert max(row["figures"]["age/max"] for row in rows) >= 1
 
 
 def test_a_finished_run_resumes_to_itself(uninterrupted):

@@ -123,13 +123,12 @@ class NativeEngine:
         pass runs. All that was computed with the old ones is computed again.
         """
         async with self._at_work or contextlib.nullcontext():
-            for request in self.requests.values():
-                request.outdated(self._version)
+            self._begin_anew()
             self._policy, self._version = weights, version
-            self._scheduler = self._weights = None
-            self._closed.clear()
 
     async def idle(self) -> None:
+        if self.open:
+            return
         if self._task is not None:
             await asyncio.wait({self._task})
         if not self.open:
@@ -137,15 +136,29 @@ class NativeEngine:
             self._weights = None
 
     async def pause(self) -> None:
-        """No pass runs from its return until ``resume``; who asks for tokens waits."""
+        """What was computed is dropped: new weights are likely, and the learner needs the room."""
         self._is_paused = True
         async with self._at_work or contextlib.nullcontext():
-            pass
+            self._begin_anew()
+            self._free()
 
     def resume(self) -> None:
-        """Ends a pause."""
         self._is_paused = False
         self._wake()
+
+    def _begin_anew(self) -> None:
+        """Drops all that was computed, between passes."""
+        for request in self.requests.values():
+            request.outdated(self._version)
+        self._scheduler = self._weights = None
+        self._closed.clear()
+
+    def _free(self) -> None:
+        """Gives memory that is not used back to the learner."""
+        if self._policy.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()  # one large block, which smaller ones would cut up
 
     def report(self) -> dict[str, float]:
         before, self._reported = self._reported, dataclasses.replace(self.counters)
@@ -199,10 +212,7 @@ class NativeEngine:
         """The learner needs the memory next."""
         if self._scheduler is not None:
             self._scheduler = None
-            if self._policy.device.type == "cuda":
-                import torch
-
-                torch.cuda.empty_cache()  # one large block, which smaller ones would cut up
+            self._free()
         self._closed.clear()
 
     def _wake(self) -> None:

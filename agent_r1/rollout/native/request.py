@@ -56,7 +56,7 @@ class Request:
         self.entropies.append(entropy)
 
     def outdated(self, version: int) -> None:
-        """The weights of ``version`` are replaced: the rest is sampled by others, which must
+        """What was computed with the weights of ``version`` is dropped: who samples the rest must
         compute all that stands before it.
         """
         self._end_span(version)
@@ -77,6 +77,8 @@ class Request:
     def _end_span(self, version: int) -> None:
         start, end = self.spans[-1].end if self.spans else 0, len(self.token_ids)
         if end > start:
+            if self.spans and self.spans[-1].version == version:  # after a pause
+                start = self.spans.pop().start
             self.spans.append(VersionSpan(version, start, end))
 
 

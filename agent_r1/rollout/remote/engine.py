@@ -80,7 +80,7 @@ class RemoteEngine:
     that it is installed from, ``memory_option``, ``command``, ``environment`` and ``Settings``.
     """
 
-    traits: ClassVar = Traits(exact=False, entropies=False)
+    traits: ClassVar = Traits(exact=False, rests=False)
     wire: ClassVar[Wire]
     packages: ClassVar[Packages]
     memory_option: ClassVar[str]
@@ -97,6 +97,8 @@ class RemoteEngine:
         self._repairs_reported = 0
         self._why_failed = ""
         self._started: asyncio.Task[tuple[Fleet, WeightFolders]] | None = None
+        self._is_paused, self._settled = False, asyncio.Lock()
+        """The lock is held while the learner is at work, when no server can be proven."""
 
     @classmethod
     def command(
@@ -153,6 +155,7 @@ class RemoteEngine:
         if self._started is not None and self._started.get_loop() is not loop:
             self._abandon()
         if self._started is None:
+            self._is_paused, self._settled = False, asyncio.Lock()  # of this event loop
             self.longest = None if longest is None else max(longest, CONTEXT)
             self._started = asyncio.ensure_future(self._start())
         try:
@@ -167,11 +170,22 @@ class RemoteEngine:
     def session(self, number: int = 0) -> RemoteSession:
         return RemoteSession(self)
 
+    async def pause(self) -> None:
+        if not self._is_paused:
+            await self._settled.acquire()
+            self._is_paused = True
+
+    def resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._settled.release()
+
     async def sync(self, weights: Policy, version: int) -> None:
         """If the weights cannot be written (a full disk), the old ones sample on, as the versions
         of their tokens tell; three times in a row are an error.
         """
         self.policy, self._version = weights, version
+        self.resume()  # servers that are repaired meanwhile are proven with these weights
         if self._started is None:
             return
         fleet, folders = await asyncio.shield(self._started)
@@ -332,6 +346,7 @@ class RemoteEngine:
             outage=settings.outage,
             timeout=settings.timeout,
             prove=lambda server: self._prove(server, folders),
+            settled=self._settled,
         )
         self._repairs_reported = 0
         try:

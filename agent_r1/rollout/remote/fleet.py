@@ -36,6 +36,7 @@ class Fleet:
         count: Number of servers of the run's own.
         outage, timeout: See ``RemoteSettings``.
         prove: Raises ``ConfigError`` for a server that does not sample right.
+        settled: Who holds it is the only one to work with the policy.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class Fleet:
         outage: float,
         timeout: float,
         prove: Callable[[Server], Awaitable[None]],
+        settled: asyncio.Lock,
     ) -> None:
         self._wire, self._weights, self._launch, self._prove = wire, weights, launch, prove
-        self._outage = outage
+        self._outage, self._settled = outage, settled
         self._lost = time.monotonic()  # when the last ready server was
         self._is_closed = False
         self._client = httpx.AsyncClient(
@@ -161,11 +163,12 @@ class Fleet:
                 server.url, server.process = self._launch(self.servers.index(server))
             await self._answers(server, 0.0 if self._has_own and not anew else self._outage)
             server.adapters.clear()
-            given = -1
-            while given != self._weights.present:  # new ones may have come meanwhile
-                given = self._weights.present
-                await self._load(server)
-            await self._prove(server)
+            async with self._settled:
+                given = -1
+                while given != self._weights.present:  # new ones may have come meanwhile
+                    given = self._weights.present
+                    await self._load(server)
+                await self._prove(server)
             server.is_ready, server.faults, server.age = True, 0, server.age + 1
         self._changed.set()
 

@@ -15,9 +15,10 @@ from starlette.routing import Route
 from agent_r1.errors import ConfigError, RunError
 from agent_r1.render.chatml import ChatML
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.episode import Limits, Rollout
+from agent_r1.rollout.episode import Limits
 from agent_r1.rollout.remote.server import free_port
 from agent_r1.rollout.remote.vllm import VLLMEngine
+from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.types import StopReason
 from tests.rollout.remote.policies import changed, check, played
