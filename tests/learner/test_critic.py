@@ -297,7 +297,7 @@ def test_masks_off_and_kl_in_the_reward_through_the_real_loop(tmp_path):
 
 def test_dynamic_sampling_replaces_groups_without_a_signal(tmp_path):
     recipe = RECIPE | {
-        "algorithm": {"name": "dapo", "refills": 4},
+        "algorithm": {"name": "dapo", "refills": 16},
         "train": {"iterations": 1, "tasks": 4, "attempts": 2},
     }
     result = agent_r1.train(recipe, run=tmp_path / "dapo")
