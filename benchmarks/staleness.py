@@ -21,7 +21,7 @@ from first_light import machine
 
 import agent_r1
 from agent_r1.envs.base import Transition
-from agent_r1.tasks.hopworld import HopWorld
+from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.types import Message, Task
 
 MEDIAN_SECONDS, SPREAD, MOST_SECONDS = 1.0, 1.0, 20.0
