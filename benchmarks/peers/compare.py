@@ -173,15 +173,15 @@ def measured(command: Sequence[str]) -> dict[str, Any]:
     return {**result, "peak_memory_mib": usage.ru_maxrss / 1024}
 
 
-def commands(model: str, shape: str, trl: Path, vllm: Path | None) -> dict[str, list[str]]:
+def commands(
+    model: str, shape: str, trl: Path | None, vllm: Path | None, *, bf16: bool
+) -> dict[str, list[str]]:
     """How each side is run."""
     ours = sys.executable
-    theirs = str(trl / "bin" / "python")
-    end = ["--model", model, "--shape", shape]
-    found = {
-        "ours": [ours, str(HERE / "ours_side.py"), *end],
-        "trl": [theirs, str(HERE / "trl_side.py"), *end],
-    }
+    end = ["--model", model, "--shape", shape, *(["--bf16"] if bf16 else [])]
+    found = {"ours": [ours, str(HERE / "ours_side.py"), *end]}
+    if trl:
+        found["trl"] = [str(trl / "bin" / "python"), str(HERE / "trl_side.py"), *end]
     if vllm:
         found["vllm"] = [ours, str(HERE / "vllm_side.py"), *end, "--vllm-venv", str(vllm)]
     return found
@@ -215,7 +215,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="short episodes, once; no file")
     parser.add_argument("--runs", type=int, default=3, help="of each side, in turn")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES)
+    parser.add_argument("--bf16", action="store_true", help="products in bfloat16 on all sides")
     parser.add_argument("--trl-venv", type=Path, default=ROOT / ".venv-trl")
+    parser.add_argument("--no-trl", action="store_true")
     parser.add_argument("--vllm-venv", type=Path, help="an environment with vLLM for the CPU")
     arguments = parser.parse_args()
     committed = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -230,12 +233,13 @@ def main() -> None:
         "threading": {k: v for k, v in sorted(os.environ.items()) if k.startswith(THREADING)},
         "load_before": load,
         "model": MODEL,
-        "dtype": "float32",
+        "dtype": "bf16" if arguments.bf16 else "float32",
         "workloads": {},
     }
     print(machine_line("today", report), machine_line("committed", committed), sep="\n")
-    for shape in SHAPES[:1] if arguments.quick else SHAPES:
-        sides = commands(found["model"], shape, arguments.trl_venv, arguments.vllm_venv)
+    trl = None if arguments.no_trl else arguments.trl_venv
+    for shape in SHAPES[:1] if arguments.quick else arguments.shapes:
+        sides = commands(found["model"], shape, trl, arguments.vllm_venv, bf16=arguments.bf16)
         results = in_turn(sides, shape, 1 if arguments.quick else arguments.runs)
         report["workloads"][shape] = summary(results)
         print(*lines(shape, report["workloads"][shape], committed), sep="\n", flush=True)

@@ -108,11 +108,12 @@ def forced(script: workload.Script) -> Iterator[None]:
         yield
 
 
-def recipe(model: str, shape: str) -> dict[str, Any]:
+def recipe(model: str, shape: str, *, bf16: bool = False) -> dict[str, Any]:
     size = workload.SHAPES[shape]
+    precision = {"matmul": "bf16"} if bf16 else {}
     return {
         "env": {"name": f"{Path(__file__).resolve()}:Work", "model": model, "shape": shape},
-        "model": {"path": model, "device": "cpu", "dtype": "float32"},
+        "model": {"path": model, "device": "cpu", "dtype": "float32", **precision},
         "limits": {"turns": 10, "tokens_per_turn": 200, "tokens": 4000, "seconds": 36000},
         "algorithm": {"name": "grpo"},
         "train": {
@@ -140,7 +141,7 @@ def trained(run: Any, work: workload.Workload) -> dict[str, int]:
     return {"turns": found.total(), "action_tokens": sum(len(k) * n for k, n in found.items())}
 
 
-def measure(model: str, shape: str, folder: Path) -> dict[str, Any]:
+def measure(model: str, shape: str, folder: Path, *, bf16: bool = False) -> dict[str, Any]:
     """One step, in seconds; a run's folder is left in ``folder``."""
     import torch
     import transformers
@@ -149,7 +150,7 @@ def measure(model: str, shape: str, folder: Path) -> dict[str, Any]:
 
     tokenizer, work = given(model, shape)
     with forced(workload.Script(tokenizer, work)):
-        result = agent_r1.train(recipe(model, shape), run=folder / "run")
+        result = agent_r1.train(recipe(model, shape, bf16=bf16), run=folder / "run")
     row = result.metrics[-1]
     seconds, figures = row["seconds"], row["figures"]
     return {
@@ -179,9 +180,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", required=True, help="a model folder")
     parser.add_argument("--shape", choices=workload.SHAPES, default="even")
+    parser.add_argument("--bf16", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(arguments.model, arguments.shape, Path(folder))))
+        found = measure(arguments.model, arguments.shape, Path(folder), bf16=arguments.bf16)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class Steps(TrainerCallback):
         self.seconds += time.perf_counter() - self._start
 
 
-def settings_of(name: str, folder: Path) -> trl.GRPOConfig:
+def settings_of(name: str, folder: Path, *, bf16: bool = False) -> trl.GRPOConfig:
     shape, at_once = workload.SHAPES[name], MICRO_BATCH[name]
     return trl.GRPOConfig(
         output_dir=str(folder),
@@ -108,7 +108,7 @@ def settings_of(name: str, folder: Path) -> trl.GRPOConfig:
         learning_rate=1e-6,
         temperature=1.0,
         beta=0.0,
-        bf16=False,
+        bf16=bf16,  # autocast: weights stay float32
         use_cpu=True,
         gradient_checkpointing=False,
         logging_steps=1,
@@ -117,7 +117,7 @@ def settings_of(name: str, folder: Path) -> trl.GRPOConfig:
     )
 
 
-def measure(model: str, shape: str, folder: Path) -> dict[str, Any]:
+def measure(model: str, shape: str, folder: Path, *, bf16: bool = False) -> dict[str, Any]:
     """One step, in seconds."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     templates = Path(trl.__file__).parent / "chat_templates"
@@ -143,7 +143,7 @@ def measure(model: str, shape: str, folder: Path) -> dict[str, Any]:
         workload.Script(tokenizer, work),
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         reward_funcs=reward,
-        args=settings_of(shape, folder),
+        args=settings_of(shape, folder, bf16=bf16),
         train_dataset=datasets.Dataset.from_list([{"prompt": p} for p in work.prompts]),
         tools=[search],
         processing_class=tokenizer,
@@ -174,9 +174,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", required=True, help="a model folder")
     parser.add_argument("--shape", choices=workload.SHAPES, default="even")
+    parser.add_argument("--bf16", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(arguments.model, arguments.shape, Path(folder))))
+        found = measure(arguments.model, arguments.shape, Path(folder), bf16=arguments.bf16)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

