@@ -6,7 +6,8 @@ and gradients stay float32. The choice holds for the whole process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,6 +53,22 @@ def set_products(settings: ModelSettings, device: torch.device) -> None:
         torch.set_float32_matmul_precision("medium")  # PyTorch's word for bfloat16
     elif not wanted and _changed_from:
         torch.set_float32_matmul_precision(_changed_from.pop())
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Products that a run has had rounded are exact meanwhile, in the whole process: for the many
+    small ones of attention in sampling, which oneDNN takes longer to prepare than to run.
+    """
+    if not _changed_from:
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if _changed_from:
+            torch.set_float32_matmul_precision("medium")
 
 
 def are_rounded(device: torch.device) -> bool:

@@ -15,9 +15,16 @@ from agent_r1.errors import ConfigError
 from agent_r1.model import sampling_weights
 from agent_r1.model.load import load_policy
 from agent_r1.model.policy import make_policy
-from agent_r1.model.products import are_of_use, are_rounded, must_be_of_use, set_products
+from agent_r1.model.products import (
+    are_of_use,
+    are_rounded,
+    exact_products,
+    must_be_of_use,
+    set_products,
+)
 from agent_r1.model.sampling_weights import SamplingWeights
 from agent_r1.model.settings import ModelSettings
+from agent_r1.model.tree_attention import PackedTree, Span
 from agent_r1.run.recipe import load_recipe
 from agent_r1.training.preflight import warnings_of
 from tests.families import make_family
@@ -119,12 +126,37 @@ def test_pytorch_before_2_9_does_not_tell_what_a_processor_can_do(monkeypatch):
     assert not are_of_use(CPU)
 
 
-def test_weights_are_not_copied_into_the_layout_of_exact_products(rounding, monkeypatch):
+def logits_of(policy):
+    tree = PackedTree([Span(0, 9, 9, 0)], policy.device)
+    with policy.packed(), torch.inference_mode():
+        return policy.logits(policy.hidden(torch.arange(9), torch.arange(9), tree))
+
+
+def test_rounded_sampling_has_copies_in_bfloat16_where_the_processor_takes_them(units, monkeypatch):
+    """On processors without any support of bfloat16 in oneDNN nothing is copied."""
     monkeypatch.setattr(sampling_weights, "MIN_BYTES", 0)
     policy = make_family("llama")
-    assert SamplingWeights(policy)._layers
+    exact = logits_of(policy)
     set_products(ModelSettings(**ROUNDED), CPU)
-    assert not SamplingWeights(policy)._layers
+    weights = SamplingWeights(policy)
+    takes_them = sampling_weights._layout_works(torch.bfloat16)
+    assert len(weights._layers) == (3 * 7 + 1 if takes_them else 0)
+    with weights.used():
+        assert torch.get_float32_matmul_precision() == "highest"  # attention's are many and small
+        difference = (logits_of(policy) - exact).abs().max()
+    assert torch.get_float32_matmul_precision() == "medium"
+    assert (1e-6 < difference < 0.05 * exact.abs().max()) == takes_them
+    head = policy.base.get_output_embeddings()
+    x = torch.randn(1, 3, head.in_features)
+    with torch.inference_mode(), weights.used():
+        expected = torch.nn.functional.linear(x, head.weight)
+        assert torch.allclose(head(x), expected, atol=1e-5)  # logits are not rounded
+
+
+def test_exact_products_leave_a_choice_of_the_users_own_alone(units):
+    torch.set_float32_matmul_precision("medium")
+    with exact_products():
+        assert torch.get_float32_matmul_precision() == "medium"
 
 
 @pytest.mark.parametrize(
