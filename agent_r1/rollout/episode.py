@@ -44,6 +44,8 @@ from agent_r1.utils.text import describe
 from agent_r1.utils.waiting import within
 
 T = TypeVar("T")
+LOOK_SECONDS = 0.05
+"""At least, between two looks at whether an episode's time is over."""
 MAX_CHARS_PER_TOKEN = 128
 """Text with more characters than this per allowed token is refused untokenised; the longest known
 token, a run of blanks, has this many.
@@ -218,15 +220,19 @@ class _Play:
         return path + list(ids)
 
     async def _action(self, path: Sequence[int], sampling: Sampling, seed: int) -> Action:
-        """Samples an action; a ``TimeoutError`` if the episode's time is over before."""
-        while True:
-            limit = asyncio.timeout(max(self._remaining(), 0.0))
-            try:
-                async with limit:
-                    return await self.session.generate(path, sampling, seed)
-            except TimeoutError:
-                if not limit.expired() or self._remaining() <= 0:
-                    raise  # else the engine was paused meanwhile: the same again
+        """Samples an action; a ``TimeoutError`` if the episode's time is over before. That time
+        stands still while the engine is paused, so it is looked at again when it seems over.
+        """
+        asked = asyncio.ensure_future(self.session.generate(path, sampling, seed))
+        try:
+            while not asked.done():
+                if (left := self._remaining()) <= 0:
+                    raise TimeoutError
+                await asyncio.wait({asked}, timeout=max(left, LOOK_SECONDS))
+            return asked.result()
+        finally:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)  # no session closes before
 
     def _remaining(self) -> float:
         return self.deadline - self.clock()

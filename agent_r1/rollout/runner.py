@@ -142,7 +142,7 @@ class Episodes:
         elif (found := task.result()).resample and episode.again < MAX_RESAMPLES:
             episode.again += 1
             episode.events += [e for step in found.steps for e in step.events]
-            self._waiting.append(episode)
+            self._waiting.appendleft(episode)  # its group waits for it
             self._fill()
         else:
             found.discarded, found.discarded_events = episode.again, tuple(episode.events)

@@ -68,14 +68,15 @@ class Collector:
     """Plays groups ahead of the learner.
 
     At most ``(staleness + 1) * tasks`` groups are alive, counted until they are trained on. The
-    policy that a group is trained on is therefore at most ``staleness + ceil((W - 1) / tasks)``
-    updates younger than the one that began it, with W groups in the window. Without staleness all
-    groups of an iteration begin after the update before, and end before the next.
+    window has at most ``tasks + 1`` of them. The policy that a group is trained on is therefore at
+    most ``staleness + 1`` updates younger than the one that began it. Without staleness all groups
+    of an iteration begin after the update before, and end before the next.
     """
 
     def __init__(self, rollout: Rollout, draws: Draws, settings: TrainSettings) -> None:
         self._rollout, self._draws, self._settings = rollout, draws, settings
-        self._window = math.ceil(WINDOW * (settings.staleness + 1) * settings.tasks)
+        alive = (settings.staleness + 1) * settings.tasks
+        self._window = min(math.ceil(WINDOW * alive), settings.tasks + 1)
         self._groups: dict[int, asyncio.Future[Group]] = {}
         self._left: dict[int, Group | None] = {}
         self._episodes: Episodes | None = None
@@ -92,7 +93,8 @@ class Collector:
         if self._episodes is None:
             self._episodes = await self._rollout.episodes()
             shared(("collector", id(self)), lambda: self)  # closed before the engine
-        self._episodes.resume()
+        await self._rollout.engine.start(self._rollout.limits.tokens)  # weights it lacks, too
+        self.resume()
         for position, group in self._left.items():
             self._groups[position] = self._begin(position) if group is None else _found(group)
         self._left = {}
@@ -109,6 +111,10 @@ class Collector:
                     taken[position] = self._groups.pop(position).result()
         await self._episodes.pause()
         return [group for _, group in sorted(taken.items())]
+
+    def resume(self) -> None:
+        """The learner no longer needs the engine: what is open goes on."""
+        (self._episodes or self._rollout.engine).resume()
 
     @property
     def seconds_sampled(self) -> float:

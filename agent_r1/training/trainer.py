@@ -110,8 +110,10 @@ class Trainer:
             while self.state.iteration < self.recipe.train.iterations and not self._out_of_time():
                 self._iterate()
         finally:
-            run_async(self.collector.close())
-            self.senders.close()
+            try:
+                run_async(self.collector.close())
+            finally:
+                self.senders.close()
         rows = [row["figures"] for row in self.run.metrics() if "figures" in row]
         tried = sum(row["updates"] + row["updates_skipped"] for row in rows)
         if self.algorithm.demonstrated and not tried:
@@ -201,7 +203,7 @@ class Trainer:
     async def _sync(self) -> None:
         """Gives the engine the present weights, with which it goes on."""
         await self.rollout.engine.sync(self.policy, self.state.iteration)
-        self.rollout.engine.resume()
+        self.collector.resume()
 
     def _record(self, row: dict[str, Any], groups: Sequence[Group] = ()) -> None:
         self.run.append_metrics(row)

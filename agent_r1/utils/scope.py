@@ -116,15 +116,26 @@ class Scope:
                 ready.set()
 
         context = contextvars.copy_context()
-        thread = threading.Thread(target=context.run, args=(target,), name="agent-r1 loop")
-        thread.start()
+        thread = threading.Thread(
+            target=context.run, args=(target,), name="agent-r1 loop", daemon=True
+        )
+
+        def stop() -> None:
+            if thread.ident is not None:
+                ready.wait()
+                for end in ends:
+                    end()
+                thread.join()
+
         try:
+            thread.start()
             return call()
         finally:
-            ready.wait()
-            for end in ends:
-                end()
-            thread.join()
+            try:
+                stop()
+            except KeyboardInterrupt:  # the second: what is cleaned up now needs the loop
+                stop()
+                raise
 
     def _loop_runner(self) -> asyncio.Runner:
         if self._runner is None:

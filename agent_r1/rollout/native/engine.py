@@ -249,7 +249,7 @@ class NativeEngine:
             self._changed.clear()
             await self._changed.wait()
         start = time.perf_counter()
-        while absent := self.open - self.requests.keys() - self._late:
+        while not self._is_paused and (absent := self.open - self.requests.keys() - self._late):
             self._changed.clear()
             left = self._settings.patience - (time.perf_counter() - start)
             try:

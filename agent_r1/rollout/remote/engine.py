@@ -185,9 +185,8 @@ class RemoteEngine:
         of their tokens tell; three times in a row are an error.
         """
         self.policy, self._version = weights, version
-        self.resume()  # servers that are repaired meanwhile are proven with these weights
         if self._started is None:
-            return
+            return self.resume()
         fleet, folders = await asyncio.shield(self._started)
         try:
             await folders.write(weights, version)
@@ -201,6 +200,8 @@ class RemoteEngine:
                     f"in a row: {describe(error)} (engine.folder names another place)"
                 ) from error
             return
+        finally:
+            self.resume()  # servers that are repaired are proven with these weights, from now on
         self._unwritten.clear()
         await fleet.update()
         folders.forget_old(fleet.in_use)
@@ -267,6 +268,7 @@ class RemoteEngine:
         while True:
             if (server := session.server) is None or not server.is_ready:
                 session.close()
+                session.outage = session.outage or fleet.outage
                 server = session.server = await fleet.least_loaded()
                 server.load += 1
             age = server.age
@@ -347,6 +349,7 @@ class RemoteEngine:
             timeout=settings.timeout,
             prove=lambda server: self._prove(server, folders),
             settled=self._settled,
+            is_learning=lambda: self._is_paused,
         )
         self._repairs_reported = 0
         try:

@@ -37,6 +37,7 @@ class Fleet:
         outage, timeout: See ``RemoteSettings``.
         prove: Raises ``ConfigError`` for a server that does not sample right.
         settled: Who holds it is the only one to work with the policy.
+        is_learning: Whether the learner holds it: servers are then not to blame for an outage.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Fleet:
         timeout: float,
         prove: Callable[[Server], Awaitable[None]],
         settled: asyncio.Lock,
+        is_learning: Callable[[], bool],
     ) -> None:
         self._wire, self._weights, self._launch, self._prove = wire, weights, launch, prove
-        self._outage, self._settled = outage, settled
+        self._outage, self._settled, self._is_learning = outage, settled, is_learning
         self._lost = time.monotonic()  # when the last ready server was
         self._is_closed = False
         self._client = httpx.AsyncClient(
@@ -75,6 +77,13 @@ class Fleet:
         """
         await asyncio.gather(*map(self._make_ready, self.servers))
 
+    @property
+    def outage(self) -> str | None:
+        """Why no server can be asked at the moment, if so."""
+        if any(server.is_ready for server in self.servers):
+            return None
+        return self.first_fault or "no server is ready"
+
     async def least_loaded(self) -> Server:
         """The server for a new session; waits for one."""
         await self.someone_is_ready()
@@ -88,6 +97,9 @@ class Fleet:
             try:
                 await asyncio.wait_for(self._changed.wait(), max(0.0, left))
             except TimeoutError as error:
+                if self._is_learning():
+                    self._lost = time.monotonic()
+                    continue
                 raise RunError(
                     f"no server of the engine works for {self._outage:g} s (engine.outage); "
                     f"the first fault: {self.first_fault}"
@@ -124,8 +136,10 @@ class Fleet:
 
     @property
     def in_use(self) -> set[int]:
-        """Versions of weights that servers are reading."""
-        return {server.reading for server in self.servers if server.reading is not None}
+        """Versions of weights that servers are reading, or may read again: adapters of requests."""
+        reading = {server.reading for server in self.servers}
+        asked = {self._weights.number(name) for server in self.servers for name in server.asked}
+        return {version for version in reading | asked if version is not None}
 
     async def close(self) -> None:
         """Ends the servers of the run's own."""
@@ -190,8 +204,10 @@ class Fleet:
 
     async def _load(self, server: Server) -> None:
         version = server.reading = self._weights.present
+        path, name = self._weights.path(version), self._weights.name(version)
         try:
-            await self._wire.load(server, self._weights.path(version), self._weights.name(version))
+            with server.no_time_limits():
+                await self._wire.load(server, path, name)
         except (LookupError, TypeError, AttributeError) as error:
             raise ServerFaultError(f"an answer that is none: {describe(error)}") from error
         finally:

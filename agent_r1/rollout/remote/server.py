@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -44,6 +47,7 @@ class Server:
         faults: Failures since it last did what it was asked.
         age: How often it was made ready.
         reading: Version of the weights that it is reading from the disk.
+        asked: Models (adapters, too) of the requests to sample that it is at work on.
     """
 
     def __init__(self, url: str, client: httpx.AsyncClient, limit: float) -> None:
@@ -51,34 +55,69 @@ class Server:
         self.is_ready, self.load, self.faults, self.age = False, 0, 0, 0
         self.reading: int | None = None
         self.adapters: list[str] = []
+        self.asked: Counter[str] = Counter()
+        self._limits: set[asyncio.Timeout] = set()
         self.lock = asyncio.Lock()  # one change of weights at a time
         self.process: OwnProcess | None = None
 
     async def get(self, path: str, *, seconds: float) -> Any:
-        return await self._ask("GET", path, None, seconds, {})
+        return await self._ask("GET", path, None, asyncio.timeout(seconds))
 
-    async def post(self, path: str, body: Any = None, *, seconds: float, session: str = "") -> Any:
-        return await self._ask("POST", path, body, seconds, {"x-session-id": session})
+    async def post(self, path: str, body: Any = None, *, seconds: float) -> Any:
+        return await self._ask("POST", path, body, asyncio.timeout(seconds))
+
+    async def sample(self, path: str, body: Any, *, session: str) -> Any:
+        model, limit = body.get("model", ""), asyncio.timeout(self._limit)
+        self.asked[model] += 1
+        self._limits.add(limit)
+        try:
+            return await self._ask("POST", path, body, limit, {"x-session-id": session})
+        finally:
+            self._limits.discard(limit)
+            self.asked[model] -= 1
+
+    @contextlib.contextmanager
+    def no_time_limits(self) -> Iterator[None]:
+        """Requests that are open rest meanwhile, and that time is not theirs."""
+        now = asyncio.get_running_loop().time
+        left = {
+            limit: when - now()
+            for limit in self._limits
+            if (when := limit.when()) is not None and not limit.expired()
+        }
+        for limit in left:
+            limit.reschedule(None)
+        try:
+            yield
+        finally:
+            for limit in left.keys() & self._limits:
+                limit.reschedule(now() + left[limit])
 
     async def must_be_healthy(self) -> None:
         """Raises as ``get`` if the server does not say that it is; all kinds have this route."""
         await self.get("/health", seconds=10.0)
 
     async def _ask(
-        self, method: str, path: str, body: Any, seconds: float, headers: dict[str, str]
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        limit: asyncio.Timeout,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Any:
-        seconds = min(seconds, self._limit) if math.isinf(seconds) else seconds
         content = None if body is None else json.dumps(body).encode()
         headers = {"content-type": "application/json", **headers}
+        start = time.monotonic()
         try:
-            async with asyncio.timeout(seconds):  # httpx's own are for each read
+            async with limit:  # httpx's own are for each read
                 answer = await self._client.request(
                     method, self.url + path, content=content, headers=headers
                 )
             if answer.status_code < 300:
                 return _content(answer)
         except TimeoutError as error:
-            raise ServerFaultError(f"no answer within {seconds:g} s", is_gone=True) from error
+            waited = time.monotonic() - start
+            raise ServerFaultError(f"no answer within {waited:.3g} s", is_gone=True) from error
         except httpx.ConnectError as error:
             raise ServerFaultError(describe(error), is_gone=True) from error
         except (httpx.HTTPError, ValueError) as error:

@@ -62,7 +62,7 @@ class SGLangWire:
             "ignore_eos": True,  # only what we name ends an action
         }
         body = {"input_ids": list(prefix), "sampling_params": parameters, "return_logprob": True}
-        said = await caller.post("/generate", body, seconds=float("inf"), session=session)
+        said = await caller.sample("/generate", body, session=session)
         told = said["meta_info"]
         if (spans := told.get("weight_versions")) is None:
             raise ServerFaultError("it does not tell which weights sampled a token")

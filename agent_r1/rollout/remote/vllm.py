@@ -71,9 +71,7 @@ class VLLMWire:
         name = caller.adapters[-1] if caller.adapters else NAME
         body = {"model": name, "token_ids": list(prefix), "sampling_params": parameters}
         try:
-            said = await caller.post(
-                "/inference/v1/generate", body, seconds=float("inf"), session=session
-            )
+            said = await caller.sample("/inference/v1/generate", body, session=session)
         except RefusedError as error:
             if caller.adapters and "status 404" in str(error):  # one that was started again
                 raise ServerFaultError(f"it has lost its adapter: {error}", is_gone=True) from error
@@ -162,6 +160,7 @@ class VLLMEngine(RemoteEngine):
             config: Any = like.model.peft_config["default"]
             rank = next((rank for rank in RANKS if rank >= config.r), config.r)
             more += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "2"]
+            more += ["--max-cpu-loras", "8"]  # requests may be older than the last two
         if like.device.type == "cpu":
             more.append("--enforce-eager")  # compiling takes minutes there and gains little
         dtype = str(like.base.dtype).removeprefix("torch.")

@@ -80,8 +80,14 @@ class Caller(Protocol):
         """The answer's JSON, or its text if it is none; raises as ``post``."""
         ...
 
-    async def post(self, path: str, body: Any = None, *, seconds: float, session: str = "") -> Any:
+    async def post(self, path: str, body: Any = None, *, seconds: float) -> Any:
         """Raises ``ServerFaultError`` or ``RefusedError``."""
+        ...
+
+    async def sample(self, path: str, body: Any, *, session: str) -> Any:
+        """A ``post`` for tokens. Its time limit is ``engine.timeout``, without the time in which
+        the server loads weights.
+        """
         ...
 
 
