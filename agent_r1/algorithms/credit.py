@@ -25,7 +25,8 @@ class Attempt:
         number: Place of the trajectory in its group.
         trajectory: The sampled episode.
         lengths: (S,), action tokens of each step; T together.
-        logprobs: (T,), log-probabilities (nats) at sampling; none for a demonstration.
+        logprobs: (T,), log-probabilities (nats) under the policy that the update starts from, where
+            the learner computed them, else at sampling; none for a demonstration.
         reference_logprobs: (T,), under the reference policy; none without a KL term in the reward.
         values: (T,), the critic's values of the state before each token; none without a critic.
         last_value: The critic's value of the state after the last token.
@@ -61,13 +62,17 @@ def attempts_of(group: Group, known: Estimates) -> list[Attempt]:
         steps = trajectory.steps
         keys = [StepKey(group.number, number, index) for index in range(len(steps))]
         values = [known.values[key] for key in keys if key in known.values]
+        logprobs = [
+            (known.old_logprobs.get(key) or step.action.logprobs)[: len(step.action.token_ids)]
+            for key, step in zip(keys, steps, strict=True)
+        ]
         reference = [known.reference_logprobs.get(key, ()) for key in keys]
         found.append(
             Attempt(
                 number,
                 trajectory,
                 [len(step.action.token_ids) for step in steps],
-                [*chain.from_iterable(step.action.logprobs for step in steps)],
+                [*chain.from_iterable(logprobs)],
                 [*chain.from_iterable(reference)],
                 [*chain.from_iterable(of_step[:-1] for of_step in values)],
                 values[-1][-1] if values else 0.0,

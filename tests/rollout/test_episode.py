@@ -7,11 +7,12 @@ import time
 import pytest
 
 from agent_r1 import Outcome, Task, ToolEnv, Transition, tool
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.engine import Sampling
+from agent_r1.rollout.episode import Limits, run_episode
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tree import build_tree
 from agent_r1.types import Kind, Message, StopReason
-from tests.fakes import END, CharRenderer, ScriptedEngine
+from tests.fakes import END, CharRenderer, ScriptedEngine, make_action
 
 HUGE = "\n[cut: the result has 10,000,000 characters, 150 are shown]"
 CALL = '<tool_call>{"name": "%s", "arguments": %s}</tool_call>'
@@ -243,6 +244,54 @@ def test_limit_of_tokens_bounds_the_whole_episode():
         episode = only(play(Troubles, line, limits=Limits(tokens=limit, turns=50)))
         assert episode.stop is StopReason.MAX_TOKENS
         assert not episode.steps or episode.num_tokens <= limit
+
+
+class SlowSession:
+    """Takes ``seconds`` for an action; counts how often it is asked."""
+
+    outage = None
+
+    def __init__(self, seconds):
+        self.seconds, self.num_asked, self.num_cancelled = seconds, 0, 0
+
+    async def generate(self, prefix, sampling, seed):
+        self.num_asked += 1
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        return make_action("42")
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("rest", "stop"), [(0.6, StopReason.DONE), (0.0, StopReason.MAX_TIME)])
+def test_an_action_goes_on_while_the_engine_rests_and_that_time_is_not_its_own(rest, stop):
+    """The engine rests from .1 to .7 seconds; the action has .3 and is done after .8."""
+    session, begin = SlowSession(0.8), time.monotonic()
+
+    def paused():
+        return min(max(0.0, time.monotonic() - begin - 0.1), rest)
+
+    async def play_one():
+        return await run_episode(
+            Troubles,
+            session,
+            CharRenderer(),
+            Task("t", "Q"),
+            attempt=0,
+            limits=Limits(seconds=0.3),
+            sampling=Sampling(20, (END,)),
+            env_seed=0,
+            sampling_seed=0,
+            paused=paused,
+        )
+
+    assert asyncio.run(play_one()).stop is stop
+    assert session.num_asked == 1
+    assert session.num_cancelled == (stop is StopReason.MAX_TIME)
 
 
 def test_limit_of_time():

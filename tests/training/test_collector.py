@@ -2,15 +2,21 @@
 
 import asyncio
 import dataclasses
+import functools
 import random
 
 import pytest
 
+from agent_r1.render.chatml import ChatML
 from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.native.engine import NativeEngine
+from agent_r1.rollout.rollout import Rollout
 from agent_r1.run.checkpoint import Checkpoints, State
 from agent_r1.run.recipe import TrainSettings
+from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.training.collector import Collector, Draws
-from agent_r1.types import Group, Task
+from agent_r1.types import Group, Task, derive_seed
+from agent_r1.utils.scope import run_async
 from tests.fakes import ScriptedEngine
 
 TASKS = [Task(f"t{number}", "Q") for number in range(7)]
@@ -165,3 +171,40 @@ def test_what_was_finished_is_kept_and_what_was_played_is_drawn_again(tmp_path, 
     tasks, expected, began = asyncio.run(second_life())
     assert sorted(tasks) == sorted(expected)
     assert began == [5, 9, 12, 13, 14, 15]  # the finished ones are not played again
+
+
+def test_without_staleness_the_episodes_are_those_of_a_plain_rollout(base_policy):
+    """The same tokens, log-probabilities and rewards, bit for bit, with the real engine."""
+    env = HopWorld.Settings()
+    renderer = ChatML(ChatML.Settings(), base_policy.tokenizer)
+    limits = Limits(turns=4, tokens_per_turn=40, tokens=900)
+    settings = TrainSettings(iterations=2, tasks=3, attempts=3, concurrency=9)
+    tasks = HopWorld.tasks(env, "train")[:5]
+
+    def rollout():
+        engine = NativeEngine(NativeEngine.Settings(patience=60.0), base_policy)
+        return Rollout(functools.partial(HopWorld, env), engine, renderer, limits, 9)
+
+    async def collected():
+        found = Collector(rollout(), Draws(tasks, settings, 5), settings)
+        taken = [await found.take(3, iterations_left=2 - number) for number in range(2)]
+        await found.close()
+        return taken
+
+    async def plain():
+        given, found = rollout(), []
+        for number in range(2):
+            draws = [Draws(tasks, settings, 5).at(3 * number + index) for index in range(3)]
+            drawn, seed = [draw.task for draw in draws], derive_seed(5, "iteration", number + 1)
+            found.append(await given.run(drawn, attempts=3, temperature=1.0, seed=seed))
+        return found
+
+    def told(iterations):
+        return [
+            (t.task_id, t.prompt_ids, t.outcome, [step.action for step in t.steps])
+            for groups in iterations
+            for group in groups
+            for t in group.trajectories
+        ]
+
+    assert told(run_async(collected())) == told(run_async(plain()))

@@ -8,11 +8,12 @@ import threading
 import time
 
 import httpx
+import pytest
 
 import agent_r1
 from agent_r1.run.console import console
 from agent_r1.utils.log import LOG
-from agent_r1.utils.scope import Scope, kept, run_async, scope, shared
+from agent_r1.utils.scope import Scope, beside, kept, run_async, scope, shared
 
 
 class Thing:
@@ -138,3 +139,43 @@ def test_an_agent_outlives_the_run_that_it_was_made_in_and_closes_what_it_opens(
     with agent:
         assert agent.play(task).steps[0].action.token_ids == first.steps[0].action.token_ids
     assert {thread.name for thread in threading.enumerate()} <= before
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_interrupts_of_work_beside_the_loop_leave_the_loop_to_who_cleans_up(later, monkeypatch):
+    """The first Ctrl-C comes during the work, ``later`` ones while its end is waited for."""
+    interrupts, join = [KeyboardInterrupt] * later, threading.Thread.join
+
+    def interrupted(thread, *args):
+        if thread.name == "agent-r1 loop" and interrupts:
+            raise interrupts.pop()
+        join(thread, *args)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    ticks = []
+
+    async def tick():
+        while True:
+            ticks.append(asyncio.get_running_loop())
+            await asyncio.sleep(0.01)
+
+    async def begin():
+        return asyncio.get_running_loop(), asyncio.ensure_future(tick())
+
+    def work():
+        before = len(ticks)
+        while len(ticks) < before + 3:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    async def end(task):
+        task.cancel()
+        return asyncio.get_running_loop()
+
+    with scope():
+        loop, task = run_async(begin())
+        with pytest.raises(KeyboardInterrupt):
+            beside(work)
+        assert not [t for t in threading.enumerate() if t.name == "agent-r1 loop"]
+        assert run_async(end(task)) is loop
+    assert not interrupts

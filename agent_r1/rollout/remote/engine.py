@@ -178,6 +178,8 @@ class RemoteEngine:
     def resume(self) -> None:
         if self._is_paused:
             self._is_paused = False
+            if (fleet := self._fleet()) is not None:
+                fleet.forgive()
             self._settled.release()
 
     async def sync(self, weights: Policy, version: int) -> None:

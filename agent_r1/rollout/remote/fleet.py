@@ -98,12 +98,16 @@ class Fleet:
                 await asyncio.wait_for(self._changed.wait(), max(0.0, left))
             except TimeoutError as error:
                 if self._is_learning():
-                    self._lost = time.monotonic()
+                    self.forgive()
                     continue
                 raise RunError(
                     f"no server of the engine works for {self._outage:g} s (engine.outage); "
                     f"the first fault: {self.first_fault}"
                 ) from error
+
+    def forgive(self) -> None:
+        """The outage, if there is one, counts from now on."""
+        self._lost = time.monotonic()
 
     async def update(self) -> None:
         """Gives the present weights to all that are ready; who does not take them is repaired."""
@@ -129,7 +133,7 @@ class Fleet:
         server.faults += not error.is_busy
         if server.is_ready and (error.is_gone or server.faults >= MAX_FAULTS):
             server.is_ready = False
-            self._lost = time.monotonic()
+            self.forgive()
             task = asyncio.ensure_future(self._repair(server))
             self._repairs.add(task)
             task.add_done_callback(self._repairs.discard)

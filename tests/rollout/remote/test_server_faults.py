@@ -26,6 +26,7 @@ from tests.rollout.remote.serving import InThread
 
 PROMPT = list(range(5, 60))
 SHORT = Sampling(30, (), temperature=0.8)
+LONG = Sampling(400, (), temperature=0.8)
 GENERATE = "/inference/v1/generate"
 
 
@@ -87,6 +88,11 @@ def model(**changes):
 
 async def half(answer):
     return Response(answer.content[: len(answer.content) // 2])
+
+
+async def late(answer):
+    await asyncio.sleep(5)
+    return Response(answer.content)
 
 
 async def hang(answer):
@@ -325,6 +331,45 @@ def test_one_engine_in_two_event_loops(proxy, base_policy):
         return await engine.session().generate(PROMPT, SHORT, 7)
 
     assert asyncio.run(sample()) == asyncio.run(sample())
+
+
+def test_the_time_of_loading_weights_is_not_that_of_requests(proxy, base_policy):
+    policies = [base_policy, changed(1.02)]
+    engine = engine_of(proxy, base_policy, timeout=60.0)
+
+    async def scenario(engine):
+        (server,) = engine._started.result()[0].servers
+        proxy.faults["/collective_rpc"] = [late]
+        server._limit = 4.0
+        running = asyncio.ensure_future(engine.session().generate(PROMPT, LONG, 7))
+        await asyncio.sleep(0.3)
+        assert server.asked.total() == 1
+        await engine.sync(policies[1], 1)
+        server._limit = 60.0
+        return await running, engine.report(), server.asked.total()
+
+    action, figures, num_asked = played(engine, scenario, 2048)
+    check(policies, PROMPT, action, 0.8)
+    assert figures["repeated"] == figures["repairs"] == num_asked == 0
+    assert [span.version for span in action.versions] == [0, 1]
+
+
+def test_servers_are_not_to_blame_while_the_learner_is_at_work(proxy, base_policy):
+    """A broken one is ready again as soon as it can be proven, however long that takes."""
+    engine = engine_of(proxy, base_policy, outage=4.0)
+
+    async def scenario(engine):
+        await engine.pause()
+        proxy.faults[GENERATE] = [status(500)] * 3
+        session = engine.session()
+        running = asyncio.ensure_future(session.generate(PROMPT, SHORT, 7))
+        await asyncio.sleep(6)
+        assert not running.done() and "status 500" in session.outage
+        await engine.sync(base_policy, 1)
+        return await running
+
+    action = played(engine, scenario)
+    check([None, base_policy], PROMPT, action, 0.8)
 
 
 @pytest.mark.parametrize("url", ["gpu-2:8000", "localhost"])
