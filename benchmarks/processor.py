@@ -10,7 +10,7 @@ bf16        the same passes, the loss and gradients of 1,024 tokens, and a large
 neighbour   products of 16 rows with two threads, alone and beside a program that does the same with
             OpenMP's default, which spins while it waits; with threads that spin, and that sleep
 
-Ten minutes on two cores. Let nothing else run. Seconds depend on the machine, so compare ratios.
+Ten minutes on two cores (``--parts`` chooses). Let nothing else run. Seconds depend on the machine, so compare ratios.
 """
 
 import argparse
@@ -179,12 +179,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=3)
+    parts = {part.__name__: part for part in (neighbour, decode, bf16)}
+    parser.add_argument("--parts", nargs="+", choices=parts, default=[*parts])
     arguments = parser.parse_args()
     from first_light import machine
+    from peers.compare import commit
 
-    report = {"machine": machine(), "neighbour": neighbour(arguments.runs)}
-    report["decode"] = decode(arguments.runs)
-    report["bf16"] = bf16(arguments.runs)
+    out = arguments.out
+    report = json.loads(out.read_text()) if out.exists() else {}  # other parts are kept
+    report["machine"] = machine()
+    for name in arguments.parts:
+        report[name] = parts[name](arguments.runs)
+        report.setdefault("commits", {})[name] = commit()
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
