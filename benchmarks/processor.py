@@ -10,7 +10,8 @@ bf16        the same passes, the loss and gradients of 1,024 tokens, and a large
 neighbour   products of 16 rows with two threads, alone and beside a program that does the same with
             OpenMP's default, which spins while it waits; with threads that spin, and that sleep
 
-Ten minutes on two cores (``--parts`` chooses). Let nothing else run. Seconds depend on the machine, so compare ratios.
+Ten minutes on two cores (``--parts`` chooses). Let nothing else run. Seconds depend on the machine,
+so compare ratios.
 """
 
 import argparse
