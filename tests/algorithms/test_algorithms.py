@@ -377,6 +377,18 @@ def test_kl_in_the_reward(estimator):
     assert ours == pytest.approx(expected)
 
 
+def test_kl_in_the_reward_is_that_of_the_policy_to_be_updated_where_it_is_known():
+    groups = make_groups()
+    known = make_known(groups)
+    known.old_logprobs = known.reference_logprobs  # as if older weights had sampled
+    kl = {"coef": 0.3, "place": "reward"}
+    ours = advantages(algorithm("reinforce++", kl=kl), groups, credit_of("outcome"), known)
+    without = advantages(algorithm("reinforce++"), groups, credit_of("outcome"), known)
+    assert ours == pytest.approx(without)
+    sampled = advantages(algorithm("reinforce++", kl=kl), groups, credit_of("outcome"))
+    assert ours != pytest.approx(sampled)
+
+
 # Losses ------------------------------------------------------------------------------------------
 
 RATIOS = np.array([0.5, 0.5, 1.0, 2.0, 2.0, 1.1, 0.9])
