@@ -26,7 +26,8 @@ class Attempt:
         trajectory: The sampled episode.
         lengths: (S,), action tokens of each step; T together.
         logprobs: (T,), log-probabilities (nats) under the policy that the update starts from, where
-            the learner computed them, else at sampling; none for a demonstration.
+            the learner computed them (not with a mask off), else at sampling; none for a
+            demonstration.
         reference_logprobs: (T,), under the reference policy; none without a KL term in the reward.
         values: (T,), the critic's values of the state before each token; none without a critic.
         last_value: The critic's value of the state after the last token.

@@ -6,6 +6,7 @@ and gradients stay float32. The choice holds for the whole process.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,9 @@ from agent_r1.model.settings import ModelSettings
 
 _changed_from: list[str] = []
 """PyTorch's precision before a run asked for rounded products, until one does without."""
+_exact: list[None] = []
+"""One for each ``exact_products`` in force."""
+_LOCK = threading.Lock()
 
 
 def must_be_of_use(settings: ModelSettings, device: torch.device) -> None:
@@ -58,23 +62,28 @@ def set_products(settings: ModelSettings, device: torch.device) -> None:
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Products that a run has had rounded are exact meanwhile, in the whole process: for the many
-    small ones of attention in sampling, which oneDNN takes longer to prepare than to run.
+    small ones of attention in sampling, which oneDNN takes longer to prepare than to run. Threads
+    may be in it side by side: the last one ends it.
     """
-    if not _changed_from:
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
+    with _LOCK:
+        _exact.append(None)
+        if _changed_from:
+            torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        if _changed_from:
-            torch.set_float32_matmul_precision("medium")
+        with _LOCK:
+            _exact.pop()
+            if _changed_from and not _exact:
+                torch.set_float32_matmul_precision("medium")
 
 
 def are_rounded(device: torch.device) -> bool:
     """Whether products of float32 tensors may be rounded on this device at the moment."""
     if not are_of_use(device):
         return False
+    if _changed_from:  # also while ``exact_products`` is in force
+        return True
     try:
         return torch.get_float32_matmul_precision() != "highest"
     except RuntimeError:  # set by PyTorch's other interface

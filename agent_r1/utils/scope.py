@@ -121,14 +121,19 @@ class Scope:
         )
 
         def stop() -> None:
-            if thread.ident is not None:
+            if is_begun:
                 ready.wait()
                 for end in ends:
                     end()
                 thread.join()
 
+        is_begun = True  # before it is: an interrupt may come in the middle of ``start``
         try:
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads
+                is_begun = False
+                raise
             return call()
         finally:
             try:

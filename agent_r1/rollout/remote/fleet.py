@@ -99,6 +99,7 @@ class Fleet:
             except TimeoutError as error:
                 if self._is_learning():
                     self.forgive()
+                if time.monotonic() < self._lost + self._outage:  # forgiven meanwhile
                     continue
                 raise RunError(
                     f"no server of the engine works for {self._outage:g} s (engine.outage); "
@@ -142,7 +143,7 @@ class Fleet:
     def in_use(self) -> set[int]:
         """Versions of weights that servers are reading, or may read again: adapters of requests."""
         reading = {server.reading for server in self.servers}
-        asked = {self._weights.number(name) for server in self.servers for name in server.asked}
+        asked = {self._weights.number(name) for server in self.servers for name in +server.asked}
         return {version for version in reading | asked if version is not None}
 
     async def close(self) -> None:

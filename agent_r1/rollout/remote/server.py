@@ -57,6 +57,7 @@ class Server:
         self.adapters: list[str] = []
         self.asked: Counter[str] = Counter()
         self._limits: set[asyncio.Timeout] = set()
+        self._is_loading = False
         self.lock = asyncio.Lock()  # one change of weights at a time
         self.process: OwnProcess | None = None
 
@@ -67,7 +68,8 @@ class Server:
         return await self._ask("POST", path, body, asyncio.timeout(seconds))
 
     async def sample(self, path: str, body: Any, *, session: str) -> Any:
-        model, limit = body.get("model", ""), asyncio.timeout(self._limit)
+        model = body.get("model", "")
+        limit = asyncio.timeout(None if self._is_loading else self._limit)
         self.asked[model] += 1
         self._limits.add(limit)
         try:
@@ -78,7 +80,7 @@ class Server:
 
     @contextlib.contextmanager
     def no_time_limits(self) -> Iterator[None]:
-        """Requests that are open rest meanwhile, and that time is not theirs."""
+        """Requests to sample rest meanwhile, and that time is not theirs."""
         now = asyncio.get_running_loop().time
         left = {
             limit: when - now()
@@ -87,11 +89,14 @@ class Server:
         }
         for limit in left:
             limit.reschedule(None)
+        self._is_loading = True
         try:
             yield
         finally:
-            for limit in left.keys() & self._limits:
-                limit.reschedule(now() + left[limit])
+            self._is_loading = False
+            for limit in self._limits:
+                if not limit.expired():
+                    limit.reschedule(now() + left.get(limit, self._limit))
 
     async def must_be_healthy(self) -> None:
         """Raises as ``get`` if the server does not say that it is; all kinds have this route."""

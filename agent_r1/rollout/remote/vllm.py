@@ -160,7 +160,6 @@ class VLLMEngine(RemoteEngine):
             config: Any = like.model.peft_config["default"]
             rank = next((rank for rank in RANKS if rank >= config.r), config.r)
             more += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "2"]
-            more += ["--max-cpu-loras", "8"]  # requests may be older than the last two
         if like.device.type == "cpu":
             more.append("--enforce-eager")  # compiling takes minutes there and gains little
         dtype = str(like.base.dtype).removeprefix("torch.")

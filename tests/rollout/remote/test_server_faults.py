@@ -16,8 +16,10 @@ from agent_r1.errors import ConfigError, RunError
 from agent_r1.render.chatml import ChatML
 from agent_r1.rollout.engine import Sampling
 from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.remote.fleet import Fleet
 from agent_r1.rollout.remote.server import free_port
-from agent_r1.rollout.remote.vllm import VLLMEngine
+from agent_r1.rollout.remote.vllm import VLLMEngine, VLLMWire
+from agent_r1.rollout.remote.weights import WeightFolders
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.hopworld.env import HopWorld
 from agent_r1.types import StopReason
@@ -90,7 +92,7 @@ async def half(answer):
     return Response(answer.content[: len(answer.content) // 2])
 
 
-async def late(answer):
+async def slow(answer):
     await asyncio.sleep(5)
     return Response(answer.content)
 
@@ -339,19 +341,46 @@ def test_the_time_of_loading_weights_is_not_that_of_requests(proxy, base_policy)
 
     async def scenario(engine):
         (server,) = engine._started.result()[0].servers
-        proxy.faults["/collective_rpc"] = [late]
+        proxy.faults["/collective_rpc"] = [slow]
         server._limit = 4.0
         running = asyncio.ensure_future(engine.session().generate(PROMPT, LONG, 7))
         await asyncio.sleep(0.3)
         assert server.asked.total() == 1
-        await engine.sync(policies[1], 1)
+        syncing = asyncio.ensure_future(engine.sync(policies[1], 1))
+        await asyncio.sleep(0.5)
+        late = asyncio.ensure_future(engine.session().generate(PROMPT, SHORT, 7))
+        await syncing
         server._limit = 60.0
+        check([None, policies[1]], PROMPT, await late, 0.8)
         return await running, engine.report(), server.asked.total()
 
     action, figures, num_asked = played(engine, scenario, 2048)
     check(policies, PROMPT, action, 0.8)
     assert figures["repeated"] == figures["repairs"] == num_asked == 0
     assert [span.version for span in action.versions] == [0, 1]
+
+
+def test_adapters_that_nobody_samples_with_are_forgotten(tmp_path):
+    """Those of requests that are open are kept: a server may read them again."""
+    fleet = Fleet(
+        VLLMWire(),
+        folders := WeightFolders(str(tmp_path)),
+        urls=("http://127.0.0.1:9",),
+        launch=lambda number: ("", None),
+        count=1,
+        outage=1.0,
+        timeout=1.0,
+        prove=lambda server: None,
+        settled=asyncio.Lock(),
+        is_learning=lambda: False,
+    )
+    for version in range(3):
+        folders.path(version).mkdir()
+    folders.present = 2
+    asked = fleet.servers[0].asked
+    asked[folders.name(0)], asked[folders.name(1)] = 1, 0
+    folders.forget_old(fleet.in_use)
+    assert [folders.path(version).exists() for version in range(3)] == [True, False, True]
 
 
 def test_servers_are_not_to_blame_while_the_learner_is_at_work(proxy, base_policy):
