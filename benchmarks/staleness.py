@@ -47,7 +47,7 @@ class SlowHopWorld(HopWorld):
 
 
 def measure(staleness: int, iterations: int, seed: int) -> dict[str, Any]:
-    """Wall seconds of training and both sides' idle shares, the first iteration left out."""
+    """Wall seconds of training and both sides' idle shares."""
     with tempfile.TemporaryDirectory() as folder:
         result = agent_r1.train(
             "hopworld",
