@@ -85,8 +85,6 @@ class RemoteEngine:
     packages: ClassVar[Packages]
     memory_option: ClassVar[str]
     """Option of its command line for the share of a GPU that it takes."""
-    takes_adapters: ClassVar = False
-    """Whether it samples with an adapter, of which it gets a new one each version."""
 
     def __init__(self, settings: Any, policy: Policy) -> None:
         self.settings: RemoteSettings = settings
@@ -114,11 +112,6 @@ class RemoteEngine:
 
     @classmethod
     def must_serve(cls, settings: Any, model: ModelSettings) -> None:
-        if model.lora is not None and not cls.takes_adapters:
-            raise ConfigError(
-                f"engine {settings.name!r} gets whole models, not adapters: leave out [model.lora],"
-                " or take engine = 'vllm' or 'native'"
-            )
         if settings.urls:
             return
         cls._python(settings)

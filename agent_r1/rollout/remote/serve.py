@@ -25,6 +25,7 @@ from agent_r1.model.settings import ModelSettings
 from agent_r1.rollout.engine import Sampling, Session
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.rollout.padded import PaddedEngine
+from agent_r1.rollout.remote.wire import MODEL
 from agent_r1.utils.text import describe
 
 MAX_SESSIONS = 512
@@ -42,16 +43,12 @@ class EngineServer:
 
     def __init__(self, model: ModelSettings, policy: Policy) -> None:
         self._model, self._policy = model, policy
-        patient = NativeEngine.Settings(patience=0.0)  # sessions that think hold nobody up
-        self._engine: NativeEngine | PaddedEngine
-        if policy.unpackable is None:
-            self._engine = NativeEngine(patient, policy)
-        else:
-            self._engine = PaddedEngine(PaddedEngine.Settings(), policy)
+        self._engine = _engine_of(policy)
+        self._adapters: dict[str, NativeEngine | PaddedEngine] = {}
         self._versions = [UNKNOWN]
         self._new: Policy | None = None
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._busy: set[str] = set()
+        self._sessions: OrderedDict[tuple[str, str], Session] = OrderedDict()
+        self._busy: set[tuple[str, str]] = set()
         self._loading = asyncio.Lock()
         self._may_go_on = asyncio.Event()
         self._may_go_on.set()
@@ -68,6 +65,8 @@ class EngineServer:
             Route("/reset_prefix_cache", self._nothing, methods=["POST"]),
             Route("/collective_rpc", self._load, methods=["POST"]),
             Route("/update_weight_version", self._name, methods=["POST"]),
+            Route("/v1/load_lora_adapter", self._load_adapter, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", self._unload_adapter, methods=["POST"]),
         ]
 
     # What it tells -----------------------------------------------------------------------------
@@ -101,9 +100,11 @@ class EngineServer:
         except (LookupError, TypeError, ValueError, RefusedRequestError) as error:
             return JSONResponse({"error": {"message": describe(error)}}, 400)
         await self._may_go_on.wait()
-        name = request.headers.get("x-session-id", "")
+        adapter, name = body.get("model", MODEL), request.headers.get("x-session-id", "")
+        if adapter != MODEL and adapter not in self._adapters:
+            return JSONResponse({"error": {"message": f"no model {adapter!r} here"}}, 404)
         try:
-            with self._session(name) as session:
+            with self._session(adapter, name) as session:
                 action = await session.generate(prefix, sampling, seed)
         except Exception as error:  # e.g. weights that are damaged
             return JSONResponse({"error": {"message": describe(error)}}, 500)
@@ -144,22 +145,23 @@ class EngineServer:
         )
         return prefix, sampling, int(asked["seed"])
 
-    def _session(self, name: str) -> _Used:
+    def _session(self, adapter: str, name: str) -> _Used:
         """The conversation of that name, or a new one for this request alone; the padded engine
         would wait for all that are open.
         """
         self._number += 1
-        if not name or name in self._busy or isinstance(self._engine, PaddedEngine):
-            return _Used(self._engine.session(self._number), None)
+        key, engine = (adapter, name), self._adapters.get(adapter, self._engine)
+        if not name or key in self._busy or isinstance(engine, PaddedEngine):
+            return _Used(engine.session(self._number), None)
         while len(self._sessions) >= MAX_SESSIONS:
             old = next((n for n in self._sessions if n not in self._busy), None)
             if old is None:
                 break
             self._sessions.pop(old).close()
-        session = self._sessions.pop(name, None) or self._engine.session(self._number)
-        self._sessions[name] = session
-        self._busy.add(name)
-        return _Used(session, functools.partial(self._busy.discard, name))
+        session = self._sessions.pop(key, None) or engine.session(self._number)
+        self._sessions[key] = session
+        self._busy.add(key)
+        return _Used(session, functools.partial(self._busy.discard, key))
 
     # Weights -----------------------------------------------------------------------------------
 
@@ -186,13 +188,11 @@ class EngineServer:
             return JSONResponse({"error": f"no method {body.get('method')!r} here"}, 400)
         path = Path(body["kwargs"]["weights_path"])
         model = self._model.model_copy(update={"path": str(path)})
-        try:
-            if not path.is_dir():
-                raise ConfigError(f"there is no folder {path} on this machine")
-            async with self._loading:  # one that nobody waits for any more must not come last
-                self._new = await asyncio.to_thread(load_policy, model)
-        except Exception as error:  # a folder that is not whole
-            return JSONResponse({"error": {"message": describe(error)}}, 500)
+        async with self._loading:  # one that nobody waits for any more must not come last
+            try:
+                self._new = await _loaded(model, path)
+            except Exception as error:  # a folder that is not whole
+                return JSONResponse({"error": {"message": describe(error)}}, 500)
         return JSONResponse({"results": [None]})
 
     async def _name(self, request: Request) -> Response:
@@ -200,6 +200,44 @@ class EngineServer:
         self._policy, self._new = self._new or self._policy, None
         await self._engine.sync(self._policy, len(self._versions) - 1)
         return Response()
+
+    async def _load_adapter(self, request: Request) -> Response:
+        """One adapter more, with an engine of its own: requests that name another go on with it."""
+        body = await request.json()
+        path = Path(body["lora_path"])
+        try:
+            policy = await _loaded(self._model, path, checkpoint=path)
+        except Exception as error:
+            return JSONResponse({"error": {"message": describe(error)}}, 500)
+        self._forget(body["lora_name"])
+        self._adapters[body["lora_name"]] = _engine_of(policy)
+        return Response()
+
+    async def _unload_adapter(self, request: Request) -> Response:
+        name = (await request.json())["lora_name"]
+        if name not in self._adapters:
+            return JSONResponse({"error": {"message": f"no adapter {name!r} here"}}, 404)
+        self._forget(name)
+        return Response()
+
+    def _forget(self, adapter: str) -> None:
+        """Forgets an adapter; requests that are at work on it end with it."""
+        self._adapters.pop(adapter, None)
+        for key in [key for key in self._sessions if key[0] == adapter]:
+            del self._sessions[key]
+
+
+async def _loaded(model: ModelSettings, folder: Path, checkpoint: Path | None = None) -> Policy:
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder} on this machine")
+    return await asyncio.to_thread(load_policy, model, checkpoint=checkpoint)
+
+
+def _engine_of(policy: Policy) -> NativeEngine | PaddedEngine:
+    if policy.unpackable is not None:
+        return PaddedEngine(PaddedEngine.Settings(), policy)
+    # Sessions that think hold nobody up.
+    return NativeEngine(NativeEngine.Settings(patience=0.0), policy)
 
 
 class _Used:

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from agent_r1.rollout.remote.wire import RefusedError, ServerFaultError
+from agent_r1.rollout.remote.wire import MODEL, RefusedError, ServerFaultError
 from agent_r1.utils.text import describe
 
 END_SECONDS = 8.0
@@ -67,13 +67,21 @@ class Server:
     async def post(self, path: str, body: Any = None, *, seconds: float) -> Any:
         return await self._ask("POST", path, body, asyncio.timeout(seconds))
 
+    @property
+    def model(self) -> str:
+        return self.adapters[-1] if self.adapters else MODEL
+
     async def sample(self, path: str, body: Any, *, session: str) -> Any:
-        model = body.get("model", "")
+        model = self.model
         limit = asyncio.timeout(None if self._is_loading else self._limit)
         self.asked[model] += 1
         self._limits.add(limit)
         try:
             return await self._ask("POST", path, body, limit, {"x-session-id": session})
+        except RefusedError as error:
+            if model != MODEL and model in str(error):
+                raise ServerFaultError(f"it has lost its adapter: {error}", is_gone=True) from error
+            raise
         finally:
             self._limits.discard(limit)
             self.asked[model] -= 1

@@ -19,16 +19,20 @@ from agent_r1.rollout.remote.settings import RemoteSettings
 from agent_r1.rollout.remote.wire import (
     CONTROL_SECONDS,
     LOAD_SECONDS,
+    MODEL,
     NOT_LOADED,
     Answer,
     Caller,
     Facts,
     ServerFaultError,
     Wire,
+    load_adapter,
 )
 
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
+
+ADAPTERS = "--enable-lora --max-lora-rank RANK --lora-target-modules all"
 
 
 class SGLangWire:
@@ -61,10 +65,16 @@ class SGLangWire:
             "skip_special_tokens": False,
             "ignore_eos": True,  # only what we name ends an action
         }
+        name = caller.model
         body = {"input_ids": list(prefix), "sampling_params": parameters, "return_logprob": True}
+        if name != MODEL:
+            body["lora_path"] = name
         said = await caller.sample("/generate", body, session=session)
         told = said["meta_info"]
-        if (spans := told.get("weight_versions")) is None:
+        spans = told.get("weight_versions")
+        if name != MODEL:  # these are of the model below it, which stays; an adapter samples on
+            spans = [{"version": name, "start": 0, "end": len(said["output_ids"])}]
+        if spans is None:
             raise ServerFaultError("it does not tell which weights sampled a token")
         entries = told["output_token_logprobs"]
         if [entry[1] for entry in entries] != said["output_ids"]:
@@ -77,6 +87,9 @@ class SGLangWire:
         )
 
     async def load(self, caller: Caller, folder: Path, version: str) -> None:
+        if (folder / "adapter_config.json").exists():
+            return await load_adapter(caller, "", folder, version, cure=ADAPTERS)
+
         async def say(path: str, body: Any, seconds: float = CONTROL_SECONDS) -> Any:
             return await caller.post(path, body, seconds=seconds)
 
@@ -110,11 +123,15 @@ class SGLangEngine(RemoteEngine):
     def command(
         cls, python: str, folder: Path, *, port: int, longest: int | None, like: Policy
     ) -> list[str]:
-        limit = [] if longest is None else ["--context-length", str(longest)]
+        more = [] if longest is None else ["--context-length", str(longest)]
         dtype = str(like.base.dtype).removeprefix("torch.")
+        if like.has_adapter:
+            config: Any = like.model.peft_config["default"]
+            more += ["--enable-lora", "--max-lora-rank", str(config.r)]
+            more += ["--lora-target-modules", "all", "--max-loras-per-batch", "2"]
         return [
             *(python, "-m", "sglang.launch_server", "--model-path", str(folder)),
-            *("--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, *limit),
+            *("--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, *more),
             *("--sampling-defaults", "openai", "--enable-deterministic-inference"),
         ]
 

@@ -18,6 +18,7 @@ from agent_r1.rollout.remote.settings import RemoteSettings
 from agent_r1.rollout.remote.wire import (
     CONTROL_SECONDS,
     LOAD_SECONDS,
+    MODEL,
     NOT_LOADED,
     Answer,
     Caller,
@@ -25,13 +26,12 @@ from agent_r1.rollout.remote.wire import (
     RefusedError,
     ServerFaultError,
     Wire,
+    load_adapter,
 )
 
 if TYPE_CHECKING:
     from agent_r1.model.policy import Policy
 
-NAME = "policy"
-"""The model's name on the server."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What it takes as a largest rank of adapters."""
 ADAPTERS = "--enable-lora and the environment variable VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
@@ -45,7 +45,7 @@ class VLLMWire:
         "truncation": "--generation-config vllm",
         "dtype": "--dtype",
         "longest": "--max-model-len",
-        "model": f"--model, --served-model-name {NAME}",
+        "model": f"--model, --served-model-name {MODEL}",
         "sampling": "--enable-scale-out",
         "seed": "its sampler: is VLLM_USE_FLASHINFER_SAMPLER set?",
         "version": "environment VLLM_SERVER_DEV_MODE=1",
@@ -68,18 +68,13 @@ class VLLMWire:
             "ignore_eos": True,  # only what we name ends an action
             "logprobs": 0,  # of the sampled token alone
         }
-        name = caller.adapters[-1] if caller.adapters else NAME
+        name = caller.model
         body = {"model": name, "token_ids": list(prefix), "sampling_params": parameters}
-        try:
-            said = await caller.sample("/inference/v1/generate", body, session=session)
-        except RefusedError as error:
-            if caller.adapters and "status 404" in str(error):  # one that was started again
-                raise ServerFaultError(f"it has lost its adapter: {error}", is_gone=True) from error
-            raise
+        said = await caller.sample("/inference/v1/generate", body, session=session)
         choice = said["choices"][0]
         token_ids = tuple(choice["token_ids"])
         spans = choice.get("weight_versions")
-        if caller.adapters:  # these are of the model below it, which stays; an adapter samples on
+        if name != MODEL:  # these are of the model below it, which stays; an adapter samples on
             spans = [{"version": name, "start": 0, "end": len(token_ids)}]
         if spans is None:
             raise ServerFaultError("it does not tell which weights sampled a token")
@@ -92,7 +87,10 @@ class VLLMWire:
 
     async def load(self, caller: Caller, folder: Path, version: str) -> None:
         if (folder / "adapter_config.json").exists():
-            return await self._load_adapter(caller, folder, version)
+            # In place, if it has this version already.
+            return await load_adapter(
+                caller, "/v1", folder, version, cure=ADAPTERS, load_inplace=True
+            )
 
         async def say(path: str, body: Any = None, seconds: float = CONTROL_SECONDS) -> None:
             await caller.post(path, body, seconds=seconds)
@@ -112,20 +110,6 @@ class VLLMWire:
         await say("/update_weight_version", {"new_version": version})
         await say("/resume")
 
-    async def _load_adapter(self, caller: Caller, folder: Path, version: str) -> None:
-        """Under a name of its own, since what is cached under an old one would be used again."""
-        new = {"lora_name": version, "lora_path": str(folder), "load_inplace": True}
-        try:  # in place, if it has this version already
-            await caller.post("/v1/load_lora_adapter", new, seconds=LOAD_SECONDS)
-        except RefusedError as error:
-            raise RefusedError(f"{error}; start it with {ADAPTERS}") from error
-        caller.adapters.append(version)
-        for old in caller.adapters[:-2]:  # the last but one may be asked for just now
-            await caller.post(
-                "/v1/unload_lora_adapter", {"lora_name": old}, seconds=CONTROL_SECONDS
-            )
-            caller.adapters.remove(old)
-
     async def facts(self, caller: Caller) -> Facts:
         said = await caller.get("/server_info?config_format=json", seconds=CONTROL_SECONDS)
         model = said["vllm_config"]["model_config"]
@@ -140,7 +124,6 @@ class VLLMEngine(RemoteEngine):
 
     wire: ClassVar[Wire] = VLLMWire()
     memory_option = "--gpu-memory-utilization"
-    takes_adapters = True
     packages = Packages(
         "vllm",
         gpu=("vllm==0.33.0",),
@@ -165,7 +148,7 @@ class VLLMEngine(RemoteEngine):
         dtype = str(like.base.dtype).removeprefix("torch.")
         return [
             *(python, "-m", "vllm.entrypoints.openai.api_server"),
-            *("--model", str(folder), "--served-model-name", NAME, "--dtype", dtype, *more),
+            *("--model", str(folder), "--served-model-name", MODEL, "--dtype", dtype, *more),
             *("--host", "127.0.0.1", "--port", str(port)),
             *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
             "--enable-scale-out",

@@ -13,6 +13,8 @@ CONTROL_SECONDS = 60.0
 """Time limit of a request that samples nothing."""
 LOAD_SECONDS = 900.0
 """Time limit of reading weights."""
+MODEL = "policy"
+"""The model's name on the server; an adapter's is that of its version."""
 NOT_LOADED = (
     "it cannot load the run's weights: does it see the folder at the same path (engine.folder), "
     "and is its model that of the run (its option --model)?"
@@ -72,9 +74,13 @@ class Caller(Protocol):
 
     Attributes:
         adapters: Names of the adapters that it was given, the newest last; that one samples.
+        model: Name of what samples: the newest adapter, or ``MODEL``.
     """
 
     adapters: list[str]
+
+    @property
+    def model(self) -> str: ...
 
     async def get(self, path: str, *, seconds: float) -> Any:
         """The answer's JSON, or its text if it is none; raises as ``post``."""
@@ -85,8 +91,9 @@ class Caller(Protocol):
         ...
 
     async def sample(self, path: str, body: Any, *, session: str) -> Any:
-        """A ``post`` for tokens. Its time limit is ``engine.timeout``, without the time in which
-        the server loads weights.
+        """A ``post`` for tokens of ``model``. Its time limit is ``engine.timeout``, without the
+        time in which the server loads weights. If it does not know its adapter any more, since
+        somebody started it again, that is a fault.
         """
         ...
 
@@ -110,3 +117,24 @@ class Wire(Protocol):
         ...
 
     async def facts(self, caller: Caller) -> Facts: ...
+
+
+async def load_adapter(
+    caller: Caller, api: str, folder: Path, version: str, *, cure: str, **more: Any
+) -> None:
+    """Gives a server one adapter more, by the two routes below the path ``api`` that vLLM and
+    SGLang share. It has a name of its own, since what is cached under an old one would be used
+    again; with the last but one a request may be at work.
+    """
+    new = {"lora_name": version, "lora_path": str(folder), **more}
+    try:
+        said = await caller.post(f"{api}/load_lora_adapter", new, seconds=LOAD_SECONDS)
+    except RefusedError as error:
+        raise RefusedError(f"{error}; start it with {cure}") from error
+    if isinstance(said, dict) and not said.get("success", True):
+        raise ServerFaultError(f"{NOT_LOADED} {said}")
+    caller.adapters.append(version)
+    for old in caller.adapters[:-2]:
+        name = {"lora_name": old}
+        await caller.post(f"{api}/unload_lora_adapter", name, seconds=CONTROL_SECONDS)
+        caller.adapters.remove(old)

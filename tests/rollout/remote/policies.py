@@ -6,7 +6,8 @@ import torch
 
 from agent_r1.model.load import load_policy
 from agent_r1.model.logprobs import token_logprobs
-from agent_r1.model.settings import ModelSettings
+from agent_r1.model.settings import LoraSettings, ModelSettings
+from agent_r1.rollout.engine import Sampling
 from agent_r1.utils.scope import run_async
 
 
@@ -18,6 +19,36 @@ def changed(factor):
             if parameter.ndim == 2:
                 parameter *= factor
     return policy
+
+
+def adapted(number):
+    """The tiny base with as many adapters, each of which has an effect of its own."""
+    policies = [load_policy(ModelSettings(lora=LoraSettings(rank=4))) for _ in range(number)]
+    for seed, policy in enumerate(policies):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in policy.model.named_parameters():
+                if "lora_B" in name:
+                    parameter += 0.1 * torch.randn_like(parameter)
+    return policies
+
+
+def sampled_by_each(policies):
+    """A scenario in which each of them samples the same twice; gives the actions, the engine's
+    report, and how many adapters the server has at the end.
+    """
+
+    async def scenario(engine):
+        found = []
+        for version, policy in enumerate(policies):
+            if version:
+                await engine.sync(policy, version)
+            short = Sampling(40, (), temperature=0.8)
+            found += [await engine.session().generate(list(range(5, 60)), short, 7) for _ in "ab"]
+        (server,) = engine._started.result()[0].servers
+        return found, engine.report(), len(server.adapters)
+
+    return scenario
 
 
 def check(policies, prefix, action, temperature=1.0, tolerance=1e-4):

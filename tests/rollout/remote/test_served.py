@@ -23,7 +23,14 @@ from agent_r1.rollout.remote.vllm import VLLMEngine
 from agent_r1.rollout.remote.weights import WeightFolders
 from agent_r1.run.trajectories import read_groups
 from agent_r1.types import VersionSpan
-from tests.rollout.remote.policies import changed, check, played, sampled_across
+from tests.rollout.remote.policies import (
+    adapted,
+    changed,
+    check,
+    played,
+    sampled_across,
+    sampled_by_each,
+)
 
 PROMPT = list(range(5, 60))
 SHORT = Sampling(40, (), temperature=0.8)
@@ -67,6 +74,50 @@ def test_weights_change_under_a_running_action(served, base_policy):
     newest = len(given) - 1
     assert [[s.version for s in a.versions] for _, a in actions] == [[0], [newest], [newest]]
     assert report["requests"] == 3 + newest and report["repeated"] == report["repairs"] == 0
+
+
+def test_every_version_of_an_adapter_has_a_name_of_its_own(served):
+    policies = adapted(4)
+    engine = VLLMEngine(VLLMEngine.Settings(urls=(served,)), policies[0])
+    found, figures, num_adapters = played(engine, sampled_by_each(policies))
+    for action in found:
+        check(policies, PROMPT, action, 0.8)
+    assert [a.versions[0].version for a in found] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len({action.token_ids for action in found}) == 4
+    assert figures["repeated"] == 0 and num_adapters == 2
+
+
+def test_an_action_ends_with_the_adapter_that_it_began_with(served):
+    policies = adapted(2)
+    engine = VLLMEngine(VLLMEngine.Settings(urls=(served,)), policies[0])
+
+    async def scenario(engine):
+        running = asyncio.ensure_future(engine.session().generate(PROMPT, LONG, 8))
+        await asyncio.sleep(0.3)
+        assert not running.done()
+        await engine.sync(policies[1], 1)
+        return await running, await engine.session().generate(PROMPT, SHORT, 9)
+
+    old, new = played(engine, scenario)
+    check(policies, PROMPT, old, 0.8)
+    check(policies, PROMPT, new, 0.8)
+    assert [old.versions, new.versions] == [(VersionSpan(0, 0, 600),), (VersionSpan(1, 0, 40),)]
+
+
+def test_an_adapter_that_a_server_has_lost_is_given_again(served):
+    """As when somebody started it again."""
+    policies = adapted(1)
+    engine = VLLMEngine(VLLMEngine.Settings(urls=(served,)), policies[0])
+
+    async def scenario(engine):
+        (server,) = engine._started.result()[0].servers
+        lost = {"lora_name": server.adapters[0]}
+        await server.post("/v1/unload_lora_adapter", lost, seconds=10)
+        return await engine.session().generate(PROMPT, SHORT, 7), engine.report()
+
+    action, figures = played(engine, scenario)
+    check(policies, PROMPT, action, 0.8)
+    assert figures["repairs"] == figures["repeated"] == 1
 
 
 def test_one_seed_gives_one_action_and_stops_are_kept(served, base_policy):
@@ -230,9 +281,6 @@ def test_what_must_be_there_is_asked_for_before_a_model_is_loaded(monkeypatch, t
     monkeypatch.chdir(tmp_path)
     with pytest.raises(agent_r1.ConfigError, match="agent-r1 engine install vllm"):
         agent_r1.train("hopworld", run="r", overrides={"engine.name": "vllm"})
-    urls = {"engine.name": "sglang", "engine.urls": ["http://127.0.0.1:1"], "model.lora": {}}
-    with pytest.raises(agent_r1.ConfigError, match=r"leave out \[model\.lora\]"):
-        agent_r1.train("hopworld", run="r", overrides=urls)
     slow = {"engine.name": "vllm", "engine.urls": ["http://127.0.0.1:1"], "engine.timeout": 300.0}
     with pytest.raises(agent_r1.ConfigError, match=r"limits\.seconds = 300"):
         agent_r1.train("hopworld", run="r", overrides=slow)

@@ -15,7 +15,14 @@ from starlette.routing import Route
 from agent_r1.errors import ConfigError
 from agent_r1.rollout.engine import Sampling
 from agent_r1.rollout.remote.sglang import SGLangEngine
-from tests.rollout.remote.policies import changed, check, played, sampled_across
+from tests.rollout.remote.policies import (
+    adapted,
+    changed,
+    check,
+    played,
+    sampled_across,
+    sampled_by_each,
+)
 from tests.rollout.remote.serving import InThread
 
 PROMPT = list(range(5, 60))
@@ -48,6 +55,7 @@ class Generate(Strict):
     sampling_params: Parameters
     return_logprob: bool = False
     stream: bool = False
+    lora_path: str | None = None
 
 
 class Pause(Strict):
@@ -66,6 +74,16 @@ class Update(Strict):
     abort_all_requests: bool = False
 
 
+class LoadAdapter(Strict):
+    lora_name: str
+    lora_path: str
+    pinned: bool = False
+
+
+class UnloadAdapter(Strict):
+    lora_name: str
+
+
 class Double(InThread):
     """Speaks SGLang to the front and vLLM's subset to the native engine's server."""
 
@@ -78,6 +96,8 @@ class Double(InThread):
             "/update_weight_version": self.name,
             "/update_weights_from_disk": self.update,
             "/continue_generation": self.go_on,
+            "/load_lora_adapter": self.load_adapter,
+            "/unload_lora_adapter": self.unload_adapter,
         }
         routes = [Route(path, self.strict(call), methods=["POST"]) for path, call in post.items()]
         routes += [Route("/health", lambda r: Response()), Route("/get_server_info", self.tell)]
@@ -106,6 +126,7 @@ class Double(InThread):
         said = await self.ask(
             "/inference/v1/generate",
             {
+                "model": asked.lora_path or "policy",
                 "token_ids": asked.input_ids,
                 "sampling_params": {
                     "max_tokens": parameters.max_new_tokens,
@@ -116,6 +137,9 @@ class Double(InThread):
                 },
             },
         )
+        if said.status_code == 404:
+            message = f"The following requested LoRA adapters are not loaded: {asked.lora_path}"
+            return JSONResponse({"error": {"message": message}}, 400)
         choice = said.json()["choices"][0]
         ids = choice["token_ids"]
         logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
@@ -150,6 +174,18 @@ class Double(InThread):
         await self.ask("/collective_rpc", {"method": "reload_weights", "kwargs": kwargs})
         await self.ask("/update_weight_version", {"new_version": asked.weight_version})
         return JSONResponse({"success": True, "message": "", "num_paused_requests": 0})
+
+    async def load_adapter(self, body):
+        return await self.passed_on("load", LoadAdapter.model_validate(body))
+
+    async def unload_adapter(self, body):
+        return await self.passed_on("unload", UnloadAdapter.model_validate(body))
+
+    async def passed_on(self, verb, asked):
+        said = await self.ask(f"/v1/{verb}_lora_adapter", asked.model_dump())
+        is_done = said.status_code == 200
+        told = {"success": is_done, "error_message": "" if is_done else said.text}
+        return JSONResponse(told, 200 if is_done else 400)
 
     async def go_on(self, body):
         await self.ask("/resume")
@@ -191,6 +227,29 @@ def test_weights_that_it_could_not_load_are_given_again(double, base_policy):
     action, figures = played(engine_of(double, base_policy), scenario)
     check(policies, PROMPT, action)
     assert [span.version for span in action.versions] == [1] and figures["repairs"] == 1
+
+
+def test_every_version_of_an_adapter_has_a_name_of_its_own(double):
+    policies = adapted(3)
+    found, figures, num_adapters = played(engine_of(double, policies[0]), sampled_by_each(policies))
+    for action in found:
+        check(policies, PROMPT, action, 0.8)
+    assert [a.versions[0].version for a in found] == [0, 0, 1, 1, 2, 2]
+    assert len({action.token_ids for action in found}) == 3
+    assert figures["repeated"] == 0 and num_adapters == 2
+
+
+def test_an_adapter_that_a_server_has_lost_is_given_again(double):
+    policies = adapted(1)
+
+    async def scenario(engine):
+        (server,) = engine._started.result()[0].servers
+        await server.post("/unload_lora_adapter", {"lora_name": server.adapters[0]}, seconds=10)
+        return await engine.session().generate(PROMPT, Sampling(20, ()), 5), engine.report()
+
+    action, figures = played(engine_of(double, policies[0]), scenario)
+    check(policies, PROMPT, action)
+    assert figures["repairs"] == figures["repeated"] == 1
 
 
 @pytest.mark.parametrize(

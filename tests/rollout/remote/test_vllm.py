@@ -8,18 +8,17 @@ import subprocess
 
 import psutil
 import pytest
-import torch
 
 from agent_r1.cli import main
 from agent_r1.errors import ConfigError
-from agent_r1.model.load import load_policy, load_tokenizer
-from agent_r1.model.settings import LoraSettings, ModelSettings
+from agent_r1.model.load import load_tokenizer
+from agent_r1.model.settings import ModelSettings
 from agent_r1.rollout.engine import Sampling
 from agent_r1.rollout.remote.server import free_port
 from agent_r1.rollout.remote.vllm import VLLMEngine
 from agent_r1.run.trajectories import read_groups
 from tests.rollout.remote.conftest import wait_for
-from tests.rollout.remote.policies import changed, check, played
+from tests.rollout.remote.policies import adapted, changed, check, played, sampled_by_each
 
 pytestmark = pytest.mark.integration
 PROMPT = list(range(5, 60))
@@ -60,26 +59,10 @@ def test_weights_change_and_the_server_is_killed_while_it_samples(base_policy):
 
 def test_every_version_of_an_adapter_has_a_name_of_its_own():
     """So that nothing that was cached with an old one is used."""
-    settings = ModelSettings(lora=LoraSettings(rank=4))
-    policies = [load_policy(settings, seed=seed) for seed in range(4)]
-    for seed, policy in enumerate(policies):
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for name, parameter in policy.model.named_parameters():
-                if "lora_B" in name:
-                    parameter += 0.1 * torch.randn_like(parameter)
-    engine = VLLMEngine(VLLMEngine.Settings(), policies[0])
-
-    async def scenario(engine):
-        found = []
-        for version, policy in enumerate(policies):
-            if version:
-                await engine.sync(policy, version)
-            found += [await engine.session().generate(PROMPT, SHORT, 7) for _ in range(2)]
-        (server,) = engine._started.result()[0].servers
-        return found, engine.report(), len(server.adapters)
-
-    found, figures, num_adapters = played(engine, scenario, 2048)
+    policies = adapted(4)
+    found, figures, num_adapters = played(
+        VLLMEngine(VLLMEngine.Settings(), policies[0]), sampled_by_each(policies), 2048
+    )
     for action in found:
         check(policies, PROMPT, action, 0.8)
     assert [a.versions[0].version for a in found] == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -135,8 +118,6 @@ def started(base_policy, tmp_path):
 def other_model(folder):
     """A model of another shape, with the same vocabulary."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from agent_r1.model.settings import ModelSettings
 
     tokenizer = load_tokenizer(ModelSettings())
     config = Qwen3Config(
