@@ -53,11 +53,15 @@ class StopReason(StrEnum):
 @dataclass(slots=True, frozen=True)
 class ToolCall:
     """A well-formed call: the name and arguments the agent wrote, not yet checked against any
-    tool.
+    tool. Equal calls may have different ids.
+
+    Attributes:
+        id: The call's own name within its episode; empty where nobody sampled it.
     """
 
     name: str
     arguments: dict[str, Any]
+    id: str = field(default="", compare=False)
 
 
 @dataclass(slots=True, frozen=True)

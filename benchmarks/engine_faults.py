@@ -44,8 +44,8 @@ from agent_r1.model.logprobs import token_logprobs
 from agent_r1.model.policy import Policy
 from agent_r1.model.settings import ModelSettings
 from agent_r1.render.chatml import ChatML
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.episode import Limits
 from agent_r1.rollout.remote.server import free_port
 from agent_r1.rollout.remote.vllm import VLLMEngine
 from agent_r1.rollout.rollout import Rollout

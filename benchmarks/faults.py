@@ -26,7 +26,7 @@ from agent_r1.envs.lifecycle import make_env
 from agent_r1.model.load import load_policy
 from agent_r1.model.settings import ModelSettings
 from agent_r1.render.chatml import ChatML
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.hopworld.env import HopWorld

@@ -16,7 +16,7 @@ from agent_r1.model.adapter import start_folder
 from agent_r1.model.load import load_policy, load_tokenizer
 from agent_r1.render import RENDERERS
 from agent_r1.rollout import ENGINES
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.gold_episode import play_gold
 from agent_r1.run.recipe import Recipe
 from agent_r1.tasks import ENVS

@@ -10,8 +10,9 @@ from agent_r1.envs.base import Env
 from agent_r1.envs.gold import played_gold
 from agent_r1.errors import ConfigError
 from agent_r1.render import Renderer
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.episode import Limits, run_episode
+from agent_r1.rollout.episode import run_episode
 from agent_r1.types import Action, Message, StopReason, Task, Trajectory, derive_seed
 from agent_r1.utils.text import describe, place_of
 

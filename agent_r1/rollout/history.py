@@ -1,4 +1,4 @@
-"""The tokens of a rewritten history: what the agent said stays as it was sampled."""
+"""The tokens of messages that hold turns of the agent: those stay as they were sampled."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent_r1.render import Renderer
-from agent_r1.types import Action, Message
+from agent_r1.types import Action, Message, ToolCall
 
 
-def render_history(
-    history: Sequence[Message],
+def render_messages(
+    messages: Sequence[Message],
     schemas: Sequence[dict[str, Any]],
     renderer: Renderer,
     sampled: Sequence[tuple[Message, tuple[int, ...]]],
+    *,
+    after: Action | None = None,
 ) -> list[int]:
-    """The tokens of a rewritten history, up to the agent's next turn. A message that the agent
-    wrote, found in ``sampled``, keeps its tokens.
+    """The tokens of messages up to the agent's next turn: a whole conversation, or what comes
+    ``after`` an action. A message that the agent wrote, found in ``sampled``, keeps its tokens.
     """
-    rest = list(history)
+    rest = list(messages)
     if not rest or rest[-1].role == "assistant":
         raise ValueError("a history must end with a message to the agent")
-    ids = list(renderer.prompt(_until_assistant(rest), schemas))
+    opening = _until_assistant(rest)
+    if after is None:
+        ids = list(renderer.prompt(opening, schemas))
+    else:
+        ids = list(renderer.observation(opening, after))
     while rest:
         message = rest.pop(0)
         own = _tokens_of(message, sampled) or renderer.encode_message(message)
@@ -35,12 +41,17 @@ def render_history(
 def _tokens_of(
     message: Message, sampled: Sequence[tuple[Message, tuple[int, ...]]]
 ) -> tuple[int, ...] | None:
-    """The sampled tokens of a message: of this very object, else of the latest equal one;
-    ``None`` if the agent sampled no such message.
+    """The sampled tokens of a message: of the latest that is equal, preferably in the ids of its
+    calls, too; ``None`` if the agent sampled no such message.
     """
-    same = [ids for other, ids in sampled if other is message]
-    equal = [ids for other, ids in sampled if other == message]
-    return next(reversed(same or equal), None)
+    equal = [(other, ids) for other, ids in sampled if other == message]
+    same = [ids for other, ids in equal if call_ids(other) == call_ids(message)]
+    return next(reversed(same or [ids for _, ids in equal]), None)
+
+
+def call_ids(message: Message) -> list[str]:
+    """The ids of a message's calls."""
+    return [call.id for call in message.tool_calls if isinstance(call, ToolCall)]
 
 
 def _until_assistant(rest: list[Message]) -> list[Message]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from agent_r1.envs.base import Env
 from agent_r1.render import Renderer
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.engine import Engine, Sampling, Session
-from agent_r1.rollout.episode import Limits, run_episode
+from agent_r1.rollout.episode import run_episode
 from agent_r1.rollout.runner import Episodes
 from agent_r1.types import Group, Task, Trajectory, derive_seed
 from agent_r1.utils.scope import shared

@@ -26,7 +26,7 @@ from agent_r1.learner.settings import LearnerSettings
 from agent_r1.model.settings import ModelSettings
 from agent_r1.render import RENDERERS
 from agent_r1.rollout import ENGINES
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.run.trackers import TRACKERS
 from agent_r1.search import SEARCHES
 from agent_r1.tasks import ENVS

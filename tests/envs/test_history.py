@@ -15,8 +15,8 @@ from agent_r1.learner.credit_assignment import assign_credit
 from agent_r1.learner.learner import Learner
 from agent_r1.learner.settings import LearnerSettings
 from agent_r1.model.logprobs import token_logprobs
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.engine import Sampling, Session
-from agent_r1.rollout.episode import Limits
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.hopworld.env import HopWorld

@@ -9,7 +9,7 @@ import pytest
 
 from agent_r1 import Task, ToolEnv, Transition, check_env, tool
 from agent_r1.envs.lifecycle import make_env
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.hopworld.env import HopWorld

@@ -10,7 +10,7 @@ from agent_r1.envs.lifecycle import make_env
 from agent_r1.envs.user import flipped
 from agent_r1.errors import ConfigError
 from agent_r1.render.calls import parse_hermes
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.run.recipe import load_recipe
 from agent_r1.tasks.hopworld import world as hw

@@ -23,7 +23,7 @@ from agent_r1.learner.micro_batch import Batch
 from agent_r1.learner.packed_trees import packs
 from agent_r1.learner.settings import LearnerSettings
 from agent_r1.learner.sums import Sums
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.hopworld.env import HopWorld

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from agent_r1.model.logprobs import token_logprobs
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.episode import Limits
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.hopworld.env import HopWorld

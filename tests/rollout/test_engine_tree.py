@@ -13,8 +13,8 @@ import torch
 from agent_r1.errors import ConfigError
 from agent_r1.model import sampling_weights
 from agent_r1.model.logprobs import token_logprobs
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.episode import Limits
 from agent_r1.rollout.native import engine
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.rollout.padded import PaddedEngine

@@ -7,8 +7,9 @@ import time
 import pytest
 
 from agent_r1 import Outcome, Task, ToolEnv, Transition, tool
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.episode import Limits, run_episode
+from agent_r1.rollout.episode import run_episode
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tree import build_tree
 from agent_r1.types import Kind, Message, StopReason

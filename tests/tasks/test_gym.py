@@ -11,7 +11,7 @@ import agent_r1
 from agent_r1 import check_env
 from agent_r1.errors import ConfigError, EnvCheckError
 from agent_r1.render.calls import parse_hermes
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.adapters.gymnasium import GymEnv
 from agent_r1.types import StopReason

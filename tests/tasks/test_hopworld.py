@@ -106,7 +106,7 @@ def test_the_shipped_base_is_weak_at_two_hops_and_can_do_one(base_policy, render
     """What the model card says, roughly: room to learn, and something to start from."""
     import functools
 
-    from agent_r1.rollout.episode import Limits
+    from agent_r1.rollout.conversation import Limits
     from agent_r1.rollout.native.engine import NativeEngine
     from agent_r1.rollout.rollout import Rollout
     from agent_r1.training.evaluate import evaluate

@@ -7,7 +7,7 @@ import pytest
 import agent_r1
 from agent_r1 import check_env
 from agent_r1.errors import ConfigError
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tasks.adapters.openenv import OpenEnv
 from agent_r1.types import StopReason

@@ -229,7 +229,7 @@ def test_a_training_run_repeats_from_its_cassette_without_its_tools(tmp_path, mo
 
 
 def test_an_unseen_call_excludes_the_episode(tmp_path):
-    from agent_r1.rollout.episode import Limits
+    from agent_r1.rollout.conversation import Limits
     from agent_r1.rollout.rollout import Rollout
     from tests.fakes import CharRenderer, ScriptedEngine
 

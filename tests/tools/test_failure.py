@@ -8,7 +8,7 @@ import pytest
 
 from agent_r1 import Task, ToolEnv, tool
 from agent_r1.errors import CallError, ConfigError, ToolFailureError
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.rollout.runner import MAX_RESAMPLES
 from agent_r1.tools.dispatcher import Dispatcher

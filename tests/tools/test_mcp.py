@@ -14,7 +14,7 @@ import pytest
 import agent_r1
 from agent_r1 import Task, ToolEnv
 from agent_r1.errors import ConfigError
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.tools.failure_policy import FailurePolicy
 from agent_r1.tools.mcp.connection import MAX_TIMEOUTS, Connection, connect

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from agent_r1.render.chatml import ChatML
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.native.engine import NativeEngine
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.run.checkpoint import Checkpoints, State

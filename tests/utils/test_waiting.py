@@ -11,7 +11,7 @@ import agent_r1
 from agent_r1 import Task, ToolCall, ToolEnv, Transition, tool
 from agent_r1.envs.lifecycle import close_env
 from agent_r1.errors import ExpiredError
-from agent_r1.rollout.episode import Limits
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.rollout import Rollout
 from agent_r1.types import StopReason
 from agent_r1.utils.scope import held_up, run_async, scope

@@ -14,8 +14,8 @@ from starlette.routing import Route
 
 from agent_r1.errors import ConfigError, RunError
 from agent_r1.render.chatml import ChatML
+from agent_r1.rollout.conversation import Limits
 from agent_r1.rollout.engine import Sampling
-from agent_r1.rollout.episode import Limits
 from agent_r1.rollout.remote.fleet import Fleet
 from agent_r1.rollout.remote.server import free_port
 from agent_r1.rollout.remote.vllm import VLLMEngine, VLLMWire
