@@ -145,6 +145,9 @@ class VLLMEngine(RemoteEngine):
             more += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "2"]
         if like.device.type == "cpu":
             more.append("--enforce-eager")  # compiling takes minutes there and gains little
+            # A prompt computed in parts ends it there if its request has a seed: it would set back
+            # the offset of a generator that has none (0.32).
+            more.append("--no-enable-chunked-prefill")
         dtype = str(like.base.dtype).removeprefix("torch.")
         return [
             *(python, "-m", "vllm.entrypoints.openai.api_server"),

@@ -70,6 +70,23 @@ def test_every_version_of_an_adapter_has_a_name_of_its_own():
     assert figures["repeated"] == 0 and num_adapters == 2
 
 
+def test_more_prompts_at_once_than_one_pass_computes(base_policy):
+    """Computed in parts, they would end the server's process on a CPU."""
+
+    async def scenario(engine):
+        prompts = [[*PROMPT, *(5 + (i * k) % 700 for k in range(1, 300))] for i in range(1, 65)]
+        found = await asyncio.gather(
+            *(engine.session(i).generate(p, SHORT, i) for i, p in enumerate(prompts))
+        )
+        return [*zip(prompts, found, strict=True)], engine.report()
+
+    engine = VLLMEngine(VLLMEngine.Settings(), base_policy)
+    found, figures = played(engine, scenario, 1024)
+    for prompt, action in found:
+        check([base_policy], prompt, action, 0.8)
+    assert figures["repeated"] == figures["repairs"] == 0
+
+
 def test_a_run_with_vllm(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ["--train.tasks", "4", "--train.attempts", "4", "--evaluation.tasks", "4"]
