@@ -86,7 +86,7 @@ $(VENV)/installed-plot: pyproject.toml constraints.txt scripts/install.sh
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt scripts/install.sh
-	scripts/install.sh $(PYTHON) $(VENV) plot,multihop,dense,parquet,hub,smollm2,gymnasium,mcp,openenv,verifiers,tensorboard,wandb,mlflow,trackio,docs,dev
+	scripts/install.sh $(PYTHON) $(VENV) plot,multihop,dense,parquet,hub,smollm2,gymnasium,mcp,openenv,verifiers,tensorboard,wandb,mlflow,trackio,agents,docs,dev
 	@touch $@ $(VENV)/installed-plot
 
 clean:

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Literal, NamedTuple
 
+Role = Literal["system", "user", "assistant", "tool"]
+"""Who says a message."""
+
 
 class Kind(IntEnum):
     """Who wrote a token, and therefore whether it is trained on."""
@@ -92,7 +95,7 @@ class CallResult:
 class Message:
     """One message of the conversation, as an environment's author sees it."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Role
     content: str
     tool_calls: tuple[ToolCall | MalformedCall, ...] = ()
     """Tool calls of the assistant's message, in order; ``content`` is then the text around the

@@ -14,8 +14,8 @@ from tests import ROOT
 PACKAGE = ROOT / "agent_r1"
 ROOMS = (
     "errors", "types", "tree", "utils", "config", "tools", "search", "render", "model",
-    "algorithms", "envs", "learner", "rollout", "tasks", "run", "training", "analysis", "api",
-    "bench", "cli",
+    "algorithms", "envs", "learner", "rollout", "tasks", "gateway", "run", "training", "analysis",
+    "api", "bench", "cli",
 )  # fmt: skip
 """From the ground up."""
 WITH_TORCH = (

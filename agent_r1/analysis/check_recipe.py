@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent_r1.algorithms import ALGORITHMS
 from agent_r1.algorithms.base import GroupAlgorithm
-from agent_r1.envs.base import Env
+from agent_r1.envs.base import Env, Leader
 from agent_r1.envs.check_env import check_env
 from agent_r1.envs.lifecycle import make_env, schemas_of
 from agent_r1.errors import ConfigError
@@ -21,8 +23,9 @@ from agent_r1.rollout.gold_episode import play_gold
 from agent_r1.run.recipe import Recipe
 from agent_r1.tasks import ENVS
 from agent_r1.training.advice import must_fit
-from agent_r1.training.build import make_rollout, tasks_of
+from agent_r1.training.build import make_rollout, set_up_process, tasks_of
 from agent_r1.training.preflight import memory_of, warnings_of
+from agent_r1.tree import build_tree
 from agent_r1.types import Kind, StopReason, Task, Trajectory
 from agent_r1.utils.scope import held_up, run_async, scope
 from agent_r1.utils.text import describe, place_of
@@ -36,7 +39,9 @@ class DryRun:
     """Findings of ``agent-r1 check``.
 
     Attributes:
-        segments: ``(kind, text, number of tokens)`` of one scripted episode, in order.
+        player: Who played the episode.
+        calls: How the calls of an agent that asks for its turns were taken up.
+        segments: ``(kind, text, number of tokens)`` of one episode, in order.
         rewards: Process rewards of the script's steps.
         outcome: Outcome of the script: reward, success and the metrics.
         num_tokens: Longest context of the policy, its own last turn included.
@@ -46,6 +51,8 @@ class DryRun:
     """
 
     task: str
+    player: str = "scripted with the gold actions"
+    calls: list[str] = field(default_factory=list)
     segments: list[tuple[str, str, int]] = field(default_factory=list)
     rewards: list[dict[str, float]] = field(default_factory=list)
     outcome: dict[str, float] = field(default_factory=dict)
@@ -58,7 +65,8 @@ class DryRun:
         return {**self.__dict__}
 
     def as_text(self) -> str:
-        lines = [f"one episode of task {self.task}, scripted with the gold actions:"]
+        lines = [f"one episode of task {self.task}, {self.player}:"]
+        lines += self.calls
         for kind, text, count in self.segments:
             lines.append(f"--- {kind}, {count} tokens")
             lines.append(text)
@@ -85,10 +93,57 @@ def dry_run(
     env_class = ENVS.resolve(recipe.env.name)
     notes = check_env(env_class, recipe.env, seconds=recipe.limits.seconds, tell=tell)
     start_folder(recipe.model.lora)
-    tokenizer = load_tokenizer(recipe.model)
-    renderer = RENDERERS.make(recipe.renderer, tokenizer)
     task = tasks_of(recipe, "train")[0]
     report = DryRun(task.id, notes=notes)
+    if issubclass(env_class, Leader):
+        _have_agent_play(report, recipe, task)
+    else:
+        _play_gold(report, recipe, env_class, task)
+    _warn(report, recipe)
+    report.notes += _tried(recipe)
+    report.notes += _engine_proven(recipe)
+    report.warnings += [*warnings_of(recipe), *held_up()]
+    plan = memory_of(recipe)
+    episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)
+    report.memory = plan.figures(episodes=episodes, tokens=recipe.limits.tokens)
+    return report
+
+
+def _have_agent_play(report: DryRun, recipe: Recipe, task: Task) -> None:
+    """Has an agent that asks for its turns do one task with the model as it is."""
+    report.player = "played by the agent with the model as it is"
+    set_up_process(recipe)
+    policy = load_policy(recipe.model)
+    rollout = make_rollout(recipe, policy, concurrency=1)
+    made: list[Any] = []
+
+    def make() -> Env:
+        made.append(rollout.make_env())
+        return made[-1]  # type: ignore[no-any-return]
+
+    once = dataclasses.replace(rollout, make_env=make)
+    (group,) = run_async(
+        once.run([task], attempts=1, temperature=recipe.train.temperature, seed=recipe.seed)
+    )
+    (trajectory,) = group.trajectories
+    if trajectory.outcome is None:
+        raise ConfigError(f"the agent fails: {trajectory.fault}")
+    report.calls = list(made[-1].taken_up())
+    _write(report, recipe, task, trajectory, policy.tokenizer)
+    authors = Counter[Kind]()
+    for node in build_tree(group).nodes:
+        authors[node.kind] += len(node.token_ids)
+    report.notes.append(
+        f"who wrote the tokens: {authors[Kind.ACTION]} are the agent's, as sampled, each trained "
+        f"on once; {authors[Kind.OBSERVATION]} are the client's; {authors[Kind.CONTEXT]} are in "
+        "branches, and trained on nowhere"
+    )
+
+
+def _play_gold(report: DryRun, recipe: Recipe, env_class: type[Any], task: Task) -> None:
+    """Plays one task with its gold actions."""
+    tokenizer = load_tokenizer(recipe.model)
+    renderer = RENDERERS.make(recipe.renderer, tokenizer)
     made: list[Env] = []
 
     def make() -> Env:
@@ -108,14 +163,6 @@ def dry_run(
         report.warnings.append(
             "the gold actions use no tool: `agent-r1 sft` would teach the agent to use none"
         )
-    _warn(report, recipe)
-    report.notes += _tried(recipe)
-    report.notes += _engine_proven(recipe)
-    report.warnings += [*warnings_of(recipe), *held_up()]
-    plan = memory_of(recipe)
-    episodes = min(recipe.train.concurrency, recipe.train.tasks * recipe.train.attempts)
-    report.memory = plan.figures(episodes=episodes, tokens=recipe.limits.tokens)
-    return report
 
 
 def _engine_proven(recipe: Recipe) -> list[str]:

@@ -86,9 +86,8 @@ class Registry(Generic[T]):
             raise ConfigError(f"[{self.kind}] needs a name{nearest('', [*self.table])}")
         data = {**data, "name": name}
         settings = self.settings(name)
-        if ":" in name and name.partition(":")[0].endswith(".py"):  # found again from any directory
-            path, _, attribute = name.rpartition(":")
-            data = {**data, "name": f"{_find(path)}:{attribute}"}
+        if ":" in name:
+            data = {**data, "name": found_from_here(name)}
         return settings.model_validate(data)
 
 
@@ -113,6 +112,16 @@ def load_object(reference: str, *, what: str) -> Any:
             f"{what} {reference!r}: no {attribute!r} there{nearest(attribute, public)}"
         )
     return getattr(module, attribute)
+
+
+def found_from_here(reference: str) -> str:
+    """``file.py:name``, or a file's name, with the file's whole path: it is found again from
+    anywhere. ``module:name`` stays as it is.
+    """
+    path, colon, attribute = reference.rpartition(":")
+    if colon and path.endswith(".py"):
+        return f"{_find(path)}:{attribute}"
+    return reference if colon else str(_find(reference))
 
 
 def _find(path: str) -> Path:

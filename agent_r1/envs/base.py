@@ -8,14 +8,17 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import BeforeValidator, SerializeAsAny
 
 from agent_r1.config.registry import Registry
 from agent_r1.config.section import NamedSection
-from agent_r1.types import CallResult, Message, Outcome, Task
+from agent_r1.types import CallResult, Message, Outcome, StopReason, Task
 from agent_r1.utils.waiting import OwnThread
+
+if TYPE_CHECKING:
+    from agent_r1.rollout.conversation import Conversation
 
 
 @dataclass(slots=True, frozen=True)
@@ -74,6 +77,23 @@ class Env(Protocol):
 
     async def close(self) -> None:
         """Frees what the episode held."""
+        ...
+
+
+@runtime_checkable
+class Leader(Protocol):
+    """An environment that leads its conversation itself, since its agent asks for the turns; it has
+    no ``reset`` and no ``step``.
+    """
+
+    async def lead_conversation(
+        self, task: Task, seed: int, conversation: Conversation
+    ) -> StopReason:
+        """Plays to the end; returns why the episode stopped. Raises ``FaultError``."""
+        ...
+
+    def taken_up(self) -> Sequence[str]:
+        """How each of the agent's calls was taken up, a line each, for ``agent-r1 check``."""
         ...
 
 

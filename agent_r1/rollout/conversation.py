@@ -125,6 +125,74 @@ class Conversation:
         if self._fits(len(path)):
             self.path, self._context_ids = path, tuple(path)
 
+    def context(
+        self,
+        after: int | None,
+        messages: Sequence[Message],
+        schemas: Sequence[dict[str, Any]],
+        own: Sequence[tuple[Message, tuple[int, ...]]],
+    ) -> tuple[list[int], list[int]]:
+        """The tokens before a turn that answers a client's messages.
+
+        Args:
+            after: The agent's turn that they come after; ``None`` for a conversation from its
+                beginning.
+            messages: Those after that turn; the last is to the agent. Turns of the agent that are
+                among them keep their tokens if ``own`` has them.
+            schemas: Of the tools, for a beginning.
+            own: The agent's turns as the client knows them, with their tokens.
+
+        Returns:
+            Those that were known, up to the end of that turn, and the new ones.
+
+        Raises:
+            ValueError, TypeError: As ``open``.
+        """
+        self._must_not_be_too_large(messages, "the messages {}")
+        known = [] if after is None else self._path_after(after)
+        action = None if after is None else self.trajectory.steps[after].action
+        return known, render_messages(messages, schemas, self.renderer, own, after=action)
+
+    def resume(
+        self,
+        after: int | None,
+        messages: Sequence[Message],
+        schemas: Sequence[dict[str, Any]],
+        own: Sequence[tuple[Message, tuple[int, ...]]],
+    ) -> int:
+        """What a client says next, as in ``context``, whose known tokens are counted. What does not
+        follow the last turn is a branch, whose turn names all tokens before it.
+        """
+        messages = tuple(map(tidy, messages))
+        known, new = self.context(after, messages, schemas, own)
+        self.path = known + new
+        if not self._fits(len(self.path)):
+            return len(known)
+        num_steps = len(self.trajectory.steps)
+        is_next = not num_steps if after is None else after == num_steps - 1
+        self._context_ids = None if is_next else tuple(self.path)
+        if is_next and after is None:
+            self.trajectory.prompt, self.trajectory.prompt_ids = messages, tuple(new)
+        elif is_next:
+            self.note(observation=messages, observation_ids=tuple(new))
+        return len(known)
+
+    @property
+    def is_at_branch(self) -> bool:
+        """Whether the next turn does not follow the last one."""
+        return self._context_ids is not None
+
+    def _path_after(self, number: int) -> list[int]:
+        """All tokens up to the end of a turn."""
+        steps = self.trajectory.steps
+        start = next((n for n in range(number, 0, -1) if steps[n].context_ids is not None), 0)
+        path = list(steps[start].context_ids or self.trajectory.prompt_ids)
+        for n in range(start, number + 1):
+            path += steps[n].action.token_ids
+            if n < number:
+                path += steps[n].observation_ids
+        return path
+
     def own_turns(self) -> list[tuple[Message, tuple[int, ...]]]:
         """What the agent said, with its tokens as sampled."""
         return [(step.message, step.action.token_ids) for step in self.trajectory.steps]
@@ -156,8 +224,15 @@ class Conversation:
         """Seconds left to the episode; below 0 when they are over."""
         return self._deadline - self._clock()
 
-    async def generate(self, *, state_key: str | None = None) -> Step:
-        """The agent's next turn, as it is recorded.
+    async def generate(
+        self,
+        *,
+        state_key: str | None = None,
+        max_tokens: int | None = None,
+        stop_strings: tuple[str, ...] = (),
+    ) -> Step:
+        """The agent's next turn, as it is recorded; ``max_tokens`` and ``stop_strings`` come to
+        those of the limits.
 
         Raises:
             EndedError: No turn, or one that ends the episode: a limit is reached.
@@ -169,7 +244,11 @@ class Conversation:
         room = min(limits.tokens_per_turn, limits.tokens - len(self.path))
         if self._is_full or room <= 0:
             raise EndedError(StopReason.MAX_TOKENS)
-        sampling = dataclasses.replace(self._sampling, max_tokens=room)
+        sampling = dataclasses.replace(
+            self._sampling,
+            max_tokens=min(room, max_tokens or room),
+            stop_strings=(*self._sampling.stop_strings, *stop_strings),
+        )
         start = time.perf_counter()
         try:
             action = await self._action(sampling, derive_seed(self._seed, number))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent_r1.envs.base import Env, Transition
+from agent_r1.envs.base import Env, Leader, Transition
 from agent_r1.envs.lifecycle import (
     close_env,
     must_be_plain,
@@ -61,7 +61,10 @@ async def run_episode(
             seed=sampling_seed,
             clock=functools.partial(_seconds_of, paused),
         )
-        trajectory.stop = await _Play(env, conversation).run(task, env_seed)
+        if isinstance(env, Leader):
+            trajectory.stop = await env.lead_conversation(task, env_seed, conversation)
+        else:
+            trajectory.stop = await _Play(env, conversation).run(task, env_seed)
         session.close()  # others need not wait for the scorer
         trajectory.outcome = await _outcome(env, limits.seconds)
     except FaultError as error:

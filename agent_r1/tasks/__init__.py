@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 ENVS: Registry[Env] = Registry(
     "env",
     {
+        "agent": "agent_r1.gateway.agent:AgentEnv",
         "database": "agent_r1.tasks.database.env:DatabaseEnv",
         "gymnasium": "agent_r1.tasks.adapters.gymnasium:GymEnv",
         "hopworld": "agent_r1.tasks.hopworld.env:HopWorld",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from agent_r1.algorithms import ALGORITHMS
+from agent_r1.envs.base import Leader
 from agent_r1.envs.lifecycle import close_env, make_env, schemas_of
 from agent_r1.errors import ConfigError, ExpiredError
 from agent_r1.learner.memory_plan import MemoryPlan, plan_memory
@@ -80,6 +81,9 @@ async def try_env(recipe: Recipe, renderer: Renderer) -> bool:
     seconds = recipe.limits.seconds
     try:
         env = make_env(ENVS.resolve(recipe.env.name), recipe.env)
+        if isinstance(env, Leader):  # its agent asks for turns, and a model is not here yet
+            await within(seconds, lambda: close_env(env))
+            return True
         prompt = await within(seconds, lambda: env.reset(task, recipe.seed))
         schemas = schemas_of(env)
         must_fit(renderer.prompt(prompt, schemas), task, recipe.limits.tokens)

@@ -29,11 +29,11 @@ from agent_r1.analysis.explain import explain
 from agent_r1.analysis.viewer.episode import episode_data, group_data, stored_group, tokenizer_of
 from agent_r1.analysis.viewer.library import Library, View
 from agent_r1.errors import ConfigError
+from agent_r1.utils.local_server import headers_of, is_foreign
 from agent_r1.utils.log import LOG
 from agent_r1.utils.text import describe
 
 STATIC = Path(__file__).parent / "static"
-HOSTS = ("127.0.0.1", "localhost", "[::1]")
 PAGE = 100
 MAX_PAGE = 1000
 HEADERS = {
@@ -58,16 +58,10 @@ class OnlyThisPage:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in scope["headers"]}
-        host = headers.get("host", "")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if scope["path"] == "/" and headers.get("sec-fetch-dest") == "document":
-            site = "none"  # somebody follows a link to the page, which holds nothing yet
-        if name not in HOSTS or site not in ("none", "same-origin"):
+        headers = headers_of(scope)
+        is_link = scope["path"] == "/" and headers.get("sec-fetch-dest") == "document"
+        if is_foreign(headers, follows_link=is_link):  # the page itself holds nothing yet
             refused = "this window answers its own page alone, at 127.0.0.1"
-        elif origin is not None and origin.partition("://")[2] != host:
-            refused = "this window answers its own page alone"
         elif scope["method"] not in ("GET", "HEAD"):
             refused = "this window only reads"
         else:

@@ -1,0 +1,1 @@
+"""The gateway: agents that call a language model over HTTP, trained without being rewritten."""
