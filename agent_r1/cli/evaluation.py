@@ -1,4 +1,4 @@
-"""``agent-r1 eval``, ``export`` and ``bench``."""
+"""``agent-r1 eval``, ``export``, ``serve`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -103,3 +103,32 @@ def run_bench(arguments: argparse.Namespace, rest: list[str]) -> int:
     if outcome.failures:
         print("agent-r1: the same command tries again what failed", file=sys.stderr)
     return 1 if outcome.failures else 0
+
+
+def run_serve_agent(arguments: argparse.Namespace, rest: list[str]) -> int:
+    import contextlib
+    import secrets
+
+    with undisturbed():
+        from agent_r1.api import load as load_agent
+    from agent_r1.gateway.serving import serve
+    from agent_r1.utils.scope import run_async
+
+    agent = load_agent(arguments.run, arguments.checkpoint, trust=arguments.trust)
+    key = arguments.key or secrets.token_urlsafe(18)
+
+    def tell(url: str) -> None:
+        print(f"OPENAI_BASE_URL={url}\nOPENAI_API_KEY={key}", flush=True)
+        print(f"ANTHROPIC_BASE_URL={url.removesuffix('/v1')}\nANTHROPIC_API_KEY={key}", flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        run_async(
+            serve(
+                agent.rollout,
+                temperature=arguments.temperature,
+                port=arguments.port,
+                key=key,
+                tell=tell,
+            )
+        )
+    return 0

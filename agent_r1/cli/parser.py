@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agent_r1.cli.beginning import run_completion, run_keys, run_new
 from agent_r1.cli.engines import run_install, run_serve
-from agent_r1.cli.evaluation import run_bench, run_eval, run_export
+from agent_r1.cli.evaluation import run_bench, run_eval, run_export, run_serve_agent
 from agent_r1.cli.inspection import run_check, run_explain, run_index
 from agent_r1.cli.training import run_train
 from agent_r1.cli.viewing import run_diagnose, run_episodes, run_view
@@ -42,7 +42,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     check.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     check.set_defaults(run_command=run_check, takes_overrides=True)
     readers = [*_add_comparisons(commands), *_add_viewing(commands)]
-    for command in (*makers, commands.choices["explain"]):
+    for command in (*makers, commands.choices["explain"], commands.choices["serve"]):
         command.add_argument(
             "--trust",
             action="store_true",
@@ -88,6 +88,24 @@ def _add_evaluation(commands: _Commands) -> list[argparse.ArgumentParser]:
         "--checkpoint", default="best", help="best, last or an iteration (default: best)"
     )
     export.set_defaults(run_command=run_export)
+
+    serve = commands.add_parser(
+        "serve",
+        help="a run's agent behind the interfaces of OpenAI and Anthropic, for an app",
+        allow_abbrev=False,
+    )
+    serve.add_argument("run", metavar="RUN", help="a run folder")
+    serve.add_argument(
+        "--checkpoint", default="best", help="best, last or an iteration (default: best)"
+    )
+    serve.add_argument(
+        "--port", type=int, default=8100, help="on this machine; default: 8100; 0: any"
+    )
+    serve.add_argument("--key", help="what clients must send (default: a new one, printed)")
+    serve.add_argument(
+        "--temperature", type=_temperature, default=0.0, help="0 is greedy (default)"
+    )
+    serve.set_defaults(run_command=run_serve_agent, json=False)
     return [evaluate, export]
 
 

@@ -11,7 +11,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from agent_r1.errors import ConfigError
 from agent_r1.gateway.call import MAX_DEPTH, Call, Dialect, RefusedCallError, depth_of, event
 from agent_r1.gateway.dialects.chat import Chat
 from agent_r1.gateway.dialects.messages import Messages
@@ -42,6 +43,18 @@ MODEL = "policy"
 """The one model; requests may call it anything."""
 
 
+class Listener(Protocol):
+    """Who answers the calls of one key; see ``ClientSession``."""
+
+    def ask(self, call: Call, *, dialect: str, name: str, is_repeated: bool) -> Asked: ...
+
+    def count(self, call: Call) -> int: ...
+
+    def reward(self, value: Any, name: str | None, success: Any, metrics: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Gateway:
     """A server that lives as long as the run that uses it.
 
@@ -49,9 +62,13 @@ class Gateway:
         url: Base address for clients, e.g. ``http://127.0.0.1:40123/v1``.
     """
 
-    def __init__(self) -> None:
-        self._sessions: dict[str, ClientSession] = {}
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    def __init__(self, port: int = 0) -> None:
+        """``port`` 0 takes any that is free."""
+        self._sessions: dict[str, Listener] = {}
+        try:
+            self._socket = socket.create_server(("127.0.0.1", port), backlog=2048)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"port {port}: {error}; 0 takes any that is free") from error
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
         routes = [Route(path, self._speak, methods=["POST"]) for path in DIALECTS]
         routes += [
@@ -85,12 +102,16 @@ class Gateway:
         """A key, and the side of a conversation that its owner leads until the end of this."""
         key = f"r1-{secrets.token_urlsafe(24)}"
         session = ClientSession(conversation)
-        self._sessions[_hidden(key)] = session
+        self.open(key, session)
         try:
             yield key, session
         finally:
             session.close()
             del self._sessions[_hidden(key)]
+
+    def open(self, key: str, listener: Listener) -> None:
+        """Whoever has the key is heard by the listener."""
+        self._sessions[_hidden(key)] = listener
 
     # Routes ------------------------------------------------------------------------------------
 
@@ -142,7 +163,7 @@ class Gateway:
         model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "agent-r1"}
         return JSONResponse({"object": "list", "data": [model]})
 
-    def _session_of(self, request: Request) -> ClientSession:
+    def _session_of(self, request: Request) -> Listener:
         given = request.headers.get("authorization", "")
         key = given[7:] if given[:7].lower() == "bearer " else request.headers.get("x-api-key", "")
         session = self._sessions.get(_hidden(key.strip()))

@@ -117,6 +117,22 @@ class ClientSession:
     def _answered_one(self, turns: asyncio.Future[list[Turn]]) -> None:
         self._num_waiting -= 1
 
+    def has_asked(self, name: str) -> bool:
+        """Whether a request of that name was taken up."""
+        return name in self._asked
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether turns are being sampled."""
+        return self._num_waiting > 0
+
+    def num_known(self, call: Call) -> int:
+        """How many messages of a call are a known beginning."""
+        try:
+            return self._longest_known(call.tools, self._whole(call))[0]
+        except RefusedCallError:  # it names a response of another conversation
+            return 0
+
     def count(self, call: Call) -> int:
         """Tokens of context that a call would have."""
         messages = self._whole(call)
