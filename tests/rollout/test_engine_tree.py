@@ -188,6 +188,14 @@ def test_a_slow_tool_holds_up_its_own_episode_only(patience, late):
     assert bool(engine.report()["late"]) == late
 
 
+def test_who_was_late_once_is_not_waited_for_again():
+    engine = engine_of(make_family("llama"), patience=0.2)
+    slow, quick = {"prompt": ids(1, 20), "pause": 0.5, "turns": 4}, {"prompt": ids(2, 20)}
+    run(engine, slow, {**quick, "turns": 12, "pause": 0.1})
+    report = engine.report()
+    assert report["late"] == 1 and report["wait_seconds"] < 1.5  # of the quick one's pauses, most
+
+
 def test_a_history_rewritten_while_the_others_went_on():
     """The sequence was taken out of its block meanwhile, and is cut back then."""
     policy = make_family("llama")

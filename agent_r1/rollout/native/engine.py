@@ -65,8 +65,9 @@ class NativeEngine:
         """The keys of ``[engine]``.
 
         Attributes:
-            patience: Seconds that a pass waits for episodes whose tools are running. A run repeats
-                bit for bit as long as no tool takes longer; 0 never waits.
+            patience: Seconds that a pass waits for episodes whose tools are running; one that took
+                longer once is not waited for again. A run repeats bit for bit as long as no tool
+                takes longer; 0 never waits.
             cache_gib: Memory for keys and values; by default half of what is free.
             cache: Where keys and values lie: ``blocks`` of sequences of similar length, or, for a
                 GPU, ``slots``, with passes that are captured and replayed.
@@ -167,8 +168,8 @@ class NativeEngine:
     def advice(self, figures: Mapping[str, float], seconds: float) -> Iterator[str]:
         if late := figures["late"]:
             yield (
-                f"tools took longer than engine.patience {late:g} times; another run will not "
-                "repeat this one bit for bit"
+                f"in {late:g} episodes tools took longer than engine.patience; another run will "
+                "not repeat this one bit for bit"
             )
         if (waited := figures["wait_seconds"]) > max(5.0, 0.3 * seconds):
             yield (
@@ -189,7 +190,6 @@ class NativeEngine:
 
     def ask(self, session: NativeSession, request: Request) -> None:
         self.requests[session] = request
-        self._late.discard(session)
         if self._task is None:
             self._changed, self._at_work = asyncio.Event(), asyncio.Lock()
             self._task = asyncio.get_running_loop().create_task(self._serve())
