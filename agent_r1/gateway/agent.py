@@ -105,12 +105,12 @@ class AgentEnv:
         gateway = shared("gateway", Gateway)
         await gateway.start()
         self._task = task
-        with gateway.session(conversation) as (key, self._session):
+        async with gateway.session(conversation) as (key, self._session):
             work = functools.partial(self._play, task, gateway.url, key)
             try:
                 self._answer = await guarded(work, conversation.remaining(), "agent")
             except OutOfTimeError:
-                return StopReason.MAX_TIME
+                self._session.stopped = StopReason.MAX_TIME
             except FaultError:
                 if self._session.error is None and self._session.stopped is None:
                     raise

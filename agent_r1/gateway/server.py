@@ -29,6 +29,7 @@ from agent_r1.gateway.dialects.responses import Responses
 from agent_r1.gateway.session import Asked, ClientSession
 from agent_r1.rollout.conversation import Conversation
 from agent_r1.utils.local_server import headers_of, is_foreign
+from agent_r1.utils.text import describe
 
 MAX_BYTES = 16 * 2**20
 """Largest request."""
@@ -52,7 +53,7 @@ class Listener(Protocol):
 
     def reward(self, value: Any, name: str | None, success: Any, metrics: Any) -> None: ...
 
-    def close(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Gateway:
@@ -91,14 +92,14 @@ class Gateway:
     async def close(self) -> None:
         """Ends the server and whatever it is asked for."""
         for session in self._sessions.values():
-            session.close()
+            await session.close()
         self._server.should_exit = self._server.force_exit = True
         if self._serving is not None:
             await asyncio.gather(self._serving, return_exceptions=True)
         self._socket.close()
 
-    @contextlib.contextmanager
-    def session(self, conversation: Conversation) -> Iterator[tuple[str, ClientSession]]:
+    @contextlib.asynccontextmanager
+    async def session(self, conversation: Conversation) -> AsyncIterator[tuple[str, ClientSession]]:
         """A key, and the side of a conversation that its owner leads until the end of this."""
         key = f"r1-{secrets.token_urlsafe(24)}"
         session = ClientSession(conversation)
@@ -106,8 +107,8 @@ class Gateway:
         try:
             yield key, session
         finally:
-            session.close()
             del self._sessions[_hidden(key)]
+            await session.close()
 
     def open(self, key: str, listener: Listener) -> None:
         """Whoever has the key is heard by the listener."""
@@ -121,7 +122,7 @@ class Gateway:
             session = self._session_of(request)
             raw = await _body_of(request)
             body = _object_of(raw)
-            call = speaks.read(body)
+            call = _read(speaks, body)
             key = request.headers.get("idempotency-key")
             asked = session.ask(
                 call,
@@ -138,7 +139,7 @@ class Gateway:
         try:
             session = self._session_of(request)
             body = _object_of(await _body_of(request))
-            return JSONResponse({"input_tokens": session.count(dialect.read(body))})
+            return JSONResponse({"input_tokens": session.count(_read(dialect, body))})
         except RefusedCallError as error:
             return _refused(error, dialect)
 
@@ -292,6 +293,14 @@ def _object_of(raw: bytes) -> dict[str, Any]:
     if depth_of(body) > MAX_DEPTH:
         raise RefusedCallError(f"the request is nested deeper than {MAX_DEPTH}")
     return body
+
+
+def _read(dialect: Dialect, body: dict[str, Any]) -> Call:
+    try:
+        return dialect.read(body)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"a value of the request has another type than it must have: {describe(error)}"
+        raise RefusedCallError(why) from error
 
 
 def _count_of_retries(request: Request) -> int:

@@ -63,9 +63,9 @@ class ServedAgent:
     def reward(self, value: Any, name: str | None, success: Any, metrics: Any) -> None:
         raise RefusedCallError("nothing is trained here: there are no rewards", status=404)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for session in self._sessions:
-            session.close()
+            await session.close()
 
     def _nearest(self, call: Call) -> ClientSession:
         """The conversation that knows the longest beginning of a call; a new one if none does."""
@@ -119,5 +119,4 @@ async def serve(
         await asyncio.Event().wait()
     finally:
         await gateway.close()
-        agent.close()
         await rollout.engine.close()

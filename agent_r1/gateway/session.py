@@ -81,11 +81,15 @@ class ClientSession:
         self._is_closed = False
         self._answered = time.perf_counter()
 
-    def close(self) -> None:
-        """Ends what is being sampled; from now on calls are refused."""
+    async def close(self) -> None:
+        """Ends what is being sampled; from now on calls are refused. When it returns, nobody uses
+        the engine's session any more.
+        """
         self._is_closed = True
-        for asked in self._asked.values():
-            asked.turns.cancel()
+        at_work = [asked.turns for asked in self._asked.values() if not asked.turns.done()]
+        for turns in at_work:
+            turns.cancel()
+        await asyncio.gather(*at_work, return_exceptions=True)
 
     # Turns -------------------------------------------------------------------------------------
 

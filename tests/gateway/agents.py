@@ -2,6 +2,7 @@
 episodes can be compared with those of the environment.
 """
 
+import asyncio
 import json
 from typing import Any
 
@@ -114,6 +115,12 @@ async def endless(task, client):
         reply = await client.chat.completions.create(model="policy", messages=messages)
         said = reply.choices[0].message.content or ""
         messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "More."}]
+
+
+async def thinks(task, client):
+    user = {"role": "user", "content": task.question}
+    await client.chat.completions.create(model="policy", messages=[user])
+    await asyncio.sleep(30)
 
 
 def answered(task, base_url, api_key):

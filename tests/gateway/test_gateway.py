@@ -94,6 +94,15 @@ def test_an_agent_that_fails_is_a_fault(base_policy, renderer):
     assert "the database is gone" in trajectory.fault
 
 
+def test_an_agent_that_thinks_too_long_gets_nothing(base_policy, renderer):
+    limits = LIMITS.model_copy(update={"seconds": 0.5})
+    make = agent(run="thinks")
+    (group,) = played(base_policy, renderer, make, num_tasks=1, attempts=1, limits=limits)
+    (trajectory,) = group.trajectories
+    assert trajectory.stop is StopReason.MAX_TIME and len(trajectory.steps) == 1
+    assert trajectory.outcome.reward == 0.0 and trajectory.fault is None
+
+
 def test_an_agent_that_meets_a_limit_is_none(base_policy, renderer):
     limits = Limits(turns=3, tokens_per_turn=16, tokens=768)
     make = agent(run="endless")

@@ -64,8 +64,10 @@ class Setting:
             seed=1,
             clock=time.perf_counter,
         )
-        self._stack = contextlib.ExitStack()
-        self.key, self.session = self._stack.enter_context(self.gateway.session(conversation))
+        self._stack = contextlib.AsyncExitStack()
+        self.key, self.session = await self._stack.enter_async_context(
+            self.gateway.session(conversation)
+        )
         self.http = httpx.AsyncClient(
             base_url=self.gateway.url,
             headers={"authorization": f"Bearer {self.key}"},
@@ -76,7 +78,7 @@ class Setting:
 
     async def __aexit__(self, *_):
         await self.http.aclose()
-        self._stack.close()
+        await self._stack.aclose()
         await self.gateway.close()
 
     async def ask(self, messages, path="/chat/completions", headers=None, **more):
@@ -297,6 +299,9 @@ def test_what_cannot_be_served_is_refused_with_the_reason():
             ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
             ({"messages": [USER], "tools": [{"type": "web_search"}]}, "a function"),
             ({"messages": [USER], "stop": [3]}, "stop"),
+            ({"messages": [{"role": "assistant", "tool_calls": ["f"]}, USER]}, "another type"),
+            ({"messages": [None]}, "no message"),
+            ({"messages": [USER], "tools": 3}, "another type"),
         ]:
             reply = await setting.http.post("/chat/completions", json=body)
             assert reply.status_code == 400 and message in reply.json()["error"]["message"]
@@ -359,7 +364,7 @@ def test_a_key_is_of_one_episode_and_ends_with_it():
         by_name = {"authorization": "", "x-api-key": setting.key}
         assert (await setting.http.get("/models", headers=by_name)).status_code == 200
         async with Setting(Script("b")) as other:
-            with setting.gateway.session(other.session.conversation) as (key, _):
+            async with setting.gateway.session(other.session.conversation) as (key, _):
                 assert key != setting.key
                 reply = await setting.ask([USER], headers={"authorization": f"Bearer {key}"})
                 assert reply.json()["choices"][0]["message"]["content"] == "b"

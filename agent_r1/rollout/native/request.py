@@ -91,7 +91,7 @@ class Counters:
         prefilled: Tokens run in bulk, not one by one in sampling.
         sampled: Tokens sampled.
         dropped: Tokens computed again because memory had run short.
-        late: How often a pass went on without an episode whose tools took longer than the patience.
+        late: Episodes whose tools took longer than the patience; passes wait for them no more.
         model_seconds: Time in passes of the model; ``wait_seconds``: waiting for tools.
     """
 
