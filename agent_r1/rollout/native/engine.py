@@ -66,8 +66,8 @@ class NativeEngine:
 
         Attributes:
             patience: Seconds that a pass waits for episodes whose tools are running; one that took
-                longer once is not waited for again. A run repeats bit for bit as long as no tool
-                takes longer; 0 never waits.
+                longer once is not waited for again, and none while most of them are such. A run
+                repeats bit for bit as long as no tool takes longer; 0 never waits.
             cache_gib: Memory for keys and values; by default half of what is free.
             cache: Where keys and values lie: ``blocks`` of sequences of similar length, or, for a
                 GPU, ``slots``, with passes that are captured and replayed.
@@ -243,13 +243,17 @@ class NativeEngine:
             self._task = self._at_work = None
 
     async def _join(self) -> None:
-        """Waits, at most ``patience``, for sessions that are neither sampling nor asking."""
+        """Waits, at most ``patience``, for sessions that are neither sampling nor asking; not where
+        most are known to take longer.
+        """
         assert self._changed is not None
         while self._is_paused:
             self._changed.clear()
             await self._changed.wait()
         start = time.perf_counter()
         while not self._is_paused and (absent := self.open - self.requests.keys() - self._late):
+            if 2 * len(self._late) > len(self.open):
+                break
             self._changed.clear()
             left = self._settings.patience - (time.perf_counter() - start)
             try:
