@@ -67,6 +67,7 @@ class Turn:
         said: What the client gets to see.
         step: As recorded.
         num_context: Tokens before it, of which ``num_known`` had been computed for a turn before.
+        stop: The client's text that ended it, if one did; it was sampled, and is not in ``said``.
     """
 
     number: int
@@ -74,6 +75,7 @@ class Turn:
     step: Step
     num_context: int
     num_known: int
+    stop: str | None = None
 
     @property
     def calls(self) -> list[ToolCall]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -178,7 +179,8 @@ class ClientSession:
             raise RefusedCallError(describe(error), status=503, code="engine_failed") from error
         self.stopped, self._answered = None, time.perf_counter()
         self._keep_up()
-        said = self._said[-1]
+        said, stop = _cut_at(call.stop, self._said[-1])
+        self._said[-1] = said
         self._known[_next(digest, said)] = number
         self._conversations[number] = (*messages, said)
         self.records.append(
@@ -193,7 +195,7 @@ class ClientSession:
                 num_known,
             )
         )
-        return Turn(number, said, step, num_context, num_known)
+        return Turn(number, said, step, num_context, num_known, stop)
 
     @property
     def _steps(self) -> list[Any]:
@@ -316,6 +318,17 @@ def _refusal(stop: StopReason, longest: int) -> RefusedCallError:
             code="context_length_exceeded",
         )
     return RefusedCallError(WHY[stop], status=409, code="episode_over")
+
+
+def _cut_at(stops: Sequence[str], message: Message) -> tuple[Message, str | None]:
+    """A message up to the first of the texts that end it, and which that is: clients do not expect
+    to see it.
+    """
+    places = [(message.content.find(stop), stop) for stop in stops if stop in message.content]
+    if not places:
+        return message, None
+    place, stop = min(places)
+    return dataclasses.replace(message, content=message.content[:place]), stop
 
 
 def _num_equal(one: Sequence[Message], other: Sequence[Message]) -> int:

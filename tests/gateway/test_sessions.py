@@ -218,6 +218,39 @@ def test_limits_of_a_call_are_kept():
     inside(scenario, "abcdef")
 
 
+def test_a_text_that_ends_a_turn_is_sampled_and_not_shown():
+    async def scenario(setting):
+        said = await setting.said([USER], stop=["Observation:", "zzz"])
+        assert said["content"] == "I look. "
+        told = await setting.http.post(
+            "/messages",
+            json={
+                "messages": [USER, {**said}, USER],
+                "stop_sequences": ["Observation:"],
+                "max_tokens": 100,
+            },
+        )
+        assert told.json()["stop_reason"] == "stop_sequence"
+        assert told.json()["stop_sequence"] == "Observation:"
+        assert told.json()["content"] == [{"type": "text", "text": "Again "}]
+        first, second = steps_of(setting)
+        assert second.context_ids is None  # it goes on with the tokens as sampled
+        assert first.action.token_ids == (*map(ord, "I look. Observation:"), END)
+
+    inside(scenario, "I look. Observation:", "Again Observation:")
+
+
+def test_calls_of_the_oldest_clients_are_read():
+    async def scenario(setting):
+        called = {"role": "assistant", "function_call": {"name": "f", "arguments": '{"x": 1}'}}
+        result = {"role": "function", "name": "f", "content": "A"}
+        await setting.said([USER, called, result], functions=[{"name": "f"}])
+        (_, made, told) = setting.trajectory.prompt
+        assert made.tool_calls[0].arguments == {"x": 1} and told.role == "tool"
+
+    inside(scenario, "x")
+
+
 def test_a_call_that_is_asked_again_is_the_same_turn():
     async def scenario(setting):
         first = await setting.said([USER])

@@ -47,9 +47,9 @@ class Chat:
                 f"response_format {answer_format.get('type')!r}: the agent's words are sampled as "
                 "they are, so that they can be trained on; ask for the form in words, or by a tool"
             )
-        tools = [
-            _tool(tool, f"tools[{number}]") for number, tool in enumerate(body.get("tools") or [])
-        ]
+        given = [{"function": function} for function in body.get("functions") or []]
+        given += body.get("tools") or []
+        tools = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(given)]
         return Call(
             in_order(_message(message, f"messages[{n}]") for n, message in enumerate(messages)),
             chosen(tools, body.get("tool_choice")),
@@ -114,7 +114,10 @@ def _message(message: Any, where: str) -> tuple[Message, str]:
         raise RefusedCallError(f"{where}: no message with a role: {message!r:.80}")
     content = text_of(message.get("content"), f"{where}.content")
     calls = []
-    for number, call in enumerate(message.get("tool_calls") or []):
+    given = message.get("tool_calls") or []
+    if (old := message.get("function_call")) is not None:  # before there were several
+        given = [*given, {"function": old}]
+    for number, call in enumerate(given):
         place, function = f"{where}.tool_calls[{number}]", call.get("function") or {}
         calls.append(
             call_of(function.get("name"), function.get("arguments"), call.get("id"), place)

@@ -58,15 +58,15 @@ class Messages:
             content.append(
                 {"type": "tool_use", "id": made.id, "name": made.name, "input": made.arguments}
             )
-        reason = "tool_use" if turn.calls else "max_tokens" if turn.said.cut else "end_turn"
+        reason = "stop_sequence" if turn.stop else "max_tokens" if turn.said.cut else "end_turn"
         return {
             "id": f"msg_{turn.number}",
             "type": "message",
             "role": "assistant",
             "model": body.get("model") or "policy",
             "content": content,
-            "stop_reason": reason,
-            "stop_sequence": None,
+            "stop_reason": "tool_use" if turn.calls else reason,
+            "stop_sequence": turn.stop,
             "usage": {
                 "input_tokens": turn.num_context - turn.num_known,
                 "cache_read_input_tokens": turn.num_known,
