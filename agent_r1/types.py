@@ -192,8 +192,9 @@ class Step:
         events: What went wrong with tools in this step: ``"fault/timeout:search"`` (the
             infrastructure), ``"mistake/unknown_tool"`` (the agent), ``"noise/drop:search"``
             (injected).
-        context_ids: Set when the environment rewrote the history before this step: all tokens that
-            the policy saw before this action, the prompt included.
+        context_ids: Set when this step does not follow the one before, since the history was
+            rewritten or the agent began another conversation: all tokens that the policy saw before
+            this action, the prompt included.
         generate_seconds: Wall time waited for the engine.
         env_seconds: Wall time waited for the environment.
         results: Raw results of the message's calls, in their order, where the environment tells

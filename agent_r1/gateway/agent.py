@@ -17,9 +17,11 @@ import functools
 import inspect
 import json
 import os
+import re
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Annotated, Any, Self
+from typing import IO, Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -28,17 +30,20 @@ from agent_r1.config.section import NamedSection
 from agent_r1.errors import ConfigError
 from agent_r1.gateway.server import MODEL, Gateway
 from agent_r1.gateway.session import ClientSession
-from agent_r1.rollout.conversation import Conversation
-from agent_r1.rollout.faults import FaultError, OutOfTimeError, guarded
+from agent_r1.rollout.conversation import LOOK_SECONDS, Conversation
+from agent_r1.rollout.faults import FaultError, OutOfTimeError, faults
 from agent_r1.tasks.from_files import load_tasks
 from agent_r1.tasks.row_file import BadRows
 from agent_r1.tasks.splits import deal
 from agent_r1.types import CallResult, Outcome, StopReason, Task
 from agent_r1.utils.scope import shared
+from agent_r1.utils.text import clean
 from agent_r1.utils.waiting import in_thread
 
 GIVEN = ("task", "base_url", "api_key", "client")
 """What a function may have as parameters."""
+END_SECONDS = 5.0
+"""Time for an agent to end when its own is over; then it is left behind."""
 MAX_OUTPUT = 64 * 2**10
 """Bytes of a command's output that are kept, the last."""
 Reference = Annotated[str, AfterValidator(found_from_here)]
@@ -106,14 +111,16 @@ class AgentEnv:
         await gateway.start()
         self._task = task
         async with gateway.session(conversation) as (key, self._session):
-            work = functools.partial(self._play, task, gateway.url, key)
             try:
-                self._answer = await guarded(work, conversation.remaining(), "agent")
-            except OutOfTimeError:
+                self._answer = await self._in_time(task, gateway.url, key, conversation)
+            except OutOfTimeError as error:
+                if (why := conversation.session.outage) is not None:
+                    raise FaultError(f"engine: {why}") from error
                 self._session.stopped = StopReason.MAX_TIME
-            except FaultError:
-                if self._session.error is None and self._session.stopped is None:
+            except FaultError as error:
+                if self._session.error is None and not _is_of_limit(error, self._session):
                     raise
+                self._session.stopped = self._session.met
             if self._session.error is not None:
                 raise self._session.error
             return self._session.stopped or StopReason.DONE
@@ -123,14 +130,15 @@ class AgentEnv:
         assert self._session is not None
         given = self._answer
         if self._score:
-            score = functools.partial(self._score, self._task, self._answer)
+            answer = "" if given is None else given
+            score = functools.partial(self._score, self._task, answer)
             given = await (score() if inspect.iscoroutinefunction(self._score) else _apart(score))
         elif self._session.outcome is not None:
             return self._session.outcome
-        elif self._session.stopped is not None and not isinstance(given, int | float | Outcome):
-            return Outcome(0.0, False)
         if isinstance(given, Outcome):
             return given
+        if self._session.stopped is not None and not hasattr(given, "__float__"):
+            return Outcome(0.0, False)
         if not hasattr(given, "__float__"):
             raise TypeError(
                 f"the agent's reward is unknown: {given!r:.80} is no number and no Outcome; return "
@@ -145,6 +153,22 @@ class AgentEnv:
         return [] if self._session is None else self._session.taken_up()
 
     # The agent's ways --------------------------------------------------------------------------
+
+    async def _in_time(self, task: Task, url: str, key: str, conversation: Conversation) -> Any:
+        """What the agent gives; its time may stand still, so it is looked at again when it seems
+        over.
+        """
+        with faults("agent"):
+            playing = asyncio.ensure_future(self._play(task, url, key))
+            try:
+                while not playing.done():
+                    if (left := conversation.remaining()) <= 0:
+                        raise OutOfTimeError
+                    await asyncio.wait({playing}, timeout=max(left, LOOK_SECONDS))
+                return playing.result()
+            finally:
+                playing.cancel()
+                await asyncio.wait({playing}, timeout=END_SECONDS)
 
     async def _play(self, task: Task, url: str, key: str) -> Any:
         if self.settings.command:
@@ -162,39 +186,30 @@ class AgentEnv:
     async def _command(self, task: Task, url: str, key: str) -> str:
         """The program's output; it is killed, with what it started, when we stop waiting."""
         words = {"{question}": task.question, "{id}": task.id}
-        command = list(self.settings.command)
-        for name, value in words.items():
-            command = [word.replace(name, value) for word in command]
+        command = [
+            re.sub(r"\{question\}|\{id\}", lambda found: words[found[0]], word)
+            for word in self.settings.command
+        ]
         base = url.removesuffix("/v1")
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            env={
-                **os.environ,
-                "OPENAI_BASE_URL": url,
-                "OPENAI_API_KEY": key,
-                "OPENAI_MODEL": MODEL,
-                "ANTHROPIC_BASE_URL": base,
-                "ANTHROPIC_API_KEY": key,
-                "ANTHROPIC_MODEL": MODEL,
-                "AGENT_R1_TASK": json.dumps(dataclasses.asdict(task)),
-            },
-        )
-        assert process.stdout is not None
-        kept = b""
-        try:
-            while part := await process.stdout.read(MAX_OUTPUT):
-                kept = (kept + part)[-MAX_OUTPUT:]
-            code = await process.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-            self._keep(kept.decode(errors="replace"))
-        output = kept.decode(errors="replace").strip()
+        environment = {
+            "NO_PROXY": f"127.0.0.1,{os.environ.get('NO_PROXY', '')}",
+            "no_proxy": f"127.0.0.1,{os.environ.get('no_proxy', '')}",
+            "OPENAI_BASE_URL": url,
+            "OPENAI_API_KEY": key,
+            "OPENAI_MODEL": MODEL,
+            "ANTHROPIC_BASE_URL": base,
+            "ANTHROPIC_API_KEY": key,
+            "ANTHROPIC_MODEL": MODEL,
+            "AGENT_R1_TASK": json.dumps(dataclasses.asdict(task)),
+        }
+        # Into a file, for what the program leaves running may hold a pipe open.
+        with tempfile.TemporaryFile() as written:
+            try:
+                code = await _run(command, environment, written)
+            finally:
+                written.seek(max(0, written.seek(0, os.SEEK_END) - MAX_OUTPUT))
+                output = clean(written.read().decode(errors="replace")).strip()
+                self._keep(output)
         if code != 0:
             raise RuntimeError(f"{command[0]} ended with exit code {code}: {output[-500:]}")
         return output
@@ -202,8 +217,43 @@ class AgentEnv:
     def _keep(self, output: str) -> None:
         """Keeps a command's output with the last turn, for people who look at the episode."""
         assert self._session is not None
+        self._answer = output
         if self._session.conversation.trajectory.steps:
             self._session.conversation.note(results=(CallResult("output", output),))
+
+
+async def _run(command: Sequence[str], environment: dict[str, str], output: IO[bytes]) -> int:
+    """The exit code of a program; what it has started ends with it."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=output,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, **environment},
+    )
+    try:
+        return await process.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+def _is_of_limit(fault: FaultError, session: ClientSession) -> bool:
+    """Whether an agent failed since a call of its was refused for a limit: by the status of what it
+    raised, where that tells, else because some call was.
+    """
+    if session.met is None:
+        return False
+    error: BaseException | None = fault
+    while error is not None:
+        status = getattr(error, "status_code", None)
+        status = status or getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return status in (400, 409)
+        error = error.__cause__ or error.__context__
+    return True
 
 
 async def _apart(call: Callable[[], Any]) -> Any:

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agent_r1.types import MalformedCall, Message, Step, ToolCall
+from agent_r1.utils.text import clean
 
 MAX_DEPTH = 64
 """Deepest nesting of a request's JSON."""
 MAX_CHOICES = 64
 """Most answers to one request (``n``)."""
+
+MAX_STOPS, MAX_STOP_CHARS = 16, 256
+"""Texts that end a turn are looked for after each token."""
 
 
 class RefusedCallError(Exception):
@@ -46,7 +50,8 @@ class Call:
         stop: Texts that end the turn.
         n: Number of turns, each another answer to the same messages.
         overridden: What it asked of sampling and does not get, e.g. ``temperature``.
-        previous: The step whose conversation the messages go on with, if they are not all of it.
+        previous: Name of the turn whose conversation the messages go on with, if they are not all
+            of it.
     """
 
     messages: tuple[Message, ...]
@@ -55,7 +60,7 @@ class Call:
     stop: tuple[str, ...] = ()
     n: int = 1
     overridden: tuple[str, ...] = ()
-    previous: int | None = None
+    previous: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class Turn:
     """The agent's answer to a call.
 
     Attributes:
-        number: Of its step in the episode.
+        number: Of its step in the episode; ``name`` is unique among all episodes.
         said: What the client gets to see.
         step: As recorded.
         num_context: Tokens before it, of which ``num_known`` had been computed for a turn before.
@@ -71,6 +76,7 @@ class Turn:
     """
 
     number: int
+    name: str
     said: Message
     step: Step
     num_context: int
@@ -159,6 +165,8 @@ def call_of(name: Any, arguments: Any, call_id: Any, where: str) -> ToolCall:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:
             raise RefusedCallError(f"{where}: arguments that are no JSON: {error}") from error
+        if depth_of(arguments) > MAX_DEPTH:
+            raise RefusedCallError(f"{where}: arguments nested deeper than {MAX_DEPTH}")
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise RefusedCallError(f"{where}: a call needs a name and an object of arguments")
     return ToolCall(name, arguments, call_id if isinstance(call_id, str) else "")
@@ -206,7 +214,9 @@ def stops_of(value: Any, name: str) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value or []
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise RefusedCallError(f"{name}: texts that are not empty, not {value!r:.80}")
-    return tuple(stops)
+    if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARS for stop in stops):
+        raise RefusedCallError(f"{name}: at most {MAX_STOPS} texts of {MAX_STOP_CHARS} characters")
+    return tuple(map(clean, stops))
 
 
 def chosen(tools: Sequence[dict[str, Any]], choice: Any) -> tuple[dict[str, Any], ...]:

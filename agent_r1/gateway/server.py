@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -35,6 +35,8 @@ MAX_BYTES = 16 * 2**20
 """Largest request."""
 PING_SECONDS = 5.0
 """A stream whose turn is being sampled says this often that it lives."""
+KEEP_ALIVE_SECONDS = 600
+"""An agent may think so long between two calls by the same connection."""
 DIALECTS: Mapping[str, tuple[str, Dialect]] = {
     "/v1/chat/completions": ("chat", Chat()),
     "/v1/responses": ("responses", Responses()),
@@ -78,7 +80,13 @@ class Gateway:
         routes.append(Route("/v1/messages/count_tokens", self._count, methods=["POST"]))
         routes.append(Route("/v1/models", self._models))
         app = Starlette(routes=routes, middleware=[Middleware(OnlyThisMachine)])
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
         self._server = _Server(config)
         self._serving: asyncio.Task[None] | None = None
 
@@ -86,12 +94,15 @@ class Gateway:
         """Makes the server answer; does nothing if it does."""
         if self._serving is None:
             self._serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
-        while not self._server.started and not self._serving.done():
+        while not self._server.started:
+            if self._serving.done():
+                await self._serving
+                raise RuntimeError("the gateway's server has ended")
             await asyncio.sleep(0.005)
 
     async def close(self) -> None:
         """Ends the server and whatever it is asked for."""
-        for session in self._sessions.values():
+        for session in [*self._sessions.values()]:
             await session.close()
         self._server.should_exit = self._server.force_exit = True
         if self._serving is not None:
@@ -127,7 +138,7 @@ class Gateway:
             asked = session.ask(
                 call,
                 dialect=dialect,
-                name=key or hashlib.blake2b(raw + request.url.path.encode()).hexdigest(),
+                name=hashlib.blake2b(raw + f"{request.url.path} {key}".encode()).hexdigest(),
                 is_repeated=bool(key) or _count_of_retries(request) > 0,
             )
         except RefusedCallError as error:
@@ -273,7 +284,14 @@ def _hidden(key: str) -> str:
 
 async def _body_of(request: Request) -> bytes:
     parts, size = [], 0
-    async for part in request.stream():
+    stream = request.stream()
+    while True:
+        try:
+            part = await anext(stream)
+        except StopAsyncIteration:
+            break
+        except ClientDisconnect as error:
+            raise RefusedCallError("the client has hung up", status=499) from error
         size += len(part)
         if size > MAX_BYTES:
             raise RefusedCallError(
@@ -305,7 +323,7 @@ def _read(dialect: Dialect, body: dict[str, Any]) -> Call:
 
 def _count_of_retries(request: Request) -> int:
     count = request.headers.get("x-stainless-retry-count", "0")
-    return int(count) if count.isdecimal() else 0
+    return int(count) if count.isdecimal() and len(count) < 9 else 0
 
 
 async def _until_gone(request: Request) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class ClientSession:
     Attributes:
         records: How each call was taken up.
         stopped: The limit that the last call met; ``None`` if it got a turn.
+        met: The limit that some call met last, if any did.
         error: What the engine raised, if it failed.
         outcome: The outcome reward that the client sent, if it did.
     """
@@ -71,13 +73,15 @@ class ClientSession:
         self.conversation = conversation
         self.records: list[Record] = []
         self.stopped: StopReason | None = None
+        self.met: StopReason | None = None
         self.error: Exception | None = None
         self.outcome: Outcome | None = None
         self._said: list[Message] = []
         self._known: dict[str, int] = {}
         self._conversations: dict[int, tuple[Message, ...]] = {}
         self._lock = asyncio.Lock()
-        self._num_waiting = 0
+        self._at_work: set[asyncio.Future[list[Turn]]] = set()
+        self._name = secrets.token_hex(6)
         self._asked: dict[str, Asked] = {}
         self._is_closed = False
         self._answered = time.perf_counter()
@@ -87,7 +91,7 @@ class ClientSession:
         the engine's session any more.
         """
         self._is_closed = True
-        at_work = [asked.turns for asked in self._asked.values() if not asked.turns.done()]
+        at_work = [*self._at_work]
         for turns in at_work:
             turns.cancel()
         await asyncio.gather(*at_work, return_exceptions=True)
@@ -101,12 +105,15 @@ class ClientSession:
             call: What is asked.
             dialect: Of the client.
             name: Equal for equal requests.
-            is_repeated: The client says that it has asked before.
+            is_repeated: The client says that it has asked before; without that, an answer that
+                nobody heard is told again.
         """
         before = self._asked.get(name)
-        if before is not None and not before.has_failed and (is_repeated or not before.is_heard):
-            return before
-        if self._num_waiting >= MAX_WAITING:
+        if before is not None and not before.has_failed:
+            is_unheard = not before.is_heard and not before.num_listening
+            if is_repeated or is_unheard:
+                return before
+        if len(self._at_work) >= MAX_WAITING:
             raise RefusedCallError(
                 f"{MAX_WAITING} calls of this episode wait already",
                 status=429,
@@ -114,13 +121,10 @@ class ClientSession:
                 is_final=False,
             )
         turns = asyncio.ensure_future(self._turns(call, dialect))
-        self._num_waiting += 1
-        turns.add_done_callback(self._answered_one)
+        self._at_work.add(turns)
+        turns.add_done_callback(self._at_work.discard)
         asked = self._asked[name] = Asked(turns)
         return asked
-
-    def _answered_one(self, turns: asyncio.Future[list[Turn]]) -> None:
-        self._num_waiting -= 1
 
     def has_asked(self, name: str) -> bool:
         """Whether a request of that name was taken up."""
@@ -129,7 +133,7 @@ class ClientSession:
     @property
     def is_busy(self) -> bool:
         """Whether turns are being sampled."""
-        return self._num_waiting > 0
+        return bool(self._at_work)
 
     def num_known(self, call: Call) -> int:
         """How many messages of a call are a known beginning."""
@@ -155,14 +159,21 @@ class ClientSession:
 
     async def _turns(self, call: Call, dialect: str) -> list[Turn]:
         async with self._lock:
+            left = self.conversation.limits.turns - len(self._steps)
+            if 0 < left < call.n:
+                raise RefusedCallError(f"n = {call.n}: {left} turns are left (limits.turns)")
             return [await self._turn(call, dialect) for _ in range(call.n)]
 
     async def _turn(self, call: Call, dialect: str) -> Turn:
         if self._is_closed:
             raise RefusedCallError("the episode is over", status=409, code="episode_over")
         conversation, number = self.conversation, len(self.conversation.trajectory.steps)
+        if conversation.is_at_last_turn:
+            raise self._ended(StopReason.MAX_TURNS)
         messages = self._whole(call)
         matched, after, digest = self._longest_known(call.tools, messages)
+        if after is not None:  # those that were known need no second copy
+            messages = (*self._conversations[after], *messages[matched:])
         with _readable():
             num_known = conversation.resume(after, messages[matched:], call.tools, self._own())
         num_context, is_branch = len(conversation.path), conversation.is_at_branch
@@ -172,8 +183,7 @@ class ClientSession:
             step = await conversation.generate(max_tokens=call.max_tokens, stop_strings=call.stop)
         except EndedError as end:
             self._keep_up()
-            self.stopped = end.stop
-            raise _refusal(end.stop, conversation.limits.tokens) from end
+            raise self._ended(end.stop) from end
         except Exception as error:
             self.error = error
             raise RefusedCallError(describe(error), status=503, code="engine_failed") from error
@@ -195,7 +205,13 @@ class ClientSession:
                 num_known,
             )
         )
-        return Turn(number, said, step, num_context, num_known, stop)
+        name = f"{self._name}_{number}"
+        return Turn(number, name, said, step, num_context, num_known, stop)
+
+    def _ended(self, stop: StopReason) -> RefusedCallError:
+        """A limit is met: the call gets no turn."""
+        self.stopped = self.met = stop
+        return _refusal(stop, self.conversation.limits.tokens)
 
     @property
     def _steps(self) -> list[Any]:
@@ -211,7 +227,9 @@ class ClientSession:
         """
         if call.previous is None:
             return call.messages
-        if (before := self._conversations.get(call.previous)) is None:
+        name, _, number = call.previous.rpartition("_")
+        before = self._conversations.get(int(number)) if number.isdecimal() else None
+        if before is None or name != self._name:
             raise RefusedCallError(f"there is no response {call.previous} here", status=404)
         if [m.role for m in (call.messages[:1] + before[:1])] == ["system", "system"]:
             return (call.messages[0], *before[1:], *call.messages[1:])
@@ -253,6 +271,8 @@ class ClientSession:
             return "other turns came between"
         asked = self._conversations[record.step][:-1]
         known = [self._conversations[r.step] for r in self.records if r.step < record.step]
+        if not known:
+            return "the turn before it was cut"
         nearest = max(known, key=lambda other: _num_equal(asked, other))
         same = _num_equal(asked, nearest)
         if same >= min(len(asked), len(nearest)):
@@ -263,13 +283,17 @@ class ClientSession:
 
     def reward(self, value: Any, name: str | None, success: Any, metrics: Any) -> None:
         """A process reward of the last turn, under its name, or without one the outcome's."""
+        if self._is_closed:
+            raise RefusedCallError("the episode is over", status=409, code="episode_over")
         try:
+            if not isinstance(name, str | None) or not isinstance(success, bool | None):
+                raise TypeError("name is a text, success true or false")
             if name is None:
-                is_success = float(value) >= 1.0 if success is None else bool(success)
+                is_success = float(value) >= 1.0 if success is None else success
                 self.outcome = plain_outcome(Outcome(value, is_success, dict(metrics or {})))
                 return
             given = plain_rewards(Transition(rewards={name: value}))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise RefusedCallError(f"reward: {describe(error)}") from error
         if not self._steps:
             raise RefusedCallError("there is no turn yet that could be rewarded", status=409)
@@ -283,22 +307,27 @@ class Asked:
     Attributes:
         turns: Its answer.
         is_heard: A client got it whole.
+        is_abandoned: Nobody waited any more, and its sampling was ended.
         num_listening: Clients that wait for it or get it at the moment.
     """
 
     def __init__(self, turns: asyncio.Future[list[Turn]]) -> None:
         self.turns, self.is_heard, self.num_listening = turns, False, 0
+        self.is_abandoned = False
         turns.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     @property
     def has_failed(self) -> bool:
         done = self.turns.done()
-        return done and (self.turns.cancelled() or self.turns.exception() is not None)
+        return self.is_abandoned or (
+            done and (self.turns.cancelled() or self.turns.exception() is not None)
+        )
 
     def leave(self) -> None:
         """A client hears or waits no more. Nobody samples for nobody."""
         self.num_listening -= 1
-        if not self.num_listening:
+        if not self.num_listening and not self.turns.done():
+            self.is_abandoned = True
             self.turns.cancel()
 
 

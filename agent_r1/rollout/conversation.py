@@ -55,8 +55,9 @@ class EndedError(Exception):
 
 
 class Conversation:
-    """The turns of one episode, written into its trajectory as they happen: ``open``, then in turn
-    ``generate`` and one of ``answer`` and ``rewrite``.
+    """The turns of one episode, written into its trajectory as they happen. An environment calls
+    ``open``, then in turn ``generate`` and one of ``answer`` and ``rewrite``; for a client it is
+    ``resume`` and ``generate``.
 
     Attributes:
         trajectory: Gets the prompt and the steps.
@@ -148,7 +149,8 @@ class Conversation:
         Raises:
             ValueError, TypeError: As ``open``.
         """
-        self._must_not_be_too_large(messages, "the messages {}")
+        new = () if after is not None else schemas
+        self._must_not_be_too_large(messages, "the messages {}", new)
         known = [] if after is None else self._path_after(after)
         action = None if after is None else self.trajectory.steps[after].action
         return known, render_messages(messages, schemas, self.renderer, own, after=action)
@@ -206,9 +208,13 @@ class Conversation:
         self._is_full = length >= self.limits.tokens
         return not self._is_full
 
-    def _must_not_be_too_large(self, messages: Sequence[Message], what: str) -> None:
-        """Raises ``ValueError`` for messages that cannot fit in any tokenisation."""
+    def _must_not_be_too_large(
+        self, messages: Sequence[Message], what: str, schemas: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """Raises ``ValueError`` for messages and tools that cannot fit in any tokenisation."""
         size = sum(len(message.content) for message in messages)
+        calls = [call for message in messages for call in message.tool_calls]
+        size += sum(len(repr(thing)) for thing in (*calls, *schemas)) // 2  # quotes count little
         if size > MAX_CHARS_PER_TOKEN * self.limits.tokens + MAX_CHARS_PER_TOKEN**2:
             why = f"have {size:,} characters, limits.tokens is {self.limits.tokens}"
             raise ValueError(what.format(why))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -41,12 +42,16 @@ def render_messages(
 def _tokens_of(
     message: Message, sampled: Sequence[tuple[Message, tuple[int, ...]]]
 ) -> tuple[int, ...] | None:
-    """The sampled tokens of a message: of the latest that is equal, preferably in the ids of its
-    calls, too; ``None`` if the agent sampled no such message.
+    """The sampled tokens of a message: of the latest that is equal in words and calls, preferably
+    in the calls' ids, too; ``None`` if the agent sampled no such message.
     """
-    equal = [(other, ids) for other, ids in sampled if other == message]
+    equal = [(other, ids) for other, ids in sampled if _words(other) == _words(message)]
     same = [ids for other, ids in equal if call_ids(other) == call_ids(message)]
     return next(reversed(same or [ids for _, ids in equal]), None)
+
+
+def _words(message: Message) -> Message:
+    return dataclasses.replace(message, content=message.content.strip(), cut=False)
 
 
 def call_ids(message: Message) -> list[str]:

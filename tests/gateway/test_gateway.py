@@ -145,6 +145,14 @@ def test_a_command_that_hangs_is_killed_with_its_children(base_policy, renderer,
     assert not mark.exists()
 
 
+def test_a_command_that_leaves_something_running_has_answered(base_policy, renderer):
+    make = agent(command=("sh", "-c", "sleep 30 & echo 42"), score="score")
+    (group,) = played(base_policy, renderer, make, num_tasks=1, attempts=1)
+    (trajectory,) = group.trajectories
+    assert trajectory.stop is StopReason.DONE and trajectory.outcome.success
+    assert trajectory.seconds < 10
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

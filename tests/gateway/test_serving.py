@@ -1,6 +1,5 @@
 """`agent-r1 serve`: a run's agent in a process of its own, asked by real clients."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,13 @@ def run(tmp_path_factory):
 def told(run):
     """What the command prints, as variables."""
     command = [sys.executable, "-m", "agent_r1.cli", "serve", str(run), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore it, and so would this one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     try:
         yield dict(process.stdout.readline().strip().split("=", 1) for _ in range(4))
     finally:

@@ -260,8 +260,12 @@ def test_a_call_that_is_asked_again_is_the_same_turn():
         named = [(await setting.ask([USER], headers=key)).json() for _ in range(2)]
         assert named[0]["choices"] == named[1]["choices"] and len(steps_of(setting)) == 2
         assert (await setting.said([USER]))["content"] == "c"  # another sample of the same
+        both = await asyncio.gather(*(setting.said([USER]) for _ in range(2)))
+        assert sorted(said["content"] for said in both) == ["d", "e"]
+        other = await setting.said([{"role": "user", "content": "Else"}], headers=key)
+        assert other["content"] == "f"  # a key alone makes no two requests one
 
-    inside(scenario, "a", "b", "c")
+    inside(scenario, *"abcdef")
 
 
 def test_a_client_that_hangs_up_loses_no_turn_and_makes_no_second():
@@ -276,7 +280,10 @@ def test_a_client_that_hangs_up_loses_no_turn_and_makes_no_second():
                 await asyncio.sleep(0.02)
         assert setting.script.cancelled == 2 and not steps_of(setting)
         setting.script.gate = gate
-        asked = [asyncio.ensure_future(setting.said([USER])) for _ in range(2)]
+        asked = [asyncio.ensure_future(setting.said([USER]))]
+        await asyncio.sleep(0.2)
+        again = {"x-stainless-retry-count": "1"}
+        asked.append(asyncio.ensure_future(setting.said([USER], headers=again)))
         await asyncio.sleep(0.2)
         gate.set()
         one, other = await asyncio.gather(*asked)  # the second came while the first was sampled
@@ -334,6 +341,9 @@ def test_what_cannot_be_served_is_refused_with_the_reason():
             ({"messages": [USER], "stop": [3]}, "stop"),
             ({"messages": [{"role": "assistant", "tool_calls": ["f"]}, USER]}, "another type"),
             ({"messages": [None]}, "no message"),
+            ({"messages": [USER], "stop": ["x"] * 99}, "at most 16"),
+            ({"messages": [USER], "n": 21}, "20 turns are left"),
+            ({"messages": [{"role": "user", "content": "x" * 2_000_000}]}, "characters"),
             ({"messages": [USER], "tools": 3}, "another type"),
         ]:
             reply = await setting.http.post("/chat/completions", json=body)
@@ -383,6 +393,45 @@ def test_too_many_calls_at_once_are_told_to_come_again():
         await asyncio.gather(*asked, return_exceptions=True)
 
     inside(scenario)
+
+
+def test_a_turn_that_was_cut_keeps_its_tokens_after_an_edit():
+    async def scenario(setting):
+        said = await setting.said([USER], max_tokens=3)
+        other = {"role": "user", "content": "Else"}
+        await setting.said([other, {**said, "content": " abc "}, USER])
+        ids = steps_of(setting)[1].context_ids
+        assert tuple(map(ord, "[user]Elseabc")) == ids[:13] and ids[13] == END
+
+    inside(scenario, "abcdef", "x")
+
+
+def test_what_ends_a_turn_may_be_any_text():
+    async def scenario(setting):
+        raw = b'{"messages": [{"role": "user", "content": "Q"}], "stop": ["\\ud800"]}'
+        assert (await setting.http.post("/chat/completions", content=raw)).status_code == 200
+        assert setting.script.asked[0][1].stop_strings[0].encode()
+
+    inside(scenario, "a")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"reward": 1, "success": "false"},
+        {"reward": 1, "name": 3},
+        {"reward": 10**400},
+        {"reward": "much"},
+        {"reward": None, "name": "part"},
+    ],
+)
+def test_a_reward_that_is_none_is_refused(body):
+    async def scenario(setting):
+        await setting.said([USER])
+        assert (await setting.http.post("/reward", json=body)).status_code == 400
+        assert setting.session.outcome is None and not steps_of(setting)[0].rewards
+
+    inside(scenario, "a")
 
 
 # Who may ask ------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Chat:
         sampled = sum(len(turn.step.action.token_ids) for turn in turns)
         context = turns[0].num_context
         return {
-            "id": f"chatcmpl-{turns[0].number}",
+            "id": f"chatcmpl-{turns[0].name}",
             "object": "chat.completion",
             "created": int(time.time()),
             "model": body.get("model") or "policy",
@@ -92,7 +92,8 @@ class Chat:
             for number, call in enumerate(calls):
                 yield chunk(index, {"tool_calls": [{"index": number, **call}]})
             yield chunk(index, {}, choice["finish_reason"])
-        if (body.get("stream_options") or {}).get("include_usage"):
+        options = body.get("stream_options")
+        if isinstance(options, dict) and options.get("include_usage"):
             yield event({**head, "choices": [], "usage": answer["usage"]})
         yield event("[DONE]")
 

@@ -60,7 +60,7 @@ class Messages:
             )
         reason = "stop_sequence" if turn.stop else "max_tokens" if turn.said.cut else "end_turn"
         return {
-            "id": f"msg_{turn.number}",
+            "id": f"msg_{turn.name}",
             "type": "message",
             "role": "assistant",
             "model": body.get("model") or "policy",

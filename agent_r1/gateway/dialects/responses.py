@@ -48,19 +48,20 @@ class Responses:
         tools = [
             _tool(tool, f"tools[{number}]") for number, tool in enumerate(body.get("tools") or [])
         ]
+        before = body.get("previous_response_id")
         return Call(
             in_order(items),
             chosen(tools, body.get("tool_choice")),
             count_of(body, "max_output_tokens"),
             overridden=sampling_of(body),
-            previous=_number_of(body.get("previous_response_id")),
+            previous=None if before is None else str(before).removeprefix(PREFIX),
         )
 
     def answer(self, body: dict[str, Any], call: Call, turns: Sequence[Turn]) -> dict[str, Any]:
         (turn,) = turns
         sampled = len(turn.step.action.token_ids)
         return {
-            "id": f"{PREFIX}{turn.number}",
+            "id": f"{PREFIX}{turn.name}",
             "object": "response",
             "created_at": int(time.time()),
             "status": "incomplete" if turn.said.cut else "completed",
@@ -158,21 +159,11 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     return tool_of(tool.get("name"), tool.get("description"), tool.get("parameters"), where)
 
 
-def _number_of(response_id: Any) -> int | None:
-    """The step that a response was."""
-    if response_id is None:
-        return None
-    number = str(response_id).removeprefix(PREFIX)
-    if not number.isdecimal():
-        raise RefusedCallError(f"previous_response_id: there is no {response_id!r:.80}")
-    return int(number)
-
-
 def _output(turn: Turn) -> Iterator[dict[str, Any]]:
     if turn.said.content or not turn.calls:
         part = {"type": "output_text", "text": turn.said.content, "annotations": [], "logprobs": []}
         yield {
-            "id": f"msg_{turn.number}",
+            "id": f"msg_{turn.name}",
             "type": "message",
             "role": "assistant",
             "status": "completed",
