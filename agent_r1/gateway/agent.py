@@ -195,10 +195,12 @@ class AgentEnv:
             "NO_PROXY": f"127.0.0.1,{os.environ.get('NO_PROXY', '')}",
             "no_proxy": f"127.0.0.1,{os.environ.get('no_proxy', '')}",
             "OPENAI_BASE_URL": url,
+            "OPENAI_API_BASE": url,
             "OPENAI_API_KEY": key,
             "OPENAI_MODEL": MODEL,
             "ANTHROPIC_BASE_URL": base,
             "ANTHROPIC_API_KEY": key,
+            "ANTHROPIC_AUTH_TOKEN": key,
             "ANTHROPIC_MODEL": MODEL,
             "AGENT_R1_TASK": json.dumps(dataclasses.asdict(task)),
         }
@@ -244,6 +246,8 @@ def _is_of_limit(fault: FaultError, session: ClientSession) -> bool:
     """Whether an agent failed since a call of its was refused for a limit: by the status of what it
     raised, where that tells, else because some call was.
     """
+    if session.was_cut:
+        session.met = session.met or StopReason.MAX_TOKENS
     if session.met is None:
         return False
     error: BaseException | None = fault

@@ -51,7 +51,7 @@ class Call:
         n: Number of turns, each another answer to the same messages.
         overridden: What it asked of sampling and does not get, e.g. ``temperature``.
         previous: Name of the turn whose conversation the messages go on with, if they are not all
-            of it.
+            of it; ``result_ids``: then, of each message, the call that it is the result of.
     """
 
     messages: tuple[Message, ...]
@@ -61,6 +61,7 @@ class Call:
     n: int = 1
     overridden: tuple[str, ...] = ()
     previous: str | None = None
+    result_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,10 @@ def tool_of(name: Any, description: Any, parameters: Any, where: str) -> dict[st
     """A tool's schema in the one form that prompts are made of."""
     if not isinstance(name, str) or not name:
         raise RefusedCallError(f"{where}: a tool needs a name, not {name!r:.80}")
+    if not isinstance(parameters, dict | None):
+        raise RefusedCallError(
+            f"{where}: a tool's parameters are an object, not {parameters!r:.80}"
+        )
     function: dict[str, Any] = {"name": name}
     if description is not None:
         function["description"] = text_of(description, f"{where}.description")
@@ -259,5 +264,5 @@ def depth_of(value: Any) -> int:
 
 def event(data: Any, name: str | None = None) -> str:
     """One server-sent event."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    text = data if isinstance(data, str) else json.dumps(data)
     return f"event: {name}\ndata: {text}\n\n" if name else f"data: {text}\n\n"

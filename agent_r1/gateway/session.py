@@ -14,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from agent_r1.envs.base import Transition
 from agent_r1.envs.lifecycle import plain_outcome, plain_rewards
-from agent_r1.gateway.call import Call, RefusedCallError, Turn, spoken
+from agent_r1.gateway.call import Call, RefusedCallError, Turn, in_order, spoken
 from agent_r1.rollout.conversation import Conversation, EndedError
 from agent_r1.types import Message, Outcome, StopReason
 from agent_r1.utils.text import describe
@@ -131,6 +133,11 @@ class ClientSession:
         return name in self._asked
 
     @property
+    def was_cut(self) -> bool:
+        """Whether the last turn is cut by a limit, which some clients take for a failure."""
+        return bool(self._said) and self._said[-1].cut
+
+    @property
     def is_busy(self) -> bool:
         """Whether turns are being sampled."""
         return bool(self._at_work)
@@ -228,12 +235,14 @@ class ClientSession:
         if call.previous is None:
             return call.messages
         name, _, number = call.previous.rpartition("_")
-        before = self._conversations.get(int(number)) if number.isdecimal() else None
-        if before is None or name != self._name:
-            raise RefusedCallError(f"there is no response {call.previous} here", status=404)
+        is_ours = name == self._name and number.isdecimal()
+        before = self._conversations.get(int(number[:9])) if is_ours else None
+        if before is None:
+            raise RefusedCallError(f"there is no response {call.previous!r:.80} here", status=404)
         if [m.role for m in (call.messages[:1] + before[:1])] == ["system", "system"]:
             return (call.messages[0], *before[1:], *call.messages[1:])
-        return (*before, *call.messages)
+        new = zip(call.messages, call.result_ids, strict=True)
+        return in_order([*((message, "") for message in before), *new])
 
     def _longest_known(
         self, tools: Sequence[dict[str, Any]], messages: Sequence[Message]
@@ -336,7 +345,7 @@ def _readable() -> Iterator[None]:
     """What cannot be rendered is the client's mistake."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, TemplateError) as error:
         raise RefusedCallError(describe(error)) from error
 
 

@@ -395,6 +395,39 @@ def test_too_many_calls_at_once_are_told_to_come_again():
     inside(scenario)
 
 
+def test_results_after_a_named_response_are_put_in_order():
+    async def scenario(setting):
+        tools = [{"type": "function", "name": name} for name in "fg"]
+
+        async def respond(**body):
+            return await setting.http.post("/responses", json={"tools": tools, **body})
+
+        first = (await respond(input="Q")).json()
+        ids = [item["call_id"] for item in first["output"]]
+        new = [
+            {"type": "function_call_output", "call_id": call_id, "output": call_id}
+            for call_id in reversed(ids)
+        ]
+        reply = await respond(input=new, previous_response_id=first["id"])
+        assert reply.status_code == 200, reply.text
+        assert [m.content for m in steps_of(setting)[0].observation] == ids
+        for wrong in ("resp_\\ud800", f"resp_{first['id'][5:-1]}{'1' * 5000}", "resp_x_0"):
+            raw = json.dumps({"input": "Q", "previous_response_id": wrong}).replace("\\\\", "\\")
+            answer = await setting.http.post("/responses", content=raw.encode())
+            assert answer.status_code == 404
+        assert (await respond(input="Q", conversation="c")).status_code == 400
+        assert (await respond(input="Q", tools=[{**tools[0], "parameters": 5}])).status_code == 400
+
+    inside(scenario, CALLS, "done")
+
+
+def test_an_empty_turn_is_an_empty_text():
+    async def scenario(setting):
+        assert (await setting.said([USER]))["content"] == ""
+
+    inside(scenario, "")
+
+
 def test_a_turn_that_was_cut_keeps_its_tokens_after_an_edit():
     async def scenario(setting):
         said = await setting.said([USER], max_tokens=3)

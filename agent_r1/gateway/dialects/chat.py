@@ -137,7 +137,9 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
 
 
 def _choice(index: int, turn: Turn) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": turn.said.content or None}
+    message: dict[str, Any] = {"role": "assistant", "content": turn.said.content}
+    if not turn.said.content and turn.calls:
+        message["content"] = None
     if turn.calls:
         message["tool_calls"] = [
             {

@@ -120,6 +120,8 @@ def _messages(message: Any, where: str) -> Iterator[tuple[Message, str]]:
             calls.append(call_of(block.get("name"), block.get("input"), block.get("id"), place))
         elif kind == "tool_result":
             text = text_of(block.get("content"), f"{place}.content")
+            if block.get("is_error") and not text:
+                text = "Error"
             yield Message("tool", text), str(block.get("tool_use_id") or "")
         else:
             rest.append(block)

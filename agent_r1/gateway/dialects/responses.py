@@ -36,6 +36,9 @@ class Responses:
                 f"text.format {form.get('type')!r}: the agent's words are sampled as they are, so "
                 "that they can be trained on; ask for the form in words, or by a tool"
             )
+        for name in ("conversation", "prompt"):
+            if body.get(name) is not None:
+                raise RefusedCallError(f"{name}: nothing is stored here; send it as input")
         given, items = body.get("input"), list[tuple[Message, str]]()
         if (instructions := body.get("instructions")) is not None:
             items.append((Message("system", text_of(instructions, "instructions")), ""))
@@ -50,11 +53,12 @@ class Responses:
         ]
         before = body.get("previous_response_id")
         return Call(
-            in_order(items),
+            in_order(items) if before is None else tuple(message for message, _ in items),
             chosen(tools, body.get("tool_choice")),
             count_of(body, "max_output_tokens"),
             overridden=sampling_of(body),
             previous=None if before is None else str(before).removeprefix(PREFIX),
+            result_ids=tuple(call_id for _, call_id in items),
         )
 
     def answer(self, body: dict[str, Any], call: Call, turns: Sequence[Turn]) -> dict[str, Any]:
@@ -133,7 +137,7 @@ def _add(items: list[tuple[Message, str]], item: Any, where: str) -> None:
     """Adds an item; calls belong to the words before them, which are of the same turn."""
     if not isinstance(item, dict):
         raise RefusedCallError(f"{where}: an item, not {item!r:.80}")
-    kind = item.get("type", "message")
+    kind = item.get("type") or "message"
     if kind == "reasoning":
         return
     if kind == "function_call":
