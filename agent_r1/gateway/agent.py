@@ -30,7 +30,7 @@ from agent_r1.config.section import NamedSection
 from agent_r1.errors import ConfigError
 from agent_r1.gateway.server import MODEL, Gateway
 from agent_r1.gateway.session import ClientSession
-from agent_r1.rollout.conversation import LOOK_SECONDS, Conversation
+from agent_r1.rollout.conversation import Conversation
 from agent_r1.rollout.faults import FaultError, OutOfTimeError, faults
 from agent_r1.tasks.from_files import load_tasks
 from agent_r1.tasks.row_file import BadRows
@@ -155,17 +155,15 @@ class AgentEnv:
     # The agent's ways --------------------------------------------------------------------------
 
     async def _in_time(self, task: Task, url: str, key: str, conversation: Conversation) -> Any:
-        """What the agent gives; its time may stand still, so it is looked at again when it seems
-        over.
-        """
+        """What the agent gives; ``OutOfTimeError`` if the episode's time is over before."""
+        playing = asyncio.ensure_future(self._play(task, url, key))
         with faults("agent"):
-            playing = asyncio.ensure_future(self._play(task, url, key))
             try:
-                while not playing.done():
-                    if (left := conversation.remaining()) <= 0:
-                        raise OutOfTimeError
-                    await asyncio.wait({playing}, timeout=max(left, LOOK_SECONDS))
-                return playing.result()
+                return await conversation.in_time(playing)
+            except TimeoutError as error:
+                if playing.done():  # the agent's own
+                    raise
+                raise OutOfTimeError from error
             finally:
                 playing.cancel()
                 await asyncio.wait({playing}, timeout=END_SECONDS)

@@ -32,14 +32,7 @@ class ServedAgent:
         self._rollout, self._number = rollout, 0
         limits = rollout.limits.model_dump()
         self._limits = Limits(**{**limits, "turns": ENDLESS, "seconds": float(ENDLESS)})
-        self._sampling = Sampling(
-            limits["tokens_per_turn"],
-            rollout.renderer.stop_token_ids,
-            rollout.limits.stop_strings,
-            temperature,
-            rollout.top_p,
-            rollout.top_k,
-        )
+        self._sampling = rollout.sampling(temperature)
         self._sessions: list[ClientSession] = []
         """The one that was used last stands last."""
 

@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ from agent_r1.rollout.faults import FaultError
 from agent_r1.rollout.history import render_messages
 from agent_r1.types import Action, Message, Step, StopReason, ToolCall, Trajectory, derive_seed
 
+T = TypeVar("T")
 LOOK_SECONDS = 0.05
 """At least, between two looks at whether an episode's time is over."""
 MAX_CHARS_PER_TOKEN = 128
@@ -230,6 +231,16 @@ class Conversation:
         """Seconds left to the episode; below 0 when they are over."""
         return self._deadline - self._clock()
 
+    async def in_time(self, work: asyncio.Future[T]) -> T:
+        """What ``work`` gives; a ``TimeoutError`` if the episode's time is over before, and then it
+        goes on. That time may stand still, so it is looked at again when it seems over.
+        """
+        while not work.done():
+            if (left := self.remaining()) <= 0:
+                raise TimeoutError
+            await asyncio.wait({work}, timeout=max(left, LOOK_SECONDS))
+        return work.result()
+
     async def generate(
         self,
         *,
@@ -280,16 +291,10 @@ class Conversation:
         return step
 
     async def _action(self, sampling: Sampling, seed: int) -> Action:
-        """Samples an action; a ``TimeoutError`` if the episode's time is over before. That time
-        may stand still, so it is looked at again when it seems over.
-        """
+        """Samples an action; a ``TimeoutError`` if the episode's time is over before."""
         asked = asyncio.ensure_future(self.session.generate(self.path, sampling, seed))
         try:
-            while not asked.done():
-                if (left := self.remaining()) <= 0:
-                    raise TimeoutError
-                await asyncio.wait({asked}, timeout=max(left, LOOK_SECONDS))
-            return asked.result()
+            return await self.in_time(asked)
         finally:
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)  # no session closes before

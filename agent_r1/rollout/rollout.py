@@ -68,6 +68,17 @@ class Rollout:
         await self.engine.start(self.limits.tokens)
         return Episodes(self.engine, self.concurrency)
 
+    def sampling(self, temperature: float) -> Sampling:
+        """How a turn is sampled that has all of its room."""
+        return Sampling(
+            self.limits.tokens_per_turn,
+            self.renderer.stop_token_ids,
+            self.limits.stop_strings,
+            temperature,
+            self.top_p,
+            self.top_k,
+        )
+
     def group(
         self,
         episodes: Episodes,
@@ -91,14 +102,7 @@ class Rollout:
             index: See ``seed``.
             first: Number of the first attempt's session.
         """
-        sampling = Sampling(
-            self.limits.tokens_per_turn,
-            self.renderer.stop_token_ids,
-            self.limits.stop_strings,
-            temperature,
-            self.top_p,
-            self.top_k,
-        )
+        sampling = self.sampling(temperature)
 
         def play(attempt: int, again: int, session: Session) -> Coroutine[None, None, Trajectory]:
             key = (seed, index, task.id, attempt, *([again] if again else []))
